@@ -1,0 +1,183 @@
+"""A stand-in for the model hub: the part of its HTTP interface that a download uses, and the ways in which it fails.
+
+It answers as the real one does where that matters here: a revision is a commit at the time of asking, and old commits
+stay readable; large files (LFS) are redirected to another address, and only they have a sha256; ranges are served.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from urllib.parse import unquote, urlsplit
+
+LFS = (".safetensors", ".bin", ".pth", ".pt")
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next answer for a file, `times` times."""
+
+    times: int = 1
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    drop_after: int | None = None
+    """Send that many bytes of the body and break the connection."""
+    reset: bool = False
+    """Break it hard (a reset), where otherwise it is closed."""
+    short_at: int | None = None
+    """Serve the file as if it ended there."""
+    flip_at: int | None = None
+    """Change the byte at that place."""
+    stall_after: int | None = None
+    """Send that many bytes and wait for `Hub.go_on`."""
+    ignore_range: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request that arrived."""
+
+    path: str
+    range: str | None
+
+
+class Hub:
+    """A context manager; `url` goes into HF_ENDPOINT."""
+
+    def __init__(self) -> None:
+        self.revisions: dict[tuple[str, str], str] = {}
+        self.commits: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.faults: dict[str, list[Fault]] = {}
+        self.seen: list[Seen] = []
+        self.stalled = threading.Event()
+        self.go_on = threading.Event()
+        self.lock = threading.Lock()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> "Hub":
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.go_on.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def publish(self, repo: str, files: Mapping[str, bytes], revision: str = "main") -> str:
+        """Make `revision` a new commit with these files, and return the commit."""
+        digest = hashlib.sha1(repo.encode())
+        for name, content in sorted(files.items()):
+            digest.update(name.encode() + content)
+        commit = digest.hexdigest()
+        self.commits[repo, commit] = dict(files)
+        self.revisions[repo, revision] = commit
+        return commit
+
+    def fail(self, file: str, fault: Fault) -> None:
+        """Let the next downloads of files whose path ends in `file` (or an API request that does) go wrong."""
+        self.faults.setdefault(file, []).append(fault)
+
+    def downloads(self, file: str = "") -> list[Seen]:
+        """The requests for content of files whose path ends in `file`."""
+        return [seen for seen in self.seen if "/resolve/" in seen.path and seen.path.endswith(file)]
+
+    def next_fault(self, path: str) -> Fault:
+        with self.lock:
+            for file, faults in self.faults.items():
+                if path.endswith(file) and faults:
+                    faults[0].times -= 1
+                    return faults[0] if faults[0].times else faults.pop(0)
+        return Fault()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if not path.startswith("/cdn/"):
+            self.hub.seen.append(Seen(path, self.headers.get("Range")))
+        if path.startswith("/api/models/"):
+            self._list(path)
+        elif path.startswith("/cdn/"):
+            self._content(path.removeprefix("/cdn"))
+        elif path.endswith(LFS):
+            self._answer(302, headers={"Location": f"/cdn{self.path}"})
+        else:
+            self._content(path)
+
+    def _list(self, path: str) -> None:
+        repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+        fault = self.hub.next_fault(path)
+        if fault.status:
+            return self._answer(fault.status, headers=fault.headers)
+        commit = self.hub.revisions.get((repo, revision))
+        if commit is None:
+            known = any(name == repo for name, _ in self.hub.revisions)
+            return self._answer(404, headers={"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"})
+        files = self.hub.commits[repo, commit]
+        entries = [_entry(name, content) for name, content in files.items()]
+        self._answer(200, json.dumps({"id": repo, "sha": commit, "siblings": entries}).encode())
+
+    def _content(self, path: str) -> None:
+        repo, _, rest = path.removeprefix("/").partition("/resolve/")
+        commit, _, name = rest.partition("/")
+        content = self.hub.commits.get((repo, commit), {}).get(name)
+        if content is None:
+            return self._answer(404, headers={"X-Error-Code": "EntryNotFound"})
+        fault = self.hub.next_fault(path)
+        if fault.status:
+            return self._answer(fault.status, headers=fault.headers)
+        if fault.flip_at is not None:
+            content = content[: fault.flip_at] + bytes([content[fault.flip_at] ^ 1]) + content[fault.flip_at + 1 :]
+        content = content[: fault.short_at]
+        asked = None if fault.ignore_range else self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
+        if asked and start >= len(content):
+            return self._answer(416, headers={"Content-Range": f"bytes */{len(content)}"})
+        self._answer(206 if asked else 200, content[start:], headers, fault)
+
+    def _answer(
+        self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None, fault: Fault | None = None
+    ) -> None:
+        fault = fault or Fault()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if fault.drop_after is not None:
+            self.wfile.write(body[: fault.drop_after])
+            self.close_connection = True
+            if fault.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                os.close(self.connection.detach())
+        elif fault.stall_after is not None:
+            self.wfile.write(body[: fault.stall_after])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.go_on.wait()
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+
+def _entry(name: str, content: bytes) -> dict[str, object]:
+    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
+    if name.endswith(LFS):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry |= {"lfs": {"sha256": sha256, "size": len(content), "pointerSize": 134}}
+    return entry

@@ -1,0 +1,94 @@
+"""Checking and verifying weights: every fault is named, with what was expected, what is there, and the repair."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import Hub
+from small_bundle import CONFIG, CONTENT, HED, MANIFEST, MODEL, fetch, hub_fixture, manifest_fixture, root_fixture  # noqa: F401
+
+from controlnet.download import lock
+from controlnet.lockfile import Lock, WeightsError
+from controlnet.manifest import Manifest
+from controlnet.weights import check, verify
+
+
+def test_check_names_every_fault_and_the_repair(hub: Hub, manifest: Manifest, root: Path) -> None:
+    fetch(manifest, root)
+    (root / "small/unet/config.json").unlink()
+    (root / "small/unet/model.safetensors").write_bytes(MODEL[:1000])
+    (root / "small/annotator/hed/hed.pth").write_bytes(HED + b"x")
+    with pytest.raises(WeightsError) as error:
+        check(manifest, root)
+    assert str(error.value).splitlines() == [
+        "The weights of small cannot be used, 3 files are at fault:",
+        f"  weights/small/unet/config.json: missing, expected {len(CONFIG)} bytes",
+        f"  weights/small/unet/model.safetensors: too short, expected {len(MODEL)} bytes, got 1000",
+        f"  weights/small/annotator/hed/hed.pth: too long, expected {len(HED)} bytes, got {len(HED) + 1}",
+        "Repair: script/download-weights small",
+    ]
+    fetch(manifest, root)
+    check(manifest, root)
+
+
+def test_without_a_lock_check_sees_what_is_missing_or_empty(manifest: Manifest, root: Path) -> None:
+    (root / "small/unet").mkdir(parents=True)
+    (root / "small/unet/config.json").touch()
+    (root / "small/unet/model.safetensors").mkdir()
+    with pytest.raises(WeightsError) as error:
+        check(manifest, root)
+    assert [line.rpartition(": ")[2] for line in str(error.value).splitlines()[1:-1]] == [
+        "empty",
+        "not a file",
+        "missing",
+    ]
+    with pytest.raises(WeightsError, match="no lock to verify its files against"):
+        verify(manifest, root)
+
+
+def test_verify_sees_every_changed_byte_that_check_cannot(hub: Hub, manifest: Manifest, root: Path) -> None:
+    fetch(manifest, root)
+    for path in ("unet/model.safetensors", "annotator/hed/hed.pth"):
+        content = bytearray(CONTENT[path])
+        content[-1] ^= 1
+        (root / "small" / path).write_bytes(content)
+    (root / "small/unet/config.json").unlink()
+    with pytest.raises(WeightsError, match="1 file is at fault"):
+        check(manifest, root)
+    with pytest.raises(WeightsError) as error:
+        verify(manifest, root)
+    lines = str(error.value).splitlines()
+    for path, line in zip(("unet/model.safetensors", "annotator/hed/hed.pth"), lines[2:4], strict=True):
+        assert line.startswith(f"  weights/small/{path}: wrong content, expected sha256 ")
+        assert Lock.read(root / "small.lock").file(path).sha256 in line
+    assert "config.json: missing" in lines[1]
+    assert lines[-1] == "Repair: script/download-weights small"
+    fetch(manifest, root)
+    verify(manifest, root)
+
+
+def test_an_embedded_bundle_is_repaired_with_git(root: Path) -> None:
+    dropped = ("repo", "revision", "folder")
+    lines = [line for line in MANIFEST.splitlines() if not line.startswith(dropped)]
+    (root / "small.toml").write_text("\n".join(lines).replace("safety_checker =", "embedded = true\nsafety_checker ="))
+    manifest = Manifest.read(root / "small.toml")
+    with pytest.raises(WeightsError, match="cannot be locked without its files"):
+        lock(manifest, root)
+    for path, content in CONTENT.items():
+        (root / "small" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "small" / path).write_bytes(content)
+    lock(manifest, root)
+    verify(manifest, root)
+    fetch(manifest, root)  # nothing to download, nothing to complain about
+    (root / "small/unet/config.json").unlink()
+    for action in (check, verify, fetch):
+        with pytest.raises(WeightsError, match="Repair: git checkout HEAD -- weights/small"):
+            action(manifest, root)
+
+
+def test_checking_needs_neither_torch_nor_the_hub() -> None:
+    code = "import sys, controlnet.weights; sys.exit(any(name in sys.modules for name in ('torch', 'huggingface_hub')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    code = "import sys, controlnet.weights_cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
