@@ -1,0 +1,65 @@
+"""Annotators draw a control map from a picture; ANNOTATORS is the one list of them.
+
+An annotator takes an RGB picture of 64 to 2048 pixels a side and returns an RGB control map of the same size. It leaves
+its input untouched, and the same picture always gives the same map.
+
+Each kind lives in the module of its name. That module is imported only when the kind is loaded, so that reading this
+list needs neither torch nor any library that holds a network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+Annotator = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class AnnotatorKind:
+    name: str
+    """Also the name of its module in this package."""
+    help: str
+    """One line: what the map shows and what draws it."""
+    parts: tuple[str, ...]
+    """The parts of a weights bundle that it needs; empty where it needs none."""
+    load: "Callable[[Callable[[str], Path], torch.device], Annotator]"
+    """load(folder_of, device): opens the kind's parts, found through folder_of(part name), on the device.
+
+    Raises WeightsMismatch (annotators/network.py) where a file's tensors are not the network's.
+    """
+
+
+def _kind(name: str, help: str, *parts: str) -> AnnotatorKind:
+    def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
+        module = import_module(f"{__name__}.{name}")
+        return module.load(*(folder_of(part) for part in parts), device=device)
+
+    return AnnotatorKind(name, help, parts, load)
+
+
+ANNOTATORS: dict[str, AnnotatorKind] = {
+    kind.name: kind
+    for kind in (
+        _kind("canny", "Hard edges, one pixel wide, by OpenCV's Canny detector."),
+        _kind("xdog", "Rough strokes by thresholded difference of Gaussians; a doodle is used as it is."),
+        _kind("hed", "Soft edges by HED, in the quantised form that ControlNet was trained on.", "annotator/hed"),
+        _kind("hed_scribble", "Rough strokes along HED's edges; a doodle is used as it is.", "annotator/hed"),
+        _kind("mlsd", "Straight lines by M-LSD.", "annotator/mlsd"),
+        _kind("normal_bae", "How surfaces face, by BAE: blue the camera, red left, green up.", "annotator/normal_bae"),
+        _kind("depth_anything", "Depth by Depth Anything: near is white.", "annotator/depth_anything"),
+        _kind("upernet", "What is where, by UPerNet, in the colours of ADE20K's 150 classes.", "annotator/upernet"),
+        _kind(
+            "openpose",
+            "People's skeletons in OpenPose's colours, by RT-DETR and ViTPose.",
+            "annotator/person_detector",
+            "annotator/vitpose",
+        ),
+    )
+}

@@ -1,0 +1,45 @@
+"""Rough strokes along HED's edges, as ControlNet 1.1's scribble net was trained on. The network is that of hed.py."""
+
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from . import Annotator
+from .doodle import find_strokes
+from .hed import STRIDE, edge_strength, load_hed
+from .network import TRAINED_SHORT_SIDE, private_pixels, quiet_controlnet_aux, restore_exact
+
+with quiet_controlnet_aux():
+    from controlnet_aux.util import nms
+
+
+def load(folder: Path, device: torch.device) -> Annotator:
+    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    return partial(draw_hed_scribble, load_hed(folder, device))
+
+
+def draw_hed_scribble(
+    network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE
+) -> Image.Image:
+    """RGB picture -> white strokes on black; a doodle gives its own strokes, and the network is not run.
+
+    short_side is the network's private resolution, in pixels.
+    """
+    strokes = find_strokes(image)
+    if strokes is None:
+        edges = edge_strength(network, private_pixels(image, short_side, STRIDE))
+        strokes = restore_exact(scribble_strokes(edges), image.size)
+    return Image.fromarray(strokes).convert("RGB")
+
+
+def scribble_strokes(edges: np.ndarray) -> np.ndarray:
+    """Edge strength 0 to 1, [height, width] -> uint8 strokes, 255 on 0, about 14 pixels wide.
+
+    The ridges of the blurred edges, drawn with a round pen; the numbers are those of controlnet_aux's HEDdetector.
+    """
+    ridges = nms((edges * 255).clip(0, 255).astype(np.uint8), 127, 3.0)
+    return np.where(cv2.GaussianBlur(ridges, (0, 0), 3.0) > 4, 255, 0).astype(np.uint8)

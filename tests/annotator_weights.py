@@ -1,0 +1,154 @@
+"""Every annotator's weights in their real file layout, made of seeded random numbers; small where the class can be."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from controlnet.annotators.network import quiet_controlnet_aux
+
+with quiet_controlnet_aux():
+    from controlnet_aux.hed import ControlNetHED_Apache2
+    from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
+
+
+def make_hed(folder: Path) -> None:
+    network = ControlNetHED_Apache2()
+    network.norm.data += 127  # as trained: the middle of the input's range
+    for block in (network.block1, network.block2, network.block3, network.block4, network.block5):
+        block.projection.weight.data /= 4  # keeps the edges from being all 0 or all 1
+    torch.save(network.state_dict(), folder / "ControlNetHED.pth")
+
+
+def make_mlsd(folder: Path) -> None:
+    torch.save(MobileV2_MLSD_Large().state_dict(), folder / "mlsd_large_512_fp32.pth")
+
+
+def make_normal_bae(folder: Path) -> None:
+    from controlnet.annotators.normal_bae import build_bae
+
+    network: Any = build_bae()
+    network.decoder.out_conv_res1[-1].weight.data *= 20  # more than a handful of colours
+    tensors = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"model": tensors, "iter": 1}, folder / "scannet.pt")
+
+
+def make_depth_anything(folder: Path) -> None:
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
+
+    backbone = {
+        "model_type": "dinov2",
+        "image_size": 28,
+        "patch_size": 14,
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        "reshape_hidden_states": False,
+        "apply_layernorm": True,
+    }
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[4, 4, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=4,
+        initializer_range=0.3,  # with the usual 0.02 the depth is flat
+    )
+    model: Any = DepthAnythingForDepthEstimation(config)
+    model.head.conv3.bias.data += 1  # the head ends in a ReLU
+    model.save_pretrained(folder)
+    size = {"height": 70, "width": 70}
+    DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
+
+
+def make_upernet(folder: Path) -> None:
+    from transformers import ConvNextConfig, SegformerImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    sizes: dict[str, Any] = {"depths": [1, 1, 1, 1], "hidden_sizes": [4, 6, 8, 10], "out_features": stages}
+    backbone = ConvNextConfig(**sizes)
+    heads: dict[str, Any] = {"hidden_size": 16, "auxiliary_channels": 8, "auxiliary_in_channels": 8, "num_labels": 150}
+    config = UperNetConfig(backbone_config=backbone, **heads)
+    UperNetForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 512, "width": 512}).save_pretrained(folder)
+
+
+def make_person_detector(folder: Path) -> None:
+    """A detector that is sure of people everywhere, so that what comes after it has something to do."""
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
+
+    backbone = {
+        "model_type": "rt_detr_resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "out_features": ["stage2", "stage3", "stage4"],
+    }
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        encoder_hidden_dim=16,
+        encoder_in_channels=[8, 16, 16],
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        d_model=16,
+        num_queries=3,
+        decoder_in_channels=[16, 16, 16],
+        decoder_ffn_dim=16,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        num_denoising=0,
+        id2label={0: "bicycle", 1: "person"},
+    )
+    model: Any = RTDetrForObjectDetection(config)
+    for head in model.model.decoder.class_embed:
+        head.bias.data[:] = torch.tensor([-4.0, 4.0])
+    for head in model.model.decoder.bbox_embed:
+        head.layers[-1].bias.data[2:] = 1  # large boxes
+    model.save_pretrained(folder)
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+def make_vitpose(folder: Path) -> None:
+    from transformers import VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
+
+    backbone = {
+        "model_type": "vitpose_backbone",
+        "image_size": [64, 48],
+        "patch_size": [16, 16],
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "out_features": ["stage2"],
+    }
+    head: dict[str, Any] = {"use_simple_decoder": True, "num_labels": 17}
+    config = VitPoseConfig(backbone_config=backbone, **head)
+    model: Any = VitPoseForPoseEstimation(config)
+    model.head.conv.bias.data += 1  # every joint is sure, wherever it lands
+    model.save_pretrained(folder)
+    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "annotator/hed": make_hed,
+    "annotator/mlsd": make_mlsd,
+    "annotator/normal_bae": make_normal_bae,
+    "annotator/depth_anything": make_depth_anything,
+    "annotator/upernet": make_upernet,
+    "annotator/person_detector": make_person_detector,
+    "annotator/vitpose": make_vitpose,
+}
+"""For each part of a bundle that an annotator may need: what writes it into an existing, empty folder."""
+
+
+def make_part(part: str, root: Path) -> Path:
+    """The folder of the part's files below root, written first where it is not there. Always the same numbers."""
+    folder = root / part
+    if folder.exists():
+        return folder
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        MAKERS[part](folder)
+    return folder
