@@ -1,0 +1,37 @@
+"""Writes what training left as a weights bundle: the files of a real one, fp16 safetensors in diffusers' own layout."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tinyworld import models
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def export(trained: dict, folder: Path) -> None:
+    """Write vae, unet, text_encoder, tokenizer, scheduler and controlnet/* into `folder`."""
+    trained["vae"].register_to_config(scaling_factor=trained["factor"])
+    for name in ("vae", "unet", "text_encoder"):
+        _save(trained[name], folder / name)
+    for name, controlnet in trained["controlnets"].items():
+        _save(controlnet, folder / "controlnet" / name)
+    trained["tokenizer"].save_pretrained(folder / "tokenizer")
+    models.make_scheduler().save_pretrained(folder / "scheduler")
+    for file in folder.rglob("*config.json"):
+        _tidy(file)
+
+
+def _save(module: nn.Module, folder: Path) -> None:
+    half = module.to("cpu").to(torch.float16)
+    half.save_pretrained(folder, variant="fp16", safe_serialization=True)
+
+
+def _tidy(file: Path) -> None:
+    """Keep no path of the machine that trained it, and one spelling of the JSON."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("_name_or_path", "name_or_path"):
+        config.pop(key, None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""The tiny bundle's models: diffusers' and transformers' own classes with small configurations."""
+
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TOKENS = 32
+"""Length of a tokenized prompt; longer prompts are encoded in pieces."""
+WIDTHS = (64, 96, 128)
+TEXT_WIDTH = 128
+LATENT_CHANNELS = 8
+
+
+def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows the captions' words whole; other words fall apart into letters."""
+    tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=1000, show_progress=False)
+    tokenizer.model_max_length = TOKENS
+    return tokenizer
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def make_vae() -> AutoencoderTiny:
+    """Factor 8, no block at full resolution: where most of the time would go on a CPU."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(64,) * 4,
+        decoder_block_out_channels=(64,) * 4,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 2, 1, 0),
+        latent_channels=LATENT_CHANNELS,
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        attention_head_dim=4,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """As in the ControlNet paper (arXiv 2302.05543): the UNet's encoder copied, joined through zero convolutions.
+
+    The hint's embedding has one stage for each halving that the VAE makes: four entries for a factor of 8.
+    """
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+
+
+def make_scheduler() -> DDIMScheduler:
+    """v-prediction (arXiv 2202.00512). The end of the schedule is noisier than Stable Diffusion's, so that the last step
+    holds next to no signal, yet not zero signal-to-noise, which several samplers cannot start from."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.02,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
