@@ -1,0 +1,75 @@
+"""The conditioners: the one list of them, and how an image becomes a control map.
+
+A bundle says which of them it has and which annotator draws each map (weights/<bundle>.toml); the ControlNet of a
+conditioner is the bundle's part controlnet/<name>. predict.py's choices and the README's table are checked against this.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from PIL import Image
+
+from controlnet.annotators import Annotator
+from controlnet.geometry import fit
+from controlnet.images import white_on_black
+
+
+class ConditionerError(ValueError):
+    """The bundle at work does not have the conditioner that was asked for."""
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    """One way to take structure from an image."""
+
+    name: str
+    help: str
+    """What it keeps of the image, in a few words."""
+    good_for: str
+    """When to choose it, in a few words."""
+    lines: bool = False
+    """The map is white lines on black: a ready-made one that is dark on white is inverted."""
+    resample: Image.Resampling = Image.Resampling.LANCZOS
+    """How a ready-made map is brought to size. Label colours must not be mixed."""
+
+
+CONDITIONERS: tuple[Conditioner, ...] = (
+    Conditioner("canny", "hard edges", "objects whose outlines and details should stay", lines=True),
+    Conditioner("hed", "soft edges", "repainting and restyling, with softer detail than canny", lines=True),
+    Conditioner("mlsd", "straight lines", "rooms and buildings", lines=True),
+    Conditioner("depth", "how far away things are", "layouts with a foreground and a background"),
+    Conditioner("openpose", "the poses of people", "people in the same pose, with everything else free"),
+    Conditioner("scribble", "rough strokes", "sketches and doodles", lines=True),
+    Conditioner(
+        "seg", "what is where, by class", "rearranging scenes by their regions", resample=Image.Resampling.NEAREST
+    ),
+    Conditioner("normal", "which way surfaces face", "relief and lighting of objects"),
+)
+
+BY_NAME: dict[str, Conditioner] = {conditioner.name: conditioner for conditioner in CONDITIONERS}
+
+
+def draw_control_map(
+    name: str, picture: Image.Image, size: tuple[int, int], preprocess: bool, annotators: Mapping[str, Annotator]
+) -> Image.Image:
+    """The control map of conditioner `name`, RGB, of exactly `size` (width, height).
+
+    With `preprocess` the bundle's annotator draws it from `picture`; without, `picture` already is one and is only brought
+    to size (and inverted where lines must be white on black and are not). `annotators` are the bundle's, by conditioner.
+    Raises ConditionerError where the bundle has no such conditioner.
+    """
+    conditioner = BY_NAME[check_conditioner(name, annotators)]
+    if preprocess:
+        return annotators[name](fit(picture, size, Image.Resampling.LANCZOS))
+    control_map = fit(picture, size, conditioner.resample)
+    return white_on_black(control_map) if conditioner.lines else control_map
+
+
+def check_conditioner(name: str, annotators: Mapping[str, Annotator]) -> str:
+    """`name`, if the bundle whose annotators these are has that conditioner. Raises ConditionerError."""
+    if name not in annotators:
+        raise ConditionerError(
+            f"The bundle at work has no {name} conditioner; it has {', '.join(annotators)}. "
+            "Choose one of these, or run a bundle that has it (CONTROLNET_BUNDLE=sd15 has all)."
+        )
+    return name

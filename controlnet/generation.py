@@ -1,0 +1,121 @@
+"""The generator: one base model, every ControlNet of the bundle, one call per request.
+
+The denoising is diffusers' own pipeline, built per picture around the shared models. Nothing on the generator changes
+with a request, so the order of requests never changes a picture.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionControlNetPipeline
+from PIL import Image
+
+from controlnet.bundle import Bundle
+from controlnet.composite import CompositeControlNet
+from controlnet.prompts import encode_prompts
+from controlnet.schedulers import make_scheduler
+
+
+class RequestError(ValueError):
+    """Inputs that are each allowed but do not go together; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control map and how it acts."""
+
+    conditioner: str
+    control_map: Image.Image
+    """RGB, of the size of the pictures to be made."""
+    scale: float = 1.0
+    """Strength, 0–2."""
+    start: float = 0.0
+    end: float = 1.0
+    """The share of the steps after which control begins and ends, 0 ≤ start < end ≤ 1."""
+
+    def __post_init__(self) -> None:
+        if not self.start < self.end:
+            raise RequestError(
+                f"control_start must be below control_end: got {self.start:g} and {self.end:g}. "
+                "Lower control_start or raise control_end."
+            )
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that the pictures of one request depend on, beside the bundle."""
+
+    prompt: str
+    negative_prompt: str
+    controls: tuple[Control, ...]
+    """At least one; all maps of one size."""
+    num_outputs: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+
+
+class Generator:
+    """Generates pictures with a bundle's base model and ControlNets, which are loaded once and shared by all requests."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.base = bundle.base()
+        self.controlnets = bundle.controlnets()
+
+    def generate(self, request: Request) -> list[Image.Image]:
+        """The request's pictures, RGB, of the control maps' size. Raises RequestError.
+
+        Each is denoised by itself: picture i is then bit for bit the one that seed + i alone gives, whatever the
+        number of outputs. Progress is shown on stderr, one bar per picture.
+        """
+        # A cancellation is an exception that can land inside torch's own no_grad; this undoes what it may have left.
+        torch.set_grad_enabled(False)
+        self._check_windows(request)
+        return list(self._pictures(request))
+
+    def _pictures(self, request: Request) -> Iterator[Image.Image]:
+        tokenizer, text_encoder = self.base["tokenizer"], self.base["text_encoder"]
+        prompt, negative = encode_prompts(request.prompt, request.negative_prompt, tokenizer, text_encoder)
+        guided = request.guidance_scale > 1
+        for i in range(request.num_outputs):
+            pipeline = self._pipeline(request, guided)
+            name = f"picture {i + 1}/{request.num_outputs}"
+            pipeline.set_progress_bar_config(desc=name, leave=True)
+            yield pipeline(
+                prompt_embeds=prompt,
+                negative_prompt_embeds=negative if guided else None,
+                image=[control.control_map for control in request.controls],
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(request.seed + i),
+                controlnet_conditioning_scale=[control.scale for control in request.controls],
+                control_guidance_start=[control.start for control in request.controls],
+                control_guidance_end=[control.end for control in request.controls],
+            ).images[0]
+
+    def _pipeline(self, request: Request, guided: bool) -> StableDiffusionControlNetPipeline:
+        nets = [self.controlnets[control.conditioner] for control in request.controls]
+        base = {name: part for name, part in self.base.items() if name != "scheduler"}
+        return StableDiffusionControlNetPipeline(
+            **base,
+            controlnet=CompositeControlNet(nets, guided),
+            scheduler=make_scheduler(request.scheduler, self.base["scheduler"].config),
+            safety_checker=None,  # pictures are checked in controlnet/safety.py, where a flagged one loses no other
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def _check_windows(self, request: Request) -> None:
+        """Refuse a start–end window that covers no step: the control would be ignored in silence."""
+        scheduler = make_scheduler(request.scheduler, self.base["scheduler"].config)
+        scheduler.set_timesteps(request.num_inference_steps)
+        steps = len(scheduler.timesteps)
+        for control in request.controls:
+            if not any(i / steps >= control.start and (i + 1) / steps <= control.end for i in range(steps)):
+                raise RequestError(
+                    f"Control from {control.start:g} to {control.end:g} covers none of the {steps} steps: "
+                    "widen control_start and control_end or raise num_inference_steps."
+                )

@@ -1,0 +1,147 @@
+"""The safety checker: flags pictures, and in doubt returns none.
+
+Whether a request skips it is decided per request; nothing here is changed by one. Method: CLIP image embeddings held
+against 17 concepts with a threshold each (CompVis/stable-diffusion-safety-checker; Rando et al., arXiv 2210.04610).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+FORBID_UNSAFE = "CONTROLNET_FORBID_UNSAFE"
+"""Environment variable of the container: set to 1, no request may skip the safety checker."""
+FEATURE_EXTRACTOR = "feature_extractor"  # the part with the checker's image processor
+
+
+class SafetyError(ValueError):
+    """No picture may be returned: all were flagged, or they could not be checked, or the checker may not be skipped."""
+
+
+class Checker(Protocol):
+    """What withhold() needs of a safety checker."""
+
+    def flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
+        """One bool per picture, True for one to withhold. Raises SafetyError where that could not be found out."""
+        ...
+
+
+class SafetyChecker:
+    """diffusers' StableDiffusionSafetyChecker with its CLIP image processor, on `device`."""
+
+    def __init__(self, model: Any, processor: Any, device: "torch.device | str") -> None:
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.device = device
+        # A NaN compares as "not above the threshold": without this, an overflow in fp16 would pass any picture.
+        self.model.visual_projection.register_forward_hook(_refuse_nan)
+
+    def flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
+        """One bool per picture, True for a flagged one; the pictures are not touched.
+
+        Raises SafetyError if anything at all goes wrong, so that an unchecked picture is never taken for a safe one.
+        """
+        import numpy as np
+        import torch
+
+        try:
+            copies = [picture.convert("RGB") for picture in pictures]
+            pixels = self.processor(images=copies, return_tensors="pt").pixel_values
+            pixels = pixels.to(self.device, next(self.model.parameters()).dtype)
+            # diffusers blackens flagged entries of its second argument in place: it gets stand-ins, which nobody uses
+            with torch.no_grad():
+                _, flags = self.model(clip_input=pixels, images=np.zeros((len(copies), 1, 1, 3)))
+            flags = [bool(flag) for flag in flags]
+        except Exception as error:  # whatever it was, the pictures are unchecked
+            raise _unchecked() from error
+        if len(flags) != len(pictures):
+            raise _unchecked()
+        return flags
+
+
+def check_disabling(disabled: bool) -> None:
+    """Raise SafetyError if a request wants to skip the checker (`disabled`) and this container forbids it."""
+    # anything but an explicit "no" forbids: a typo must not open the door
+    if disabled and os.environ.get(FORBID_UNSAFE, "").lower() not in ("", "0", "false", "no"):
+        raise SafetyError("disable_safety_checker is not allowed here: leave it out or send false.")
+
+
+def withhold(pictures: Sequence[Image.Image], checker: Checker | None, disabled: bool) -> list[Image.Image]:
+    """The pictures that may be returned, in their order, unchanged; which were withheld is printed to the log.
+
+    `checker` is None where the bundle declares that it has none; `disabled` is the request's disable_safety_checker.
+    Raises SafetyError if all are flagged, if they could not be checked, or if disabling is forbidden.
+    """
+    check_disabling(disabled)
+    if disabled or checker is None or not pictures:
+        return list(pictures)
+    flags = checker.flags(pictures)
+    if len(flags) != len(pictures):
+        raise _unchecked()
+    if all(flags):
+        raise SafetyError(
+            "The safety checker flagged every picture of this request, so none is returned: "
+            "try another seed or another prompt."
+        )
+    if any(flags):
+        withheld = ", ".join(str(i) for i, flag in enumerate(flags) if flag)
+        print(f"Withheld by the safety checker, of the pictures 0 to {len(pictures) - 1}: {withheld}")
+    return [picture for picture, flag in zip(pictures, flags, strict=True) if not flag]
+
+
+def open_safety_checker(bundle: Any) -> SafetyChecker | None:
+    """The checker that the bundle's manifest names; None only where the manifest says "none".
+
+    Raises SafetyError if the files are absent or incomplete: setup fails rather than go without.
+    """
+    name = bundle.manifest.safety_checker
+    if name == "none":
+        return None
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, logger
+    from transformers import CLIPImageProcessor
+
+    logger.setLevel("ERROR")  # its warning announces black images, which is not what happens here
+    try:
+        folder = Path(bundle.folder(name))
+        loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
+            folder,
+            torch_dtype=bundle.dtype,
+            variant=_variant(folder),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model, report = loaded
+        processor = CLIPImageProcessor.from_pretrained(bundle.folder(FEATURE_EXTRACTOR), local_files_only=True)
+    except Exception as error:
+        raise SafetyError(_absent(bundle.manifest.name, name)) from error
+    # Missing concepts would be filled with ones, a threshold that no picture reaches: a checker that passes everything.
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise SafetyError(_absent(bundle.manifest.name, name))
+    return SafetyChecker(model, processor, bundle.device)
+
+
+def _variant(folder: Path) -> str | None:
+    return "fp16" if any(folder.glob("*.fp16.*")) else None
+
+
+def _refuse_nan(module: Any, inputs: Any, output: "torch.Tensor") -> None:
+    if not output.isfinite().all():
+        raise FloatingPointError("the image embedding is not finite")
+
+
+def _unchecked() -> SafetyError:
+    return SafetyError(
+        "The pictures could not be checked by the safety checker, so no picture is returned: please try again."
+    )
+
+
+def _absent(bundle: str, part: str) -> str:
+    return (
+        f'The bundle {bundle} names the safety checker "{part}", but its files are absent or incomplete: '
+        f"run script/download-weights {bundle}."
+    )

@@ -1,0 +1,100 @@
+"""Opening bundles: the small random models, written as a bundle's files and read back by the real loading code."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from controlnet.bundle import DOWNLOAD, Bundle, BundleError, open_bundle
+from controlnet.manifest import Manifest
+from controlnet.weights import WeightsError
+from small_models import parts, write_bundle
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(root: Path) -> Bundle:
+    return open_bundle({"CONTROLNET_BUNDLE": "small"}, root)
+
+
+def copy_of(bundle: Bundle, folder: Path) -> Bundle:
+    shutil.copytree(bundle.root, folder / "weights")
+    return Bundle(bundle.manifest, folder / "weights", bundle.device, bundle.dtype)
+
+
+def test_it_opens_every_part_as_it_was_saved(bundle: Bundle) -> None:
+    opened = bundle.base() | bundle.controlnets()
+    for name in ("unet", "vae", "text_encoder", "canny", "scribble"):
+        expected, got = parts()[name].state_dict(), opened[name].state_dict()
+        assert expected.keys() == got.keys()
+        for key, tensor in got.items():
+            assert tensor.dtype in (torch.float32, torch.int64), key
+            assert torch.allclose(tensor, expected[key].to(tensor.dtype), atol=1e-3), (name, key)
+    assert opened["vae"].config.scaling_factor == 0.2
+    assert opened["tokenizer"]("a red ball").input_ids == parts()["tokenizer"]("a red ball").input_ids
+    assert opened["tokenizer"].model_max_length == parts()["tokenizer"].model_max_length
+    assert opened["scheduler"].config.prediction_type == "v_prediction"
+
+
+def test_annotators_come_by_conditioner(bundle: Bundle) -> None:
+    assert list(bundle.annotators()) == ["canny", "scribble"]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet/canny"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected"])
+def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_path, part: str, fault: str) -> None:
+    """The libraries themselves would fill a missing tensor with random numbers and go on."""
+    broken = copy_of(bundle, tmp_path)
+    (file,) = broken.folder(part).glob("*.fp16.safetensors")
+    tensors = load_file(file)
+    key = sorted(tensors)[-1]
+    if fault == "missing":
+        del tensors[key]
+    else:
+        key = "stray.weight"
+        tensors[key] = torch.zeros(2)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(BundleError, match=f"^{part} of small does not fit .*{fault} keys: .*{key.split('.')[-1]}"):
+        broken.base()
+        broken.controlnets()
+
+
+def test_all_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "weights")
+    for file in ("unet/config.json", "vae/config.json"):
+        (tmp_path / "weights/small" / file).unlink()
+    with pytest.raises(WeightsError, match="(?s)unet/config.json: missing.*vae/config.json: missing.*Repair: "):
+        open_bundle({"CONTROLNET_BUNDLE": "small"}, tmp_path / "weights")
+
+
+def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monkeypatch) -> None:
+    manifest = Path(__file__).resolve().parents[1] / "weights" / "sd15.toml"
+    shutil.copy(manifest, tmp_path / "sd15.toml")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(WeightsError, match="script/lock-weights sd15"):
+        open_bundle({"CONTROLNET_BUNDLE": "sd15", DOWNLOAD: "1"}, tmp_path)
+    with pytest.raises(WeightsError, match="script/download-weights sd15"):
+        open_bundle({"CONTROLNET_BUNDLE": "sd15"}, tmp_path)
+
+
+def test_absent_inputs_take_the_bundles_defaults(bundle: Bundle) -> None:
+    resolved = bundle.resolve({"resolution": None, "guidance_scale": 0.0, "seed": None, "prompt": "x"})
+    assert (resolved.resolution, resolved.guidance_scale, resolved.seed, resolved.prompt) == (128, 0.0, None, "x")
+
+
+def test_an_unknown_bundle_is_refused_by_naming_the_known_ones(root: Path) -> None:
+    with pytest.raises(ValueError, match="no bundle named 'large'.*small"):
+        open_bundle({"CONTROLNET_BUNDLE": "large"}, root)
+
+
+def test_manifest_of_the_small_bundle_is_the_tiny_ones_in_all_but_name(root: Path) -> None:
+    tiny = Manifest.read(Path(__file__).resolve().parents[1] / "weights" / "tiny.toml")
+    assert Manifest.read(root / "small.toml").paths == tiny.paths

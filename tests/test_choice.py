@@ -1,0 +1,23 @@
+from pathlib import Path
+
+from controlnet import choice
+from controlnet.choice import choose_bundle
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
+
+def test_the_environment_decides() -> None:
+    assert choose_bundle({"CONTROLNET_BUNDLE": "sd15"}, WEIGHTS) == ("sd15", "")
+
+
+def test_without_sd15_weights_it_is_tiny_and_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
+    name, reason = choose_bundle({}, tmp_path)
+    assert name == "tiny"
+    assert "sd15 weights are not there: script/download-weights sd15" in reason and "\n" not in reason
+
+
+def test_with_sd15_weights_on_disk_it_is_sd15(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
+    monkeypatch.setattr(choice, "check", lambda manifest, root: None)
+    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "sd15"

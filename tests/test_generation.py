@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
+from PIL import Image
+
+from controlnet.generation import Control, Generator, Request, RequestError
+from controlnet.schedulers import SCHEDULERS
+from small_models import SmallBundle, parts
+from test_composite import hint
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(SmallBundle())
+
+
+def request(**changes) -> Request:
+    control = {"conditioner": "canny", "control_map": hint(1)} | changes.pop("control", {})
+    values = {
+        "prompt": "a red ball",
+        "negative_prompt": "",
+        "num_outputs": 1,
+        "num_inference_steps": 3,
+        "guidance_scale": 4.0,
+        "scheduler": "DDIM",
+        "seed": 5,
+    }
+    return Request(**(values | changes), controls=(Control(**control),))
+
+
+def pixels(images: list[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def test_a_request_equals_diffusers_own_pipeline(generator: Generator) -> None:
+    small = parts()
+    pipeline = StableDiffusionControlNetPipeline(
+        **SmallBundle().base() | {"scheduler": DDIMScheduler.from_config(small["scheduler"].config)},
+        controlnet=small["canny"],
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    settings = {"image": hint(1), "num_inference_steps": 3, "guidance_scale": 4.0}
+    plain = pipeline("a red ball", **settings, generator=torch.Generator().manual_seed(5)).images[0]
+    (ours,) = generator.generate(request())
+    assert np.abs(np.asarray(ours, int) - np.asarray(plain, int)).max() <= 1
+
+
+def test_picture_i_of_seed_s_is_picture_0_of_seed_s_plus_i(generator: Generator) -> None:
+    """Peers' outputs of one batch were identical, or differed from those of the same seed asked for alone."""
+    together = pixels(generator.generate(request(num_outputs=3, seed=0)))
+    alone = [pixels(generator.generate(request(seed=seed)))[0] for seed in range(3)]
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_every_scheduler_runs_with_any_number_of_steps(generator: Generator, scheduler: str, steps: int) -> None:
+    (picture,) = generator.generate(request(scheduler=scheduler, num_inference_steps=steps))
+    assert picture.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": "a blue box on grass"},
+        {"negative_prompt": "a green room"},
+        {"num_inference_steps": 4},
+        {"guidance_scale": 9.0},
+        {"scheduler": "K_EULER_ANCESTRAL"},
+        {"seed": 6},
+        {"control": {"scale": 0.5}},
+        {"control": {"start": 0.3}},
+        {"control": {"end": 0.7}},
+        {"control": {"conditioner": "scribble"}},
+        {"control": {"control_map": hint(2)}},
+    ],
+    ids=str,
+)
+def test_every_setting_changes_the_picture_and_leaves_no_trace(generator: Generator, changed: dict) -> None:
+    """Peers had strength, start and end that did nothing, and a resize factor in the place of the guidance scale."""
+    before = pixels(generator.generate(request()))
+    assert pixels(generator.generate(request(**changed))) != before
+    assert pixels(generator.generate(request())) == before
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.7, 0.2), (1.0, 1.0)])
+def test_an_empty_window_is_refused(start: float, end: float) -> None:
+    with pytest.raises(RequestError, match="control_start must be below control_end"):
+        request(control={"start": start, "end": end})
+
+
+def test_a_window_that_covers_no_step_is_refused(generator: Generator) -> None:
+    with pytest.raises(RequestError, match="covers none of the 3 steps"):
+        generator.generate(request(control={"start": 0.0, "end": 0.2}))
+
+
+def test_one_base_whatever_the_number_of_conditioners(generator: Generator) -> None:
+    """Switching conditioner loads nothing: the pipeline of each is built around the very same modules."""
+    pipelines = [generator._pipeline(request(control={"conditioner": name}), True) for name in ("canny", "scribble")]
+    for part in ("unet", "vae", "text_encoder"):
+        assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]
+    assert pipelines[0].controlnet.nets[0].net is generator.controlnets["canny"]
+
+
+def test_gradients_left_on_by_a_cancellation_are_off_again(generator: Generator) -> None:
+    torch.set_grad_enabled(True)
+    generator.generate(request(num_inference_steps=1))
+    assert not torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
