@@ -1,0 +1,59 @@
+"""script/check-weights: load every file of a bundle and make one small picture with each of its conditioners."""
+
+import argparse
+import inspect
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cog
+from skimage import data, io
+
+from controlnet.choice import BUNDLE
+from controlnet.manifest import WEIGHTS, Manifest
+
+
+def draw(predictor: Any, image: Path, conditioner: str) -> list[Path]:
+    """Return the control map and one picture, with every other input at its default but the few steps."""
+    signature = inspect.signature(type(predictor).predict)
+    inputs = {name: parameter.default.default for name, parameter in signature.parameters.items() if name != "self"}
+    inputs |= {"prompt": "a portrait of an astronaut", "image": cog.Path(image), "conditioner": conditioner}
+    inputs |= {"num_inference_steps": 4, "seed": 0, "return_control_map": True, "output_format": "png"}
+    return predictor.predict(**inputs)
+
+
+def main() -> None:
+    """The command line. Ends with status 1 where a conditioner gives no picture."""
+    parser = argparse.ArgumentParser(prog="script/check-weights", description=__doc__)
+    parser.add_argument("bundle", nargs="?", default="sd15")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("output/check-weights"))
+    options = parser.parse_args()
+    os.environ[BUNDLE] = options.bundle
+
+    from predict import Predictor  # after the bundle is named
+
+    predictor = Predictor()
+    predictor.setup()
+    options.output.mkdir(parents=True, exist_ok=True)
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "astronaut.png"
+        io.imsave(image, data.astronaut())
+        for conditioner in Manifest.read(WEIGHTS / f"{options.bundle}.toml").conditioners:
+            try:
+                control_map, picture = draw(predictor, image, conditioner)
+            except Exception as error:  # whatever it is: the other conditioners are tried too
+                failed = True
+                print(f"{conditioner}: {type(error).__name__}: {error}", file=sys.stderr)
+                continue
+            for kind, path in (("map", control_map), ("picture", picture)):
+                shutil.copy(path, options.output / f"{conditioner}-{kind}.png")
+            print(f"{conditioner}: {options.output / f'{conditioner}-picture.png'}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
