@@ -4,6 +4,9 @@
 (tests/test_predict.py holds that, and holds the choices equal to the registries in controlnet/).
 """
 
+# pyright: reportArgumentType=false
+# (Cog declares choices as a list of str | int, which a list of str is not to a type checker.)
+
 from typing import Optional
 
 from cog import BasePredictor, Input, Path

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from controlnet import schedulers
 from controlnet.annotators import ANNOTATORS, Annotator
@@ -63,7 +63,7 @@ class Bundle:
         loaded = {kind: ANNOTATORS[kind].load(self.folder, self.device) for kind in sorted(kinds)}
         return {name: loaded[entry.annotator] for name, entry in self.manifest.conditioners.items()}
 
-    def model(self, kind: Any, part: str) -> Any:
+    def model(self, kind: type, part: str) -> Any:
         """A diffusers or transformers model from its part's folder, in eval mode. Raises BundleError.
 
         The libraries fill in missing weights with random ones and drop unknown ones, with a warning at most: here
@@ -71,8 +71,9 @@ class Bundle:
         """
         variant = "fp16" if any(".fp16." in file for file in self._files(part)) else None
         options = {"variant": variant, "local_files_only": True, "output_loading_info": True}
-        dtype = "torch_dtype" if issubclass(kind, torch.nn.Module) and hasattr(kind, "load_config") else "dtype"
-        model, report = kind.from_pretrained(self.folder(part), **options, **{dtype: self.dtype})
+        dtype = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": self.dtype}
+        loader: Any = kind
+        model, report = loader.from_pretrained(self.folder(part), **options, **dtype)
         faults = {what: sorted(report[what]) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if any(faults.values()):
             told = "; ".join(f"{what.replace('_', ' ')}: {_some(keys)}" for what, keys in faults.items() if keys)
@@ -90,19 +91,20 @@ class Bundle:
         return next(entry.files for entry in self.manifest.parts if entry.name == part)
 
     def _class_name(self, part: str) -> str:
-        return AutoencoderKL.load_config(self.folder(part), local_files_only=True)["_class_name"]
+        config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)
+        return config["_class_name"]
 
-    def _scheduler(self) -> SchedulerMixin:
+    def _scheduler(self) -> Any:
         """Its class does not matter: each request builds the one it names from this one's configuration."""
-        config = schedulers.DDIMScheduler.load_config(self.folder("scheduler"))
+        config: Any = schedulers.DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
         return schedulers.DDIMScheduler.from_config(config)
 
 
 def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:
     """The bundle at work, its files checked for presence and size; on the GPU in fp16 where there is one.
 
-    Raises WeightsError with every fault and the command that repairs them. Where CONTROLNET_DOWNLOAD is 1, absent weights
-    are fetched first, and an unlocked manifest is refused.
+    Raises WeightsError with every fault and the command that repairs them. Where CONTROLNET_DOWNLOAD is 1, absent
+    weights are fetched first, and an unlocked manifest is refused.
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml")

@@ -6,7 +6,7 @@ decides which net runs at a step, and on which half of the batch.
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ControlNetModel, MultiControlNetModel
@@ -18,8 +18,8 @@ Residuals = tuple[list[torch.Tensor], torch.Tensor]
 class SharedNet(nn.Module):
     """A ControlNet as the composite shows it to a pipeline.
 
-    The pipelines read `nets[0].config.global_pool_conditions`, and where it is set they force guess mode on every net of
-    the request. The composite sees to pooled nets itself, so the configuration shown here says False.
+    The pipelines read `nets[0].config.global_pool_conditions`, and where it is set they force guess mode on every net
+    of the request. The composite sees to pooled nets itself, so the configuration shown here says False.
     """
 
     config = SimpleNamespace(global_pool_conditions=False)
@@ -36,13 +36,13 @@ class SharedNet(nn.Module):
 class CompositeControlNet(MultiControlNetModel):
     """Several ControlNets as one; their residuals add up (arXiv 2302.05543, section 3.4).
 
-    - A net whose scale is 0 at a step, because the request says so or because the step lies outside its start–end window,
-      is not run at all. Adding its residuals times 0 would give the same picture.
+    - A net whose scale is 0 at a step, by the request or because the step lies outside its start–end window, is not run
+      at all. Adding its residuals times 0 would give the same picture.
     - A net with global pooling (shuffle) acts on the conditional half of a guided batch only, as in ControlNet 1.1.
     """
 
     def __init__(self, nets: Sequence[ControlNetModel], guided: bool) -> None:
-        """`nets` in the order of the pipeline's control images; `guided`: the batch holds an unconditional half first."""
+        """`nets` in the order of the control images; `guided`: the batch holds an unconditional half first."""
         super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
         self.guided = guided
 
@@ -69,17 +69,15 @@ class CompositeControlNet(MultiControlNetModel):
         for shared, hint, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True):
             if scale == 0:
                 continue
-            residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, hint, scale)
+            residuals = self._run(cast(SharedNet, shared).net, sample, timestep, encoder_hidden_states, hint, scale)
             total = residuals if total is None else _add(total, residuals)
         return total if total is not None else (None, None)
 
     def _run(self, net: ControlNetModel, sample, timestep, words, hint, scale: float) -> Residuals:
-        half = self.guided and net.config.global_pool_conditions
+        half = self.guided and net.config["global_pool_conditions"]
         if half:
             sample, words, hint = (tensor.chunk(2)[1] for tensor in (sample, words, hint))
-        down, middle = net(
-            sample, timestep, words, controlnet_cond=hint, conditioning_scale=scale, return_dict=False
-        )
+        down, middle = net(sample, timestep, words, controlnet_cond=hint, conditioning_scale=scale, return_dict=False)
         if half:
             down, middle = [_conditional_only(tensor) for tensor in down], _conditional_only(middle)
         return list(down), middle

@@ -1,7 +1,8 @@
 """The conditioners: the one list of them, and how an image becomes a control map.
 
 A bundle says which of them it has and which annotator draws each map (weights/<bundle>.toml); the ControlNet of a
-conditioner is the bundle's part controlnet/<name>. predict.py's choices and the README's table are checked against this.
+conditioner is the bundle's part controlnet/<name>. predict.py's choices and the README's table are checked against
+this.
 """
 
 from collections.abc import Mapping
@@ -54,9 +55,9 @@ def draw_control_map(
 ) -> Image.Image:
     """The control map of conditioner `name`, RGB, of exactly `size` (width, height).
 
-    With `preprocess` the bundle's annotator draws it from `picture`; without, `picture` already is one and is only brought
-    to size (and inverted where lines must be white on black and are not). `annotators` are the bundle's, by conditioner.
-    Raises ConditionerError where the bundle has no such conditioner.
+    With `preprocess` the bundle's annotator draws it from `picture`; without, `picture` already is one and is only
+    brought to size (and inverted where lines must be white on black and are not). `annotators` are the bundle's, by
+    conditioner. Raises ConditionerError where the bundle has no such conditioner.
     """
     conditioner = BY_NAME[check_conditioner(name, annotators)]
     if preprocess:

@@ -6,6 +6,7 @@ with a request, so the order of requests never changes a picture.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionControlNetPipeline
@@ -58,7 +59,7 @@ class Request:
 
 
 class Generator:
-    """Generates pictures with a bundle's base model and ControlNets, which are loaded once and shared by all requests."""
+    """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -84,7 +85,7 @@ class Generator:
             pipeline = self._pipeline(request, guided)
             name = f"picture {i + 1}/{request.num_outputs}"
             pipeline.set_progress_bar_config(desc=name, leave=True)
-            yield pipeline(
+            result: Any = pipeline(
                 prompt_embeds=prompt,
                 negative_prompt_embeds=negative if guided else None,
                 image=[control.control_map for control in request.controls],
@@ -94,17 +95,20 @@ class Generator:
                 controlnet_conditioning_scale=[control.scale for control in request.controls],
                 control_guidance_start=[control.start for control in request.controls],
                 control_guidance_end=[control.end for control in request.controls],
-            ).images[0]
+            )
+            yield result.images[0]
 
     def _pipeline(self, request: Request, guided: bool) -> StableDiffusionControlNetPipeline:
         nets = [self.controlnets[control.conditioner] for control in request.controls]
+        # Pictures are checked in controlnet/safety.py, where a flagged one does not blacken others or lose them.
+        none: Any = None
         base = {name: part for name, part in self.base.items() if name != "scheduler"}
         return StableDiffusionControlNetPipeline(
             **base,
             controlnet=CompositeControlNet(nets, guided),
             scheduler=make_scheduler(request.scheduler, self.base["scheduler"].config),
-            safety_checker=None,  # pictures are checked in controlnet/safety.py, where a flagged one loses no other
-            feature_extractor=None,
+            safety_checker=none,
+            feature_extractor=none,
             requires_safety_checker=False,
         )
 

@@ -12,7 +12,8 @@ def encode_prompts(
 
     CLIP reads `length` tokens at a time (77 for Stable Diffusion, begin and end marks included). A longer prompt is cut
     into chunks of that length, encoded one by one, and joined again for cross-attention, which takes any length
-    (the method that AUTOMATIC1111's web UI introduced). A prompt of one chunk gives what the pipelines compute themselves.
+    (the method that AUTOMATIC1111's web UI introduced). A prompt of one chunk gives what the pipelines compute
+    themselves.
     """
     chunks = [_chunks(text, tokenizer) for text in (prompt, negative_prompt)]
     longest = max(len(own) for own in chunks)

@@ -11,7 +11,6 @@ from diffusers import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
-    SchedulerMixin,
     UniPCMultistepScheduler,
 )
 
@@ -32,7 +31,7 @@ class SchedulerError(ValueError):
     """There is no scheduler of that name."""
 
 
-def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A fresh scheduler of that name with the bundle's noise schedule. Raises SchedulerError.
 
     Schedulers keep state over a run (step index, earlier outputs), so every picture gets one of its own.

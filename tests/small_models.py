@@ -29,7 +29,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def controlnet(base: UNet2DConditionModel, **config) -> ControlNetModel:
-    """From the UNet, with zero convolutions that are not zero: a fresh ControlNet's output is, and would prove nothing."""
+    """From the UNet, with zero convolutions that are not zero: else its output is, and would prove nothing."""
     net = ControlNetModel.from_unet(base, conditioning_embedding_out_channels=(4, 4, 8, 8))
     net.register_to_config(**config)
     for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):

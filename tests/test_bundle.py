@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import parts, write_bundle
 
 from controlnet.bundle import DOWNLOAD, Bundle, BundleError, open_bundle
 from controlnet.manifest import Manifest
 from controlnet.weights import WeightsError
-from small_models import parts, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_all_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_pat
     shutil.copytree(root, tmp_path / "weights")
     for file in ("unet/config.json", "vae/config.json"):
         (tmp_path / "weights/small" / file).unlink()
-    with pytest.raises(WeightsError, match="(?s)unet/config.json: missing.*vae/config.json: missing.*Repair: "):
+    with pytest.raises(WeightsError, match=r"(?s)unet/config.json: missing.*vae/config.json: missing.*Repair: "):
         open_bundle({"CONTROLNET_BUNDLE": "small"}, tmp_path / "weights")
 
 
@@ -91,7 +91,7 @@ def test_absent_inputs_take_the_bundles_defaults(bundle: Bundle) -> None:
 
 
 def test_an_unknown_bundle_is_refused_by_naming_the_known_ones(root: Path) -> None:
-    with pytest.raises(ValueError, match="no bundle named 'large'.*small"):
+    with pytest.raises(ValueError, match=r"no bundle named 'large'.*small"):
         open_bundle({"CONTROLNET_BUNDLE": "large"}, root)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
+from small_models import parts
 
 from controlnet.composite import CompositeControlNet
-from small_models import parts
 
 
 def hint(seed: int) -> Image.Image:

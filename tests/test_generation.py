@@ -3,11 +3,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
+from small_models import SmallBundle, parts
+from test_composite import hint
 
 from controlnet.generation import Control, Generator, Request, RequestError
 from controlnet.schedulers import SCHEDULERS
-from small_models import SmallBundle, parts
-from test_composite import hint
 
 
 @pytest.fixture(scope="module")

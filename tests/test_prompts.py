@@ -1,8 +1,8 @@
 import torch
 from diffusers import StableDiffusionPipeline
+from small_models import parts
 
 from controlnet.prompts import encode_prompts
-from small_models import parts
 from tinyworld.models import TOKENS
 
 LONG = "a red ball " * 40
@@ -16,7 +16,10 @@ def test_a_short_prompt_gives_what_diffusers_computes() -> None:
     small = parts()
     names = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     pipeline = StableDiffusionPipeline(
-        **{name: small[name] for name in names}, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        **{name: small[name] for name in names},
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     expected = pipeline.encode_prompt("a red ball", "cpu", 1, True, "a blue box")
     for ours, theirs in zip(encode("a red ball", "a blue box"), expected, strict=True):

@@ -1,7 +1,7 @@
 import pytest
+from small_models import parts
 
 from controlnet.schedulers import SCHEDULERS, SchedulerError, make_scheduler
-from small_models import parts
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -14,5 +14,5 @@ def test_every_name_gives_a_fresh_scheduler_with_the_bundles_schedule(name: str)
 
 
 def test_an_unknown_name_is_refused_by_naming_the_known_ones() -> None:
-    with pytest.raises(SchedulerError, match="DDIM.*got 'euler'"):
+    with pytest.raises(SchedulerError, match=r"DDIM.*got 'euler'"):
         make_scheduler("euler", parts()["scheduler"].config)

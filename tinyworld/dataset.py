@@ -1,8 +1,8 @@
 """Scenes rendered once and kept on disk as plain arrays, so that training never waits for the renderer.
 
-    pictures.npy   (N, 128, 128, 3) uint8, RGB
-    outlines.npy   (N, 128, 128) uint8, 255 where one surface ends and another begins
-    captions.json  N strings
+pictures.npy   (N, 128, 128, 3) uint8, RGB
+outlines.npy   (N, 128, 128) uint8, 255 where one surface ends and another begins
+captions.json  N strings
 """
 
 import json
@@ -40,7 +40,9 @@ def outlines(view: View) -> np.ndarray:
         facing = [np.take(view.normals, range(start, view.ids.shape[axis] - 1 + start), axis) for start in (0, 1)]
         # A fold sharper than about 30 degrees is drawn even within one thing: the edges of a box, the foot of a wall.
         folded = (facing[0] * facing[1]).sum(-1) < 0.87
-        edge[tuple(slice(0, -1) if a == axis else slice(None) for a in (0, 1))] |= (here != there) | (folded & (here != 4))
+        edge[tuple(slice(0, -1) if a == axis else slice(None) for a in (0, 1))] |= (here != there) | (
+            folded & (here != 4)
+        )
     return edge.astype(np.uint8) * 255
 
 

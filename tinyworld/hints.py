@@ -37,7 +37,7 @@ def canny_map(dataset: Dataset, row: int, rng: np.random.Generator) -> np.ndarra
 
 
 def scribble_map(dataset: Dataset, row: int, rng: np.random.Generator) -> np.ndarray:
-    """Half the time what the XDoG annotator makes of the picture, half the time wobbly pen strokes along the outlines."""
+    """Half the time what XDoG makes of the picture, half the time wobbly pen strokes along the outlines."""
     if rng.random() < 0.5:
         return xdog_strokes(cv2.cvtColor(dataset.pictures[row], cv2.COLOR_RGB2GRAY))
     return doodle(np.asarray(dataset.outlines[row]), rng)

@@ -68,8 +68,8 @@ def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """v-prediction (arXiv 2202.00512). The end of the schedule is noisier than Stable Diffusion's, so that the last step
-    holds next to no signal, yet not zero signal-to-noise, which several samplers cannot start from."""
+    """v-prediction (arXiv 2202.00512). The end of the schedule is noisier than Stable Diffusion's, so that the last
+    step holds next to no signal, yet not zero signal-to-noise, which several samplers cannot start from."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",

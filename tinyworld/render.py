@@ -99,7 +99,9 @@ def _surround(surround: Surround, eye: np.ndarray, rays: np.ndarray) -> tuple[np
     return t, normals, ids, colours
 
 
-def _lay_tiles(edge: float, eye: np.ndarray, rays: np.ndarray, t: np.ndarray, normals: np.ndarray, colours: np.ndarray) -> None:
+def _lay_tiles(
+    edge: float, eye: np.ndarray, rays: np.ndarray, t: np.ndarray, normals: np.ndarray, colours: np.ndarray
+) -> None:
     if not edge:
         return
     with np.errstate(invalid="ignore"):
@@ -131,7 +133,13 @@ def _draw(solid: Solid, number: int, eye: np.ndarray, rays: np.ndarray, camera: 
 
 
 def _light(
-    scene: Scene, eye: np.ndarray, rays: np.ndarray, t: np.ndarray, normals: np.ndarray, ids: np.ndarray, colours: np.ndarray
+    scene: Scene,
+    eye: np.ndarray,
+    rays: np.ndarray,
+    t: np.ndarray,
+    normals: np.ndarray,
+    ids: np.ndarray,
+    colours: np.ndarray,
 ) -> np.ndarray:
     """Lambert shading with an ambient part, and a soft dark spot under each thing."""
     bright = AMBIENT + (1.15 - AMBIENT) * np.clip(normals @ scene.light, 0, 1)

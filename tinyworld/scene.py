@@ -1,4 +1,4 @@
-"""A scene: a place, one to three things in it, a camera, and the caption that says so. Everything follows from one seed."""
+"""A scene: a place, one to three things in it, a camera, and the caption that says so, all from one seed."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,18 @@ import numpy as np
 from tinyworld.shapes import vector
 from tinyworld.things import COLOURS, INDOOR, OUTDOOR, Random, Thing, any_colour, article, shade
 
-GROUNDS = {"grass": (0.30, 0.58, 0.20), "sand": (0.88, 0.76, 0.50), "snow": (0.93, 0.95, 0.98), "asphalt": (0.35, 0.35, 0.38)}
-SKIES = {"blue": (0.45, 0.70, 0.95), "grey": (0.70, 0.72, 0.75), "orange": (0.98, 0.62, 0.35), "black": (0.06, 0.07, 0.15)}
+GROUNDS = {
+    "grass": (0.30, 0.58, 0.20),
+    "sand": (0.88, 0.76, 0.50),
+    "snow": (0.93, 0.95, 0.98),
+    "asphalt": (0.35, 0.35, 0.38),
+}
+SKIES = {
+    "blue": (0.45, 0.70, 0.95),
+    "grey": (0.70, 0.72, 0.75),
+    "orange": (0.98, 0.62, 0.35),
+    "black": (0.06, 0.07, 0.15),
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Surround:
-    """Ground, and either a sky or a back wall (at z = `wall`) with side walls at x = ± `half_width`. Colours are RGB, 0–1."""
+    """Ground, and a sky or a back wall (at z = `wall`) with side walls at x = ± `half_width`. RGB from 0 to 1."""
 
     words: str
     ground: np.ndarray
@@ -62,7 +72,9 @@ def _room(rng: Random) -> Surround:
     wall = shade(rng, wall_name)
     tiles = rng.choice([0.0, 0.0, 0.5, 1.0])
     if rng.random() < 0.3:
-        return Surround(f"on {article(wall_name)} {wall_name} background", wall * 0.95, wall, rng.uniform(8, 11), None, 0.0)
+        return Surround(
+            f"on {article(wall_name)} {wall_name} background", wall * 0.95, wall, rng.uniform(8, 11), None, 0.0
+        )
     floor_name = str(rng.choice([name for name in COLOURS if name != wall_name]))
     half_width = rng.uniform(2.8, 4.5) if rng.random() < 0.6 else None
     words = f"in {article(wall_name)} {wall_name} room with {article(floor_name)} {floor_name} floor"
@@ -73,7 +85,9 @@ def _landscape(rng: Random) -> Surround:
     ground_name, sky_name = str(rng.choice(list(GROUNDS))), str(rng.choice(list(SKIES)))
     ground = np.clip(np.array(GROUNDS[ground_name]) + rng.normal(0, 0.03, 3), 0, 1)
     sky = np.clip(np.array(SKIES[sky_name]) + rng.normal(0, 0.03, 3), 0, 1)
-    return Surround(f"on {ground_name} under {article(sky_name)} {sky_name} sky", ground.astype(np.float32), sky.astype(np.float32))
+    return Surround(
+        f"on {ground_name} under {article(sky_name)} {sky_name} sky", ground.astype(np.float32), sky.astype(np.float32)
+    )
 
 
 def _things(rng: Random, builders: tuple, count: int) -> list[Thing]:

@@ -1,7 +1,9 @@
-"""Solid shapes and where rays meet them. All rays of a call share one origin; directions are (N, 3) and need not be unit length.
+"""Solid shapes and where rays meet them. All rays of a call share one origin; directions are (N, 3) and need not be
+unit length.
 
 Every shape offers
-    hit(origin, rays) -> (t, normals): t (N,) float32, inf where the ray misses; normals (N, 3), outward, unit length where it hits
+    hit(origin, rays) -> (t, normals): t (N,) float32, inf where the ray misses; normals (N, 3), outward, unit length
+    where it hits
     bounds() -> (centre, radius): a sphere that holds the shape, used to look only at the pixels that can see it
 The formulas are the textbook ones (Glassner, An Introduction to Ray Tracing, 1989).
 """

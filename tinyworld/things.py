@@ -1,4 +1,5 @@
-"""What stands in a scene: each thing is a few coloured solids standing on the ground (y = 0) at (x, z), and words for it.
+"""What stands in a scene: each thing is a few coloured solids standing on the ground (y = 0) at (x, z), and words for
+it.
 
 A builder gets the random generator, the place, the size (metres, roughly the height) and a colour name.
 """

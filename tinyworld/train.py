@@ -1,7 +1,7 @@
 """Trains the tiny bundle: VAE, then text encoder and UNet, then one ControlNet per conditioner.
 
-Every stage writes RUNS/<stage>.pt as it goes and carries on from there when it is started again. The same seed, steps and
-device give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
+Every stage writes RUNS/<stage>.pt as it goes and carries on from there when it is started again. The same seed, steps
+and device give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
 """
 
 import argparse
@@ -28,7 +28,7 @@ EMA = 0.998
 PROMPT_DROP = 0.1
 """Share of prompts replaced by the empty one, so that classifier-free guidance works (arXiv 2207.12598)."""
 HINT_PROMPT_DROP = 0.3
-"""While a ControlNet learns, more prompts are dropped, so that it reads the control map itself (arXiv 2302.05543, 3.3)."""
+"""More while a ControlNet learns, so that it reads the control map itself (arXiv 2302.05543, section 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,19 @@ def train_stage(
     `loss_of(generator, batch)` draws a batch and gives the loss. AdamW, 2% warm-up, cosine to zero.
     """
     averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
-    optimizer = torch.optim.AdamW([p for m in modules.values() for p in m.parameters()], lr=plan.rate, weight_decay=1e-3)
-    file, step, losses = folder / f"{name}.pt", 0, []
+    optimizer = torch.optim.AdamW(
+        [p for m in modules.values() for p in m.parameters()], lr=plan.rate, weight_decay=1e-3
+    )
+    file, done, losses = folder / f"{name}.pt", 0, []
     if file.exists():
         state = torch.load(file, map_location=device, weights_only=True)
-        step, losses = state["step"], state["losses"]
+        done, losses = state["step"], state["losses"]
         optimizer.load_state_dict(state["optimizer"])
         for key, module in modules.items():
             module.load_state_dict(state["modules"][key])
             averaged[key].load_state_dict(state["averaged"][key])
     started = time.monotonic()
-    for step in range(step, plan.steps):
+    for step in range(done, plan.steps):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{SEED}/{name}/{step}".encode()))
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * _schedule(step, plan.steps)
@@ -144,7 +146,7 @@ def train_vae(dataset: Dataset, plan: Plan, device: torch.device, folder: Path) 
 
 @torch.no_grad()
 def encode_dataset(vae: nn.Module, dataset: Dataset, device: torch.device, folder: Path) -> tuple[torch.Tensor, float]:
-    """Latents of every picture and of its mirror image, (2, N, C, 16, 16) fp16 of unit variance, and the factor used."""
+    """Latents of every picture and its mirror image, (2, N, C, 16, 16) fp16 of unit variance; the factor used."""
     file = folder / "latents.pt"
     if file.exists():
         state = torch.load(file, weights_only=True, mmap=True)
@@ -164,7 +166,7 @@ def encode_dataset(vae: nn.Module, dataset: Dataset, device: torch.device, folde
 
 @dataclass
 class Noising:
-    """The diffusion side of a training step: draws latents, prompts, noise and times, and gives the v-prediction target."""
+    """The diffusion side of a step: draws latents, prompts, noise and times, and gives the v-prediction target."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
@@ -202,8 +204,16 @@ def train_base(noising: Noising, tokenizer, plan: Plan, device: torch.device, fo
 
 
 def train_controlnet(
-    name: str, start: nn.Module, base: dict[str, nn.Module], noising: Noising, dataset: Dataset, plan: Plan, *, joint: bool,
-    device: torch.device, folder: Path,
+    name: str,
+    start: nn.Module,
+    base: dict[str, nn.Module],
+    noising: Noising,
+    dataset: Dataset,
+    plan: Plan,
+    *,
+    joint: bool,
+    device: torch.device,
+    folder: Path,
 ) -> dict[str, nn.Module]:
     """One ControlNet, beginning as a copy of `start`; returned with the base under their names.
 
@@ -266,8 +276,12 @@ def train(folder: Path, scenes: int, plans: dict[str, Plan], device: torch.devic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/train-tiny", description="Train the tiny bundle; carries on where it stopped.")
-    parser.add_argument("--stage", action="append", default=[], choices=list(PLANS), help="only this stage and what it builds on")
+    parser = argparse.ArgumentParser(
+        prog="script/train-tiny", description="Train the tiny bundle; carries on where it stopped."
+    )
+    parser.add_argument(
+        "--stage", action="append", default=[], choices=list(PLANS), help="only this stage and what it builds on"
+    )
     parser.add_argument("--smoke", action="store_true", help="the whole path with a few steps, in a folder of its own")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")

@@ -1,0 +1,94 @@
+"""script/write-tables: the README's tables, made from predict.py, controlnet/ and weights/*.toml."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from controlnet.annotators import ANNOTATORS
+from controlnet.conditioners import CONDITIONERS
+from controlnet.manifest import WEIGHTS, Manifest, bundle_names
+from controlnet.schema import openapi_schema
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *[[str(cell) for cell in row] for row in rows]]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def inputs() -> str:
+    """Every input of predict(), from the schema that the server serves."""
+    schemas = openapi_schema((ROOT / "predict.py").read_text(encoding="utf-8"))["components"]["schemas"]
+    properties = schemas["Input"]["properties"]
+    rows = []
+    for name in sorted(properties, key=lambda name: properties[name]["x-order"]):
+        field = properties[name]
+        enum = schemas[name]["enum"] if "allOf" in field else None
+        bounds = f"{field['minimum']} to {field['maximum']}" if "minimum" in field else ""
+        kind = "file" if field.get("format") == "uri" else field.get("type", "")
+        values = ", ".join(enum) if enum else f"{kind} {bounds}".strip()
+        required = name in schemas["Input"]["required"]
+        default = (
+            "required" if required else "" if field.get("default") in (None, "") else f"`{_json(field['default'])}`"
+        )
+        rows.append((f"`{name}`", values, default, field["description"]))
+    return table(("input", "values", "default", "what it does"), rows)
+
+
+def _json(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def conditioners() -> str:
+    """Every conditioner, and what draws its map in each bundle."""
+    bundles = [Manifest.read(WEIGHTS / f"{name}.toml") for name in bundle_names()]
+    rows = []
+    for conditioner in CONDITIONERS:
+        drawn = [_annotator(bundle, conditioner.name) for bundle in bundles]
+        rows.append((f"`{conditioner.name}`", conditioner.help, conditioner.good_for, *drawn))
+    head = ("conditioner", "keeps", "good for", *(f"annotator in {bundle.name}" for bundle in bundles))
+    return table(head, rows)
+
+
+def _annotator(bundle: Manifest, conditioner: str) -> str:
+    entry = bundle.conditioners.get(conditioner)
+    if entry is None:
+        return "not in this bundle"
+    kind = ANNOTATORS[entry.annotator]
+    licences = {part.licence for part in bundle.parts if part.name in kind.parts}
+    return f"{kind.help.rstrip('.')} ({', '.join(sorted(licences)) or 'no weights'})"
+
+
+def bundles() -> str:
+    """Every bundle with what it needs."""
+    rows = []
+    for name in bundle_names():
+        bundle = Manifest.read(WEIGHTS / f"{name}.toml")
+        base = ", ".join(sorted({part.licence for part in bundle.parts if not part.name.startswith("annotator/")}))
+        held = "all" if len(bundle.conditioners) == len(CONDITIONERS) else ", ".join(bundle.conditioners)
+        checker = "yes" if bundle.safety_checker != "none" else f"none: {bundle.safety_note}"
+        needs = bundle.needs
+        rows.append((f"`{name}`", bundle.summary, held, needs["memory"], needs["disk"], base, checker))
+    return table(("bundle", "what it is", "conditioners", "memory", "disk", "licence", "safety checker"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"inputs": inputs, "conditioners": conditioners, "bundles": bundles}
+
+
+def with_tables(text: str) -> str:
+    """`text` with what stands between <!-- NAME:begin --> and <!-- NAME:end --> made anew for every table."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {README.name}", file=sys.stderr)

@@ -1,0 +1,357 @@
+"""The product as its users meet it: the real server over HTTP, with the tiny bundle and real photographs."""
+
+import base64
+import gc
+import inspect
+import io
+import json
+import random
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import cog
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from server import Server
+from skimage import data
+
+import predict
+
+FAST = {"prompt": "a red ball on grass under a blue sky", "resolution": 64, "num_inference_steps": 2, "seed": 1}
+SECRET = "the content of a file that no client may read"
+
+
+def data_url(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def url(image: Image.Image, file_format: str = "PNG", **options) -> str:
+    return data_url(encoded(image, file_format, **options), f"image/{file_format.lower()}")
+
+
+CAT = Image.fromarray(data.chelsea())
+"""A real photograph, 451×300."""
+PHOTO = url(CAT.resize((226, 150)))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server({"CONTROLNET_BUNDLE": "tiny"}) as running:
+        yield running
+
+
+def run(server: Server, **inputs) -> list[Image.Image]:
+    """The pictures of one request that must succeed."""
+    answer = server.run(**(FAST | {"image": PHOTO} | inputs))
+    assert answer.status == "succeeded", answer.error
+    return [Image.open(io.BytesIO(file)) for file in answer.files]
+
+
+def png(server: Server, **inputs) -> list[bytes]:
+    answer = server.run(**(FAST | {"image": PHOTO, "output_format": "png"} | inputs))
+    assert answer.status == "succeeded", answer.error
+    return answer.files
+
+
+# ---- what it can do
+
+
+@pytest.mark.parametrize("conditioner", ["canny", "scribble"])
+def test_a_photograph_becomes_a_picture_of_its_aspect(server: Server, conditioner: str) -> None:
+    (picture,) = run(server, conditioner=conditioner)
+    assert picture.size == (96, 64) and picture.format == "WEBP"
+
+
+@pytest.mark.parametrize("conditioner", ["canny", "scribble"])
+def test_a_ready_made_map_gives_what_the_photograph_gave(server: Server, conditioner: str) -> None:
+    control_map, picture = png(server, conditioner=conditioner, return_control_map=True)
+    ready = {"image": data_url(control_map), "preprocess": False, "return_control_map": True}
+    assert png(server, conditioner=conditioner, **ready) == [control_map, picture]
+
+
+def test_map_only_generates_nothing_and_returns_the_map(server: Server) -> None:
+    (only,) = png(server, map_only=True)
+    (first, _) = png(server, return_control_map=True)
+    assert only == first
+    assert set(np.unique(np.asarray(Image.open(io.BytesIO(only))))) == {0, 255}
+
+
+def test_four_outputs_are_four_pictures_and_each_is_its_own_seeds(server: Server) -> None:
+    together = png(server, num_outputs=4, seed=0)
+    assert together == [png(server, seed=seed)[0] for seed in range(4)]
+    assert len(set(together)) == 4
+
+
+@pytest.mark.parametrize(("name", "kind"), [("webp", "WEBP"), ("jpg", "JPEG"), ("png", "PNG")])
+def test_three_formats(server: Server, name: str, kind: str) -> None:
+    assert [image.format for image in run(server, output_format=name, return_control_map=True)] == [kind, kind]
+
+
+def test_quality_makes_files_smaller(server: Server) -> None:
+    sizes = [len(server.run(**(FAST | {"image": PHOTO, "output_quality": q})).files[0]) for q in (10, 95)]
+    assert sizes[0] < sizes[1]
+
+
+def test_every_scheduler_makes_its_own_picture(server: Server) -> None:
+    pictures = {name: png(server, scheduler=name, num_inference_steps=4)[0] for name in predict.SCHEDULERS}
+    assert len(set(pictures.values())) == len(predict.SCHEDULERS)
+
+
+def test_the_seed_is_in_the_log_and_the_metrics(server: Server) -> None:
+    given = server.run(**(FAST | {"image": PHOTO, "seed": 0}))
+    assert given.metrics["seed"] == 0 and "seed: 0" in given.logs
+    drawn = [server.run(**({k: v for k, v in FAST.items() if k != "seed"} | {"image": PHOTO})) for _ in range(2)]
+    seeds = [answer.metrics["seed"] for answer in drawn]
+    assert seeds[0] != seeds[1] and f"seed: {seeds[0]}" in drawn[0].logs
+    again = server.run(**(FAST | {"image": PHOTO, "seed": seeds[0]}))
+    assert again.files == drawn[0].files
+
+
+def test_progress_is_in_the_log(server: Server) -> None:
+    answer = server.run(**(FAST | {"image": PHOTO, "num_outputs": 2}))
+    assert "picture 1/2: 100%" in answer.logs and "picture 2/2: 100%" in answer.logs
+
+
+def test_the_log_is_free_of_warnings(server: Server) -> None:
+    run(server)
+    assert not [line for line in server.logs.splitlines() if "warn" in line.lower()]
+
+
+# ---- the schema
+
+
+def test_the_schema_served_is_the_signature(server: Server) -> None:
+    status, document = server.request("GET", "/openapi.json")
+    document = document if isinstance(document, dict) else json.loads(document)
+    schemas = document["components"]["schemas"]
+    properties = schemas["Input"]["properties"]
+    declared = {k: v.default for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
+    assert status == 200
+    assert sorted(properties, key=lambda name: properties[name]["x-order"]) == list(declared)
+    for name, field in declared.items():
+        got = properties[name]
+        assert got["description"] == field.description
+        assert (got.get("minimum"), got.get("maximum"), got.get("default")) == (field.ge, field.le, field.default), name
+        assert ("allOf" in got) == (field.choices is not None)
+        if field.choices:
+            assert schemas[name]["enum"] == field.choices
+
+
+# ---- bad input
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG that claims to be of that size and has next to no data."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64))]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+WRONG = [
+    ({"conditioner": "edges"}, "canny"),
+    ({"conditioner": "hed"}, "has no hed conditioner; it has canny, scribble"),
+    ({"scheduler": "euler"}, "DDIM"),
+    ({"output_format": "gif"}, "webp"),
+    *[
+        ({name: value}, name)
+        for name, values in {
+            "conditioning_scale": (-0.1, 2.1),
+            "control_start": (-0.1, 1.1),
+            "control_end": (-0.1, 1.1),
+            "num_outputs": (0, 5, 1.5),
+            "resolution": (63, 2049),
+            "num_inference_steps": (0, 101),
+            "guidance_scale": (-1, 31),
+            "seed": (-1, 2**32),
+            "output_quality": (-1, 101),
+        }.items()
+        for value in values
+    ],
+    ({"control_start": 0.6, "control_end": 0.6}, "control_start must be below control_end"),
+    ({"control_end": 0.1}, "covers none of the 2 steps"),
+    ({"image": data_url(b"hello")}, "not a picture"),
+    ({"image": data_url(encoded(CAT)[:5000])}, "damaged or incomplete"),
+    ({"image": data_url(b"")}, "empty"),
+    ({"image": url(Image.new("RGB", (1, 1)))}, "too small"),
+    ({"image": data_url(_png_header(20000, 20000))}, "too large"),
+    ({"image": url(Image.new("RGB", (500, 100)))}, "too long and narrow"),
+    ({"resolution": 1024, "num_outputs": 4}, "lower resolution to"),
+    ({"prompt": None}, "prompt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"), WRONG, ids=lambda value: None if isinstance(value, str) else str(value)[:40]
+)
+def test_bad_input_gets_one_clear_error_and_leaves_no_trace(server: Server, inputs: dict, told: str) -> None:
+    before = png(server)
+    answer = server.run(**(FAST | {"image": PHOTO} | inputs))
+    assert answer.status == "failed" or answer.http_status == 422
+    assert told in answer.error
+    assert "Traceback" not in answer.error and "/tmp" not in answer.error and ".py" not in answer.error
+    assert png(server) == before
+
+
+def test_a_local_file_is_never_read(server: Server, tmp_path: Path) -> None:
+    """A bare path or file:// URL in place of an upload reaches predict() as it is; opening it would show any file."""
+    file = tmp_path / "cat.png"
+    file.write_bytes(encoded(CAT))
+    for place in (str(file), file.as_uri(), "predict.py"):
+        answer = server.run(**(FAST | {"image": place, "map_only": True}))
+        assert answer.status == "failed", place
+        assert "expected an uploaded file" in answer.error and place not in answer.error
+
+
+def test_a_missing_image_or_prompt_is_named(server: Server) -> None:
+    assert "image: Field required" in server.run(prompt="x").error
+    assert "prompt: Field required" in server.run(image=PHOTO).error
+
+
+# ---- what simply works
+
+
+def test_every_kind_of_picture_file_works(server: Server) -> None:
+    """The same photograph in every guise gives the same control map, bit for bit where the guise is lossless."""
+    small = CAT.resize((96, 64))
+    grey = small.convert("L")
+    (plain,) = png(server, image=url(small), map_only=True)
+    (plain_grey,) = png(server, image=url(grey), map_only=True)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    transparent = small.convert("RGBA")
+    transparent.putalpha(255)
+    palette = small.quantize(256)
+    same = {
+        "WebP": (url(small, "WEBP", lossless=True), plain),
+        "animated GIF": (url(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]), None),
+        "palette PNG": (url(palette), None),
+        "RGBA": (url(transparent), plain),
+        "16-bit PNG": (url(deep), plain_grey),
+        "greyscale": (url(grey), plain_grey),
+        "1-bit": (url(grey.convert("1")), None),
+        "CMYK JPEG": (url(small.convert("CMYK"), "JPEG", quality=100), None),
+    }
+    for kind, (sent, expected) in same.items():
+        (got,) = png(server, image=sent, map_only=True)
+        assert Image.open(io.BytesIO(got)).size == (96, 64), kind
+        assert expected is None or got == expected, kind
+
+
+def test_a_rotated_photo_is_turned_upright(server: Server) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways = CAT.resize((96, 64)).transpose(Image.Transpose.ROTATE_90)
+    (picture,) = run(server, image=url(sideways, "JPEG", exif=exif))
+    assert picture.size == (96, 64)
+
+
+def test_a_dark_doodle_on_white_paper_becomes_white_strokes(server: Server) -> None:
+    doodle = Image.new("RGB", (128, 128), "white")
+    doodle.paste("black", (40, 30, 44, 100))
+    for preprocess in (True, False):
+        inputs = {"conditioner": "scribble", "image": url(doodle), "resolution": 128, "preprocess": preprocess}
+        (drawn,) = png(server, map_only=True, **inputs)
+        strokes = np.asarray(Image.open(io.BytesIO(drawn)).convert("L")) > 127
+        assert np.array_equal(strokes, np.asarray(doodle.convert("L")) < 127)
+
+
+def test_a_prompt_is_used_to_its_last_word(server: Server) -> None:
+    long = "a red ball and a green box and a yellow cone and a blue house and a white tree, " * 6
+    assert png(server, prompt=long + "on sand") != png(server, prompt=long + "on snow")
+
+
+def test_the_size_is_the_one_asked_for(server: Server) -> None:
+    assert run(server, resolution=100)[0].size == (160, 104)
+    assert run(server, resolution=64, image=url(CAT.crop((0, 0, 300, 75))))[0].size == (256, 64)
+
+
+# ---- requests leave no trace on each other
+
+
+def test_cancelling_answers_within_a_step_and_the_next_request_is_as_before(server: Server) -> None:
+    before = png(server)
+    running = server.start(**(FAST | {"image": PHOTO, "num_inference_steps": 100, "num_outputs": 4, "resolution": 256}))
+    time.sleep(1.0)
+    asked = time.monotonic()
+    while running.cancel() == 404:
+        time.sleep(0.02)
+    answer = running.result()
+    assert answer.status == "canceled"
+    assert time.monotonic() - asked < 3.0
+    assert png(server) == before
+
+
+def test_the_same_request_gives_the_same_bytes_after_any_other(server: Server) -> None:
+    """Peers kept a disabled safety checker, a scheduler or a LoRA of one request for the next."""
+    choose = random.Random(20)
+    before = {name: png(server, conditioner=name) for name in ("canny", "scribble")}
+    others = [
+        {"conditioner": "scribble", "seed": 9},
+        {"scheduler": "K_EULER_ANCESTRAL"},
+        {"scheduler": "KLMS", "num_outputs": 2},
+        {"disable_safety_checker": True},
+        {"guidance_scale": 0, "conditioning_scale": 0},
+        {"control_start": 0.5},
+        {"image": data_url(b"not a picture")},
+        {"conditioner": "depth"},
+        {"map_only": True, "conditioner": "scribble"},
+        {"prompt": "word " * 200},
+        "cancel",
+        "cancel",
+        "cancel",
+        "cancel",
+    ]
+    choose.shuffle(others)
+    for other in others:
+        if other == "cancel":
+            running = server.start(**(FAST | {"image": PHOTO, "num_inference_steps": 50, "seed": 3}))
+            time.sleep(choose.uniform(0, 0.6))
+            running.cancel()
+            running.result()
+        else:
+            server.run(**(FAST | {"image": PHOTO} | other))
+        name = choose.choice(sorted(before))
+        assert png(server, conditioner=name) == before[name], other
+
+
+# ---- what is in memory
+
+
+def test_one_base_whatever_the_conditioner_and_switching_loads_nothing(monkeypatch, tmp_path: Path) -> None:
+    """In this process, so that every model that exists can be counted."""
+    monkeypatch.setenv("CONTROLNET_BUNDLE", "tiny")
+    predictor = predict.Predictor()
+    predictor.setup()
+    generator = predictor.generator
+    nets = list(generator.controlnets.values())
+    base = [generator.base[part] for part in ("unet", "vae", "text_encoder")]
+    storages = [p.untyped_storage().data_ptr() for module in (*base, *nets) for p in module.parameters()]
+    assert len(set(storages)) == len({id(p) for module in (*base, *nets) for p in module.parameters()})
+
+    loaded: list[str] = []
+    for place in ("diffusers.ControlNetModel", "diffusers.UNet2DConditionModel", "transformers.CLIPTextModel"):
+        monkeypatch.setattr(f"{place}.from_pretrained", lambda *a, place=place, **k: loaded.append(place))
+    photo = tmp_path / "photo.png"
+    CAT.resize((96, 64)).save(photo)
+    counts = []
+    for conditioner in ("canny", "scribble", "canny"):
+        predictor.predict(**(FAST | {"image": cog.Path(photo), "conditioner": conditioner}))
+        counts.append(_weights_in_memory())
+    assert not loaded
+    assert len(set(counts)) == 1, counts
+
+
+def _weights_in_memory() -> int:
+    """How many tensors of weights exist in this process."""
+    gc.collect()
+    return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
