@@ -43,8 +43,8 @@ class Plan:
 PLANS = {
     "vae": Plan(900, 32, 1e-3),
     "base": Plan(900, 32, 1e-3),
-    "canny": Plan(800, 24, 7e-4),
-    "scribble": Plan(300, 24, 5e-4),
+    "canny": Plan(1000, 24, 7e-4),
+    "scribble": Plan(350, 24, 5e-4),
 }
 BASE_SHARE = 0.25
 """Share of samples without control while base and first ControlNet learn together."""
@@ -60,10 +60,12 @@ def train_stage(
     loss_of: Callable[[torch.Generator, int], torch.Tensor],
     device: torch.device,
     folder: Path,
+    until: int | None = None,
 ) -> dict[str, nn.Module]:
     """Train `modules` until the plan's steps are done, and return their averaged (EMA) copies in eval mode.
 
-    `loss_of(generator, batch)` draws a batch and gives the loss. AdamW, 2% warm-up, cosine to zero.
+    `loss_of(generator, batch)` draws a batch and gives the loss. AdamW, 2% warm-up, cosine to zero. `until` stops
+    earlier, at a step that saves a checkpoint (every 50), as if interrupted there.
     """
     averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
     optimizer = torch.optim.AdamW(
@@ -78,7 +80,7 @@ def train_stage(
             module.load_state_dict(state["modules"][key])
             averaged[key].load_state_dict(state["averaged"][key])
     started = time.monotonic()
-    for step in range(done, plan.steps):
+    for step in range(done, min(until or plan.steps, plan.steps)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{SEED}/{name}/{step}".encode()))
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * _schedule(step, plan.steps)
