@@ -7,12 +7,14 @@
 # pyright: reportArgumentType=false
 # (Cog declares choices as a list of str | int, which a list of str is not to a type checker.)
 
+from types import SimpleNamespace
 from typing import Optional
 
 from cog import BasePredictor, Input, Path
 
 from controlnet.bundle import open_bundle
 from controlnet.conditioners import check_conditioner, draw_control_map
+from controlnet.errors import plain_errors
 from controlnet.generation import Control, Generator, Request
 from controlnet.geometry import canvas_size, check_pixels
 from controlnet.images import open_image
@@ -47,7 +49,7 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="What the picture should show, in plain words. Any length: nothing is cut off.",
+            description="What the picture should show, in plain words. A long one is used to its end: with sd15, 1500 tokens (about a thousand words) fit.",
         ),
         image: Path = Input(
             description="The picture whose structure is kept: a photo, a drawing, or (with preprocess off) a ready-made control map. PNG, JPEG, WebP, GIF, BMP or TIFF, at least 16 pixels on each side and at most 4 times as long as wide.",
@@ -143,11 +145,16 @@ class Predictor(BasePredictor):
             description="Skip the safety checker for this request. Otherwise a picture that it flags is withheld.",
         ),
     ) -> list[Path]:
-        """Draw the control map, generate, check, and return the files: the control map first where it is asked for."""
+        """Return the files of one request: the control map first where it is asked for, then the pictures."""
+        with plain_errors():
+            return self._answer(self.bundle.resolve(check_inputs(Predictor.predict, locals())))
+
+    def _answer(self, ask: SimpleNamespace) -> list[Path]:
+        """The way of a request, whose inputs `ask` holds by name: look, draw the control map, generate, check, write."""
         sweep()
-        ask = self.bundle.resolve(check_inputs(Predictor.predict, locals()))
         check_conditioner(ask.conditioner, self.annotators)
         check_disabling(ask.disable_safety_checker)
+        self.generator.check_window(ask.control_start, ask.control_end, ask.scheduler, ask.num_inference_steps)
         picture = open_image(ask.image)
         size = canvas_size(picture.size, ask.resolution)
         check_pixels(size, ask.num_outputs, self.bundle.manifest.limits.pixels)

@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from controlnet import schedulers
 from controlnet.annotators import ANNOTATORS, Annotator
 from controlnet.choice import choose_bundle
 from controlnet.download import download
+from controlnet.loading import load_pretrained
+from controlnet.lockfile import read_lock
 from controlnet.manifest import WEIGHTS, Manifest
 from controlnet.weights import WeightsError, check
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
 """Environment variable: set to 1 (as in the container), setup() fetches weights that are absent, if they are locked."""
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-
-
-class BundleError(RuntimeError):
-    """A weight file that does not fit the model it is for; the message names the part and the keys."""
 
 
 class Bundle:
@@ -64,21 +63,8 @@ class Bundle:
         return {name: loaded[entry.annotator] for name, entry in self.manifest.conditioners.items()}
 
     def model(self, kind: type, part: str) -> Any:
-        """A diffusers or transformers model from its part's folder, in eval mode. Raises BundleError.
-
-        The libraries fill in missing weights with random ones and drop unknown ones, with a warning at most: here
-        either is an error.
-        """
-        variant = "fp16" if any(".fp16." in file for file in self._files(part)) else None
-        options = {"variant": variant, "local_files_only": True, "output_loading_info": True}
-        dtype = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": self.dtype}
-        loader: Any = kind
-        model, report = loader.from_pretrained(self.folder(part), **options, **dtype)
-        faults = {what: sorted(report[what]) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-        if any(faults.values()):
-            told = "; ".join(f"{what.replace('_', ' ')}: {_some(keys)}" for what, keys in faults.items() if keys)
-            raise BundleError(f"{part} of {self.manifest.name} does not fit {kind.__name__}: {told}.")
-        return model.to(self.device).eval().requires_grad_(False)
+        """A part as a model of class `kind`. Raises WeightsMismatch where its tensors are not the model's."""
+        return load_pretrained(kind, self.folder(part), self.device, self.dtype)
 
     def resolve(self, inputs: Mapping[str, Any]) -> SimpleNamespace:
         """The inputs of a request, with the bundle's defaults where one is None."""
@@ -86,9 +72,6 @@ class Bundle:
         return SimpleNamespace(
             **{name: defaults.get(name) if value is None else value for name, value in inputs.items()}
         )
-
-    def _files(self, part: str) -> tuple[str, ...]:
-        return next(entry.files for entry in self.manifest.parts if entry.name == part)
 
     def _class_name(self, part: str) -> str:
         config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)
@@ -108,18 +91,21 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml")
+    in_container = environ.get(DOWNLOAD) == "1"
+    if in_container and not manifest.embedded and read_lock(manifest, root) is None:
+        raise WeightsError(
+            f"The container starts with locked weights only, and {name} has no lock: run script/lock-weights {name} "
+            "and build it again."
+        )
     try:
         check(manifest, root)
     except WeightsError:
-        if manifest.embedded or environ.get(DOWNLOAD) != "1":
+        if manifest.embedded or not in_container:
             raise
         download(manifest, root, require_lock=True)
         check(manifest, root)
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.float16 if cuda else torch.float32
+    disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
     print(f"bundle: {name} on {device.type}{f' ({reason})' if reason else ''}", flush=True)
     return Bundle(manifest, root, device, dtype)
-
-
-def _some(keys: list) -> str:
-    return ", ".join(map(str, keys[:3])) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from controlnet.manifest import WEIGHTS, Manifest
-from controlnet.weights import WeightsError, check
 
 BUNDLE = "CONTROLNET_BUNDLE"
 """Environment variable: the bundle's name."""
@@ -15,8 +14,8 @@ def choose_bundle(environ: Mapping[str, str], root: Path = WEIGHTS) -> tuple[str
     """The bundle's name, and one line that says why it was chosen; empty where the environment names it."""
     if named := environ.get(BUNDLE):
         return named, ""
-    try:
-        check(Manifest.read(root / f"{FULL}.toml"), root)
-    except WeightsError:
+    full = Manifest.read(root / f"{FULL}.toml")
+    # One file is enough: if others are missing or wrong, that is said at the start, not passed over by taking tiny.
+    if not any((root / FULL / path).exists() for path in full.paths):
         return EMBEDDED, f"{BUNDLE} is not set and the {FULL} weights are not there: script/download-weights {FULL}"
     return FULL, f"{BUNDLE} is not set and the {FULL} weights are there"

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from controlnet.choice import BUNDLE, choose_bundle
 from controlnet.schema import SchemaError, openapi_schema
-from controlnet.serving import ROOT, Server, ServerError, pick_bundle, plain_error
+from controlnet.serving import ROOT, Server, ServerError, plain_error
 
 PROGRESS_BAR = re.compile(r"\d+%\|")
 """What a line of tqdm looks like."""
@@ -188,12 +189,12 @@ def describe_inputs(schemas: Json) -> str:
 
 def run(inputs: Json, output_folder: Path, environ: Mapping[str, str], root: Path = ROOT) -> int:
     """Start the server, run one prediction, write its files and return the exit status."""
-    bundle, reason = pick_bundle(environ)
+    bundle, reason = choose_bundle(environ)
     if reason:
         print(reason, file=sys.stderr)
     display = Display()
     prediction_id = uuid.uuid4().hex
-    with Server(dict(environ) | {"CONTROLNET_BUNDLE": bundle}, root, display.show) as server:
+    with Server(dict(environ) | {BUNDLE: bundle}, root, display.show) as server:
         try:
             server.wait_ready()
             status, answer = server.predict(inputs, prediction_id)

@@ -17,6 +17,8 @@ from controlnet.composite import CompositeControlNet
 from controlnet.prompts import encode_prompts
 from controlnet.schedulers import make_scheduler
 
+SEEDS = 2**32  # seeds are 0 to 2³² − 1; the one after the last is 0
+
 
 class RequestError(ValueError):
     """Inputs that are each allowed but do not go together; the message says what to change."""
@@ -34,13 +36,6 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     """The share of the steps after which control begins and ends, 0 ≤ start < end ≤ 1."""
-
-    def __post_init__(self) -> None:
-        if not self.start < self.end:
-            raise RequestError(
-                f"control_start must be below control_end: got {self.start:g} and {self.end:g}. "
-                "Lower control_start or raise control_end."
-            )
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,8 @@ class Generator:
         """
         # A cancellation is an exception that can land inside torch's own no_grad; this undoes what it may have left.
         torch.set_grad_enabled(False)
-        self._check_windows(request)
+        for control in request.controls:
+            self.check_window(control.start, control.end, request.scheduler, request.num_inference_steps)
         return list(self._pictures(request))
 
     def _pictures(self, request: Request) -> Iterator[Image.Image]:
@@ -91,7 +87,7 @@ class Generator:
                 image=[control.control_map for control in request.controls],
                 num_inference_steps=request.num_inference_steps,
                 guidance_scale=request.guidance_scale,
-                generator=torch.Generator("cpu").manual_seed(request.seed + i),
+                generator=torch.Generator("cpu").manual_seed((request.seed + i) % SEEDS),
                 controlnet_conditioning_scale=[control.scale for control in request.controls],
                 control_guidance_start=[control.start for control in request.controls],
                 control_guidance_end=[control.end for control in request.controls],
@@ -112,14 +108,18 @@ class Generator:
             requires_safety_checker=False,
         )
 
-    def _check_windows(self, request: Request) -> None:
-        """Refuse a start–end window that covers no step: the control would be ignored in silence."""
-        scheduler = make_scheduler(request.scheduler, self.base["scheduler"].config)
-        scheduler.set_timesteps(request.num_inference_steps)
-        steps = len(scheduler.timesteps)
-        for control in request.controls:
-            if not any(i / steps >= control.start and (i + 1) / steps <= control.end for i in range(steps)):
-                raise RequestError(
-                    f"Control from {control.start:g} to {control.end:g} covers none of the {steps} steps: "
-                    "widen control_start and control_end or raise num_inference_steps."
-                )
+    def check_window(self, start: float, end: float, scheduler: str, num_inference_steps: int) -> None:
+        """Raise RequestError where a control's start–end window is empty or covers no step: it would do nothing."""
+        if not start < end:
+            raise RequestError(
+                f"control_start must be below control_end: got {start:g} and {end:g}. "
+                "Lower control_start or raise control_end."
+            )
+        sampler = make_scheduler(scheduler, self.base["scheduler"].config)
+        sampler.set_timesteps(num_inference_steps)
+        steps = len(sampler.timesteps)  # some samplers take more steps than they are asked for
+        if not any(i / steps >= start and (i + 1) / steps <= end for i in range(steps)):
+            raise RequestError(
+                f"Control from {start:g} to {end:g} covers none of the {steps} steps: "
+                "widen control_start and control_end or raise num_inference_steps."
+            )

@@ -6,7 +6,6 @@ against 17 concepts with a threshold each (CompVis/stable-diffusion-safety-check
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
@@ -105,28 +104,15 @@ def open_safety_checker(bundle: Any) -> SafetyChecker | None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, logger
     from transformers import CLIPImageProcessor
 
+    from controlnet.loading import load_pretrained
+
     logger.setLevel("ERROR")  # its warning announces black images, which is not what happens here
     try:
-        folder = Path(bundle.folder(name))
-        loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
-            folder,
-            torch_dtype=bundle.dtype,
-            variant=_variant(folder),
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        model, report = loaded
+        model = load_pretrained(StableDiffusionSafetyChecker, bundle.folder(name), bundle.device, bundle.dtype)
         processor = CLIPImageProcessor.from_pretrained(bundle.folder(FEATURE_EXTRACTOR), local_files_only=True)
-    except Exception as error:
+    except Exception as error:  # missing concepts would be filled with ones, a threshold that no picture reaches
         raise SafetyError(_absent(bundle.manifest.name, name)) from error
-    # Missing concepts would be filled with ones, a threshold that no picture reaches: a checker that passes everything.
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise SafetyError(_absent(bundle.manifest.name, name))
     return SafetyChecker(model, processor, bundle.device)
-
-
-def _variant(folder: Path) -> str | None:
-    return "fp16" if any(folder.glob("*.fp16.*")) else None
 
 
 def _refuse_nan(module: Any, inputs: Any, output: "torch.Tensor") -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from controlnet.choice import BUNDLE, choose_bundle
 from controlnet.schema import SchemaError, write_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +32,11 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Said at every start of the names that we keep on purpose: cog-safe-push reads only `predict:` in cog.yaml.
 QUIET = ",".join(f"ignore:{name} is deprecated:DeprecationWarning" for name in ("BasePredictor", "Predictor.predict()"))
 
-# coglet puts "Prediction failed: " twice, or a chain of "setup failed", before what the exception said. ValueError is
-# what the user's own input raises; its name would tell them nothing.
-ERROR_PREFIX = re.compile(r"(?:Prediction failed: )*(?:worker setup failed.*?: setup failed: )?(?:ValueError: )?")
+# coglet puts "Prediction failed: " twice, or a chain of "setup failed", before what the exception said, and its
+# class, which would tell them nothing.
+ERROR_PREFIX = re.compile(
+    r"(?:Prediction failed: )*(?:worker setup failed.*?: setup failed: )?(?:\w+(?:Error|Fault|Mismatch): )?"
+)
 
 
 class ServerError(RuntimeError):
@@ -43,17 +46,6 @@ class ServerError(RuntimeError):
 def plain_error(text: str) -> str:
     """Return the exception's own message out of the error text that the server gives."""
     return ERROR_PREFIX.sub("", text, count=1)
-
-
-def pick_bundle(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return the bundle to serve, and one line saying why where the user did not choose it."""
-    if name := environ.get("CONTROLNET_BUNDLE"):
-        return name, ""
-    # Only here: neither is needed where the bundle is named.
-    from controlnet.choice import choose_bundle
-    from controlnet.manifest import WEIGHTS
-
-    return choose_bundle(environ, WEIGHTS)
 
 
 def free_port() -> int:
@@ -69,12 +61,12 @@ def free_port() -> int:
 def serve(host: str, port: int) -> None:
     """Replace this process by the server of the predict.py here. Raises ServerError or SchemaError."""
     _check_port(host, port)
-    name, reason = pick_bundle(os.environ)
+    name, reason = choose_bundle(os.environ)
     if reason:
         print(reason, file=sys.stderr, flush=True)
     write_schema(Path.cwd(), importlib.metadata.version("cog"))
     os.environ |= {
-        "CONTROLNET_BUNDLE": name,
+        BUNDLE: name,
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "PORT": str(port),
         "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
@@ -97,7 +89,7 @@ def _check_port(host: str, port: int) -> None:
 def _die_with(parent: int) -> None:
     """Ask the kernel to end this process when its parent dies, even by SIGKILL. Only Linux can."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             sys.exit(1)
 
@@ -108,7 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
         prog="script/serve", description="Serve predictions over HTTP. The bundle is CONTROLNET_BUNDLE."
     )
     parser.add_argument("-p", "--port", type=int, default=int(os.environ.get("PORT", "5000")), help="default: 5000")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: 0.0.0.0, every one)")
+    parser.add_argument(
+        "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for every one (default: this machine only)"
+    )
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.parent:

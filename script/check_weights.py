@@ -1,6 +1,7 @@
 """script/check-weights: load every file of a bundle and make one small picture with each of its conditioners."""
 
 import argparse
+import dataclasses
 import inspect
 import os
 import shutil
@@ -12,8 +13,8 @@ from typing import Any
 import cog
 from skimage import data, io
 
+from controlnet.bundle import open_bundle
 from controlnet.choice import BUNDLE
-from controlnet.manifest import WEIGHTS, Manifest
 
 
 def draw(predictor: Any, image: Path, conditioner: str) -> list[Path]:
@@ -33,17 +34,22 @@ def main() -> None:
     options = parser.parse_args()
     os.environ[BUNDLE] = options.bundle
 
-    from predict import Predictor  # after the bundle is named
+    import predict  # after the bundle is named
 
-    predictor = Predictor()
-    predictor.setup()
+    bundle = open_bundle()
+    conditioners = bundle.manifest.conditioners
     options.output.mkdir(parents=True, exist_ok=True)
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "astronaut.png"
         io.imsave(image, data.astronaut())
-        for conditioner in Manifest.read(WEIGHTS / f"{options.bundle}.toml").conditioners:
+        for conditioner, entry in conditioners.items():
+            # One at a time: in float32, as on a machine without GPU, all of sd15 is more than such machines hold.
+            bundle.manifest = dataclasses.replace(bundle.manifest, conditioners={conditioner: entry})
+            predict.open_bundle = lambda: bundle
+            predictor = predict.Predictor()
             try:
+                predictor.setup()
                 control_map, picture = draw(predictor, image, conditioner)
             except Exception as error:  # whatever it is: the other conditioners are tried too
                 failed = True

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import parts, write_bundle
 
-from controlnet.bundle import DOWNLOAD, Bundle, BundleError, open_bundle
+from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
+from controlnet.loading import WeightsMismatch
 from controlnet.manifest import Manifest
 from controlnet.weights import WeightsError
 
@@ -62,7 +63,8 @@ def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_pat
         key = "stray.weight"
         tensors[key] = torch.zeros(2)
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(BundleError, match=f"^{part} of small does not fit .*{fault} keys: .*{key.split('.')[-1]}"):
+    told = f"^{part.split('/')[-1]} does not fit its network \\({fault}: .*{key.split('.')[-1]}"
+    with pytest.raises(WeightsMismatch, match=told):
         broken.base()
         broken.controlnets()
 
@@ -81,6 +83,12 @@ def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monke
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(WeightsError, match="script/lock-weights sd15"):
         open_bundle({"CONTROLNET_BUNDLE": "sd15", DOWNLOAD: "1"}, tmp_path)
+    for path in Manifest.read(manifest).paths:  # also where files of unknown content lie there
+        (tmp_path / "sd15" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sd15" / path).write_bytes(b"x")
+    with pytest.raises(WeightsError, match="script/lock-weights sd15"):
+        open_bundle({"CONTROLNET_BUNDLE": "sd15", DOWNLOAD: "1"}, tmp_path)
+    shutil.rmtree(tmp_path / "sd15")
     with pytest.raises(WeightsError, match="script/download-weights sd15"):
         open_bundle({"CONTROLNET_BUNDLE": "sd15"}, tmp_path)
 

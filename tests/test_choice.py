@@ -1,6 +1,5 @@
 from pathlib import Path
 
-from controlnet import choice
 from controlnet.choice import choose_bundle
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -17,7 +16,9 @@ def test_without_sd15_weights_it_is_tiny_and_says_so_in_one_line(tmp_path: Path)
     assert "sd15 weights are not there: script/download-weights sd15" in reason and "\n" not in reason
 
 
-def test_with_sd15_weights_on_disk_it_is_sd15(tmp_path: Path, monkeypatch) -> None:
+def test_with_sd15_weights_on_disk_it_is_sd15(tmp_path: Path) -> None:
     (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
-    monkeypatch.setattr(choice, "check", lambda manifest, root: None)
-    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "sd15"
+    (tmp_path / "sd15" / "unet").mkdir(parents=True)
+    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "tiny", "an empty folder is no weights"
+    (tmp_path / "sd15" / "unet" / "config.json").write_text("{}")
+    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "sd15", "damaged weights must not pass as tiny"

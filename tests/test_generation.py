@@ -56,6 +56,13 @@ def test_picture_i_of_seed_s_is_picture_0_of_seed_s_plus_i(generator: Generator)
     assert len(set(together)) == 3
 
 
+def test_after_the_highest_seed_comes_0(generator: Generator) -> None:
+    assert (
+        pixels(generator.generate(request(seed=2**32 - 1, num_outputs=2)))[1]
+        == pixels(generator.generate(request(seed=0)))[0]
+    )
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_every_scheduler_runs_with_any_number_of_steps(generator: Generator, scheduler: str, steps: int) -> None:
@@ -88,9 +95,9 @@ def test_every_setting_changes_the_picture_and_leaves_no_trace(generator: Genera
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.7, 0.2), (1.0, 1.0)])
-def test_an_empty_window_is_refused(start: float, end: float) -> None:
+def test_an_empty_window_is_refused(generator: Generator, start: float, end: float) -> None:
     with pytest.raises(RequestError, match="control_start must be below control_end"):
-        request(control={"start": start, "end": end})
+        generator.generate(request(control={"start": start, "end": end}))
 
 
 def test_a_window_that_covers_no_step_is_refused(generator: Generator) -> None:

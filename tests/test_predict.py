@@ -64,6 +64,6 @@ def test_every_input_is_described_in_whole_sentences(name: str) -> None:
 def test_predict_reads_like_a_table_of_contents() -> None:
     """No loop, no branch but the map-only return, no try: the logic lives in controlnet/."""
     tree = ast.parse((ROOT / "predict.py").read_text(encoding="utf-8"))
-    body = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "predict").body
+    body = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_answer").body
     assert sum(isinstance(node, ast.If) for node in body) == 1
     assert not any(isinstance(node, ast.For | ast.While | ast.Try | ast.With) for node in body)

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from small_models import parts
 
-from controlnet.prompts import encode_prompts
+from controlnet.prompts import MOST_CHUNKS, PromptError, encode_prompts
 from tinyworld.models import TOKENS
 
 LONG = "a red ball " * 40
@@ -42,3 +43,12 @@ def test_both_prompts_have_one_length() -> None:
 def test_a_long_prompt_is_encoded_without_a_warning(caplog) -> None:
     encode(LONG)
     assert not caplog.records
+
+
+def test_the_longest_prompt_passes_and_one_word_more_is_refused() -> None:
+    words = (TOKENS - 2) * MOST_CHUNKS
+    assert encode("red " * words)[0].shape[1] == MOST_CHUNKS * TOKENS
+    with pytest.raises(PromptError, match=f"at most {words} tokens .* has {words + 1} tokens"):
+        encode("", "red " * (words + 1))
+    with pytest.raises(PromptError, match="5000000 characters"):
+        encode("x" * 5_000_000)

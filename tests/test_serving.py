@@ -151,7 +151,8 @@ def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> No
     ("text", "plain"),
     [
         ("Prediction failed: Prediction failed: ValueError: too small", "too small"),
-        ("Prediction failed: Prediction failed: OSError: disk full", "OSError: disk full"),
+        ("Prediction failed: Prediction failed: ImageError: too large", "too large"),
+        ("Prediction failed: Prediction failed: ServerFault: ours", "ours"),
         ("worker setup failed: worker setup failed (slot 1-2): Setup failed: setup failed: ValueError: gone", "gone"),
         ("Input validation error: no such host", "Input validation error: no such host"),
         ("a message: Prediction failed: inside", "a message: Prediction failed: inside"),

@@ -1,5 +1,7 @@
 """Checking and verifying weights: every fault is named, with what was expected, what is there, and the repair."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from small_bundle import CONFIG, CONTENT, HED, MANIFEST, MODEL, fetch, hub_fixtu
 
 from controlnet.download import lock
 from controlnet.lockfile import Lock, WeightsError
-from controlnet.manifest import Manifest
+from controlnet.manifest import WEIGHTS, Manifest
 from controlnet.weights import check, verify
 
 
@@ -92,3 +94,22 @@ def test_checking_needs_neither_torch_nor_the_hub() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
     code = "import sys, controlnet.weights_cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_embedded_bundle_is_what_its_lock_says() -> None:
+    tiny = Manifest.read(WEIGHTS / "tiny.toml")
+    verify(tiny)
+    assert {"seed", "hardware", "steps"} <= set(tiny.made)
+    present = {str(file.relative_to(WEIGHTS / "tiny")) for file in (WEIGHTS / "tiny").rglob("*") if file.is_file()}
+    assert present == set(tiny.paths), "a file that no manifest names, or one that is missing"
+
+
+def test_a_truncated_embedded_file_is_reported_with_the_command_that_restores_it(tmp_path: Path) -> None:
+    for name in ("tiny.toml", "tiny.lock"):
+        shutil.copy(WEIGHTS / name, tmp_path)
+    shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
+    file = tmp_path / "tiny/unet/diffusion_pytorch_model.fp16.safetensors"
+    size = file.stat().st_size
+    os.truncate(file, size - 10)
+    with pytest.raises(WeightsError, match=f"(?s)too short, expected {size} bytes, got {size - 10}.*git checkout"):
+        check(Manifest.read(tmp_path / "tiny.toml"), tmp_path)

@@ -43,8 +43,8 @@ class Plan:
 PLANS = {
     "vae": Plan(900, 32, 1e-3),
     "base": Plan(900, 32, 1e-3),
-    "canny": Plan(1000, 24, 7e-4),
-    "scribble": Plan(350, 24, 5e-4),
+    "canny": Plan(1500, 24, 7e-4),
+    "scribble": Plan(500, 24, 5e-4),
 }
 BASE_SHARE = 0.25
 """Share of samples without control while base and first ControlNet learn together."""
