@@ -5,7 +5,6 @@ and becomes the server. `Server` runs that as a child and talks to it.
 """
 
 import argparse
-import ctypes
 import http.client
 import importlib.metadata
 import json
@@ -27,7 +26,6 @@ from controlnet.schema import SchemaError, write_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCALHOST = "127.0.0.1"
-PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 # Said at every start of the names that we keep on purpose: cog-safe-push reads only `predict:` in cog.yaml.
 QUIET = ",".join(f"ignore:{name} is deprecated:DeprecationWarning" for name in ("BasePredictor", "Predictor.predict()"))
@@ -86,12 +84,18 @@ def _check_port(host: str, port: int) -> None:
             raise ServerError(f"Cannot listen on port {port}: {reason}. Try script/serve -p PORT.") from error
 
 
-def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process when its parent dies, even by SIGKILL. Only Linux can."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            sys.exit(1)
+def _end_with_stdin() -> None:
+    """Leave a process behind that kills this process group when stdin closes: the client is gone, however it went.
+
+    The worker is a process of its own that outlives a killed server for as long as a prediction runs.
+    """
+    if os.fork() == 0:
+        silence = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silence, 1)  # else the client would wait for the end of the log
+        os.dup2(silence, 2)
+        os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,10 +107,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for every one (default: this machine only)"
     )
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.parent:
-        _die_with(options.parent)
+    if options.end_with_stdin:
+        _end_with_stdin()
     try:
         serve(options.host, options.port)
     except (SchemaError, ServerError) as error:
@@ -143,10 +147,10 @@ class Server:
         search = [str(ROOT), self.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "controlnet.serving", f"--host={LOCALHOST}"]
-            + [f"--port={self.port}", f"--parent={os.getpid()}"],
+            + [f"--port={self.port}", "--end-with-stdin"],
             cwd=self.root,
             env=self.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us: we cancel first and stop it then
@@ -171,6 +175,8 @@ class Server:
         except ProcessLookupError:
             pass  # all gone already
         self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
         self.reader.join(patience)
 
     def _read_log(self) -> None:

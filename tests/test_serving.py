@@ -122,7 +122,6 @@ def test_leaving_ends_the_server_and_its_worker_in_the_middle_of_a_prediction(tm
     assert gone_within(1, server.process.pid, worker)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
 def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> None:
     toy_predictor.write(tmp_path)
     program = (
