@@ -67,9 +67,9 @@ def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """As in the ControlNet paper (arXiv 2302.05543): the UNet's encoder copied, joined through zero convolutions.
 
     The hint's embedding has one stage for each halving that the VAE makes: four entries for a factor of 8. It does not
-    begin at zero, as in the paper, but keeps the variance of its input (arXiv 1502.01852): seven layers of PyTorch's own
-    initialisation shrink thin lines by a factor of 10,000, and 500 steps taught such a net nothing. The zero convolutions
-    behind it still make a fresh net do nothing.
+    begin at zero, as in the paper, but keeps the variance of its input (arXiv 1502.01852). With PyTorch's own
+    initialisation thin lines faded on the way: after 550 steps such a net still answered any map alike (to 1e-5). The
+    zero convolutions behind it still make a fresh net do nothing.
     """
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
     embedding = controlnet.controlnet_cond_embedding
