@@ -301,6 +301,7 @@ def test_locking_fetches_only_what_the_hub_has_no_hash_for(hub: Hub, manifest: M
 def test_the_locked_commit_is_what_is_fetched_whatever_the_hub_has_since(
     hub: Hub, manifest: Manifest, root: Path
 ) -> None:
+    """Guards against the peers' fault of weights without pinned revisions, which change or vanish under the model."""
     lock(manifest, root, progress=False)
     locked = dict(hub.revisions)
     hub.publish("someone/base", {"unet/config.json": b"{}", "unet/model.safetensors": b"new"})

@@ -80,6 +80,7 @@ def predictor(root: Path) -> predict.Predictor:
 
 @pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
 def test_every_conditioner_draws_its_map_and_shapes_the_picture(predictor, tmp_path: Path, conditioner: str) -> None:
+    """Peers called canny with the wrong number of arguments; normal and mlsd crashed on a threshold never defined."""
     photo = tmp_path / "photo.png"
     Image.fromarray(data.astronaut()).resize((128, 128)).save(photo)
     inputs = {"prompt": "a red ball", "image": cog.Path(photo), "conditioner": conditioner, "resolution": 64, "seed": 0}
