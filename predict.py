@@ -112,7 +112,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=30,
-            description="How closely the picture follows the prompt. 1 or less: no guidance; above 15, colours burn out. Left out: 7.5 with sd15, 4 with tiny.",
+            description="How closely the picture follows the prompt. 1 or less: no guidance; above 15, colours burn out. Left out: 7.5 with sd15, 3 with tiny.",
         ),
         scheduler: Optional[str] = Input(
             default=None,

@@ -34,4 +34,6 @@ def _tidy(file: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     for key in ("_name_or_path", "name_or_path"):
         config.pop(key, None)
+    if config.get("_class_name") == "AutoencoderTiny":
+        del config["block_out_channels"]  # diffusers writes it, and warns when it reads it
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
