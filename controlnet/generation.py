@@ -67,8 +67,6 @@ class Generator:
         Each is denoised by itself: picture i is then bit for bit the one that seed + i alone gives, whatever the
         number of outputs. Progress is shown on stderr, one bar per picture.
         """
-        # A cancellation is an exception that can land inside torch's own no_grad; this undoes what it may have left.
-        torch.set_grad_enabled(False)
         for control in request.controls:
             self.check_window(control.start, control.end, request.scheduler, request.num_inference_steps)
         return list(self._pictures(request))

@@ -111,10 +111,3 @@ def test_one_base_whatever_the_number_of_conditioners(generator: Generator) -> N
     for part in ("unet", "vae", "text_encoder"):
         assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]
     assert pipelines[0].controlnet.nets[0].net is generator.controlnets["canny"]
-
-
-def test_gradients_left_on_by_a_cancellation_are_off_again(generator: Generator) -> None:
-    torch.set_grad_enabled(True)
-    generator.generate(request(num_inference_steps=1))
-    assert not torch.is_grad_enabled()
-    torch.set_grad_enabled(True)

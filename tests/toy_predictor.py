@@ -18,6 +18,7 @@ class Predictor(BasePredictor):
     def setup(self):
         print("loading part 1 of 2")
         if os.environ.get("TOY_SETUP") == "fail":
+            time.sleep(0.5)  # coglet loses what a setup prints in the instant before it fails
             raise ValueError("unet is missing; script/download-weights fetches it.")
         print("loading part 2 of 2")
 
