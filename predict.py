@@ -1,7 +1,7 @@
 """The public interface: what a client may send, and in what order it is used. Everything else is in controlnet/.
 
 `cog build` reads this file without running it, so names, bounds, defaults and descriptions stand here as plain literals
-(tests/test_predict.py holds that, and holds the choices equal to the registries in controlnet/).
+(tests/test_schema.py holds that; tests/test_predict.py holds the choices equal to the registries in controlnet/).
 """
 
 # pyright: reportArgumentType=false
