@@ -162,7 +162,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path, capfd: pytest.Captu
 
 
 def refused(kind: str, part: str, folder: Path, folder_of: Callable[[str], Path] | None, message: str) -> None:
-    from controlnet.annotators.network import WeightsMismatch
+    from controlnet.loading import WeightsMismatch
 
     with pytest.raises(WeightsMismatch) as caught:
         ANNOTATORS[kind].load(lambda name: folder if name == part or folder_of is None else folder_of(name), CPU)

@@ -15,6 +15,7 @@ from skimage import data
 
 from controlnet.annotators import ANNOTATORS, hed, hed_scribble, mlsd, network, normal_bae, openpose, upernet
 from controlnet.annotators.depth_anything import depth_map
+from controlnet.loading import WeightsMismatch
 
 with network.quiet_controlnet_aux():
     from controlnet_aux import HEDdetector, MLSDdetector, NormalBaeDetector
@@ -151,7 +152,7 @@ def test_a_metric_depth_model_is_refused(tmp_path: Path) -> None:
     folder = make_part("annotator/depth_anything", tmp_path)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"relative"', '"metric"'))
-    with pytest.raises(network.WeightsMismatch, match="metric"):
+    with pytest.raises(WeightsMismatch, match="metric"):
         ANNOTATORS["depth_anything"].load(lambda part: folder, CPU)
 
 
@@ -225,7 +226,7 @@ def test_only_people_are_posed(classes: dict[int, str], tmp_path: Path) -> None:
         annotator = ANNOTATORS["openpose"].load(tmp_path.joinpath, CPU)
         assert not np.array(annotator(PHOTO)).any()
     else:
-        with pytest.raises(network.WeightsMismatch, match="person"):
+        with pytest.raises(WeightsMismatch, match="person"):
             ANNOTATORS["openpose"].load(tmp_path.joinpath, CPU)
 
 

@@ -32,7 +32,7 @@ class AnnotatorKind:
     load: "Callable[[Callable[[str], Path], torch.device], Annotator]"
     """load(folder_of, device): opens the kind's parts, found through folder_of(part name), on the device.
 
-    Raises WeightsMismatch (annotators/network.py) where a file's tensors are not the network's.
+    Raises WeightsMismatch (controlnet/loading.py) where a file's tensors are not the network's.
     """
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from controlnet.loading import WeightsMismatch, load_pretrained
+
 from . import Annotator
-from .network import WeightsMismatch, device_of, load_pretrained, load_processor, restore_soft
+from .network import device_of, load_processor, restore_soft
 
 
 def load(folder: Path, device: torch.device) -> Annotator:

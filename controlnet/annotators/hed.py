@@ -9,16 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from controlnet.loading import load_network
+
 from . import Annotator
-from .network import (
-    TRAINED_SHORT_SIDE,
-    as_batch,
-    device_of,
-    load_network,
-    private_pixels,
-    quiet_controlnet_aux,
-    restore_soft,
-)
+from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
 
 with quiet_controlnet_aux():
     from controlnet_aux.hed import ControlNetHED_Apache2

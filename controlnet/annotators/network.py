@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from controlnet.loading import WeightsMismatch, load_network, load_pretrained  # noqa: F401 (annotators take them from here)
-
 TRAINED_SHORT_SIDE = 512
 """Pixels. The ControlNet 1.1 annotators look at pictures at this size, and their line widths are meant for it."""
 

@@ -14,16 +14,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import normalize
 
+from controlnet.loading import load_network
+
 from . import Annotator
-from .network import (
-    TRAINED_SHORT_SIDE,
-    as_batch,
-    device_of,
-    load_network,
-    private_pixels,
-    quiet_controlnet_aux,
-    restore_soft,
-)
+from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
 
 with quiet_controlnet_aux():
     from controlnet_aux.normalbae.nets.NNET import NNET

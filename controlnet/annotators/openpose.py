@@ -15,17 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from controlnet.loading import WeightsMismatch, load_pretrained
+
 from . import Annotator
-from .network import (
-    TRAINED_SHORT_SIDE,
-    WeightsMismatch,
-    device_of,
-    load_pretrained,
-    load_processor,
-    private_size,
-    quiet_controlnet_aux,
-    restore_exact,
-)
+from .network import TRAINED_SHORT_SIDE, device_of, load_processor, private_size, quiet_controlnet_aux, restore_exact
 
 with quiet_controlnet_aux():
     from controlnet_aux.open_pose.body import Keypoint

@@ -9,16 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from controlnet.loading import WeightsMismatch, load_pretrained
+
 from . import Annotator
-from .network import (
-    TRAINED_SHORT_SIDE,
-    WeightsMismatch,
-    device_of,
-    load_pretrained,
-    load_processor,
-    private_pixels,
-    quiet_controlnet_aux,
-)
+from .network import TRAINED_SHORT_SIDE, device_of, load_processor, private_pixels, quiet_controlnet_aux
 
 with quiet_controlnet_aux():
     from controlnet_aux.util import ade_palette
