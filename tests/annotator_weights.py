@@ -130,6 +130,15 @@ def make_vitpose(folder: Path) -> None:
     VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
 
 
+def make_tiny(folder: Path) -> None:
+    from controlnet.annotators.tiny_network import TinyVisionModel
+
+    network = TinyVisionModel(widths=(8, 8, 8), classes=(0, 2, 12, 119))
+    for layer in (network.fine, network.coarse):
+        layer.weight.data *= 20  # lines, classes and joints here and there
+    network.half().save_pretrained(folder, variant="fp16")
+
+
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "annotator/hed": make_hed,
     "annotator/mlsd": make_mlsd,
@@ -138,6 +147,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "annotator/upernet": make_upernet,
     "annotator/person_detector": make_person_detector,
     "annotator/vitpose": make_vitpose,
+    "annotator/tiny": make_tiny,
 }
 """For each part of a bundle that an annotator may need: what writes it into an existing, empty folder."""
 

@@ -59,9 +59,9 @@ def test_strokes_of_a_photo_are_as_wide_as_in_training(name: str, short: int) ->
     scale = short / min(photo.shape[:2])
     strokes = drawn(cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     assert set(np.unique(strokes)) == {0, 255}
-    assert 0.005 < (strokes > 0).mean() < 0.25
+    assert 0.005 < (strokes > 0).mean() < 0.3
     radii = cv2.distanceTransform(strokes, cv2.DIST_L2, 5)
-    assert radii.max() <= max(12 * short / 512, 3)
+    assert radii.max() <= max(12 * short / 512, 6)
 
 
 def test_a_flat_picture_has_no_strokes() -> None:

@@ -3,8 +3,9 @@
 An annotator takes an RGB picture of 64 to 2048 pixels a side and returns an RGB control map of the same size. It leaves
 its input untouched, and the same picture always gives the same map.
 
-Each kind lives in the module of its name. That module is imported only when the kind is loaded, so that reading this
-list needs neither torch nor any library that holds a network.
+Each kind lives in the module of its name; the tiny bundle's, which share one network, live together in tiny.py. A
+module is imported only when one of its kinds is loaded, so that reading this list needs neither torch nor any library
+that holds a network.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ Annotator = Callable[[Image.Image], Image.Image]
 @dataclass(frozen=True)
 class AnnotatorKind:
     name: str
-    """Also the name of its module in this package."""
+    """Also the name of its module in this package, except for the tiny ones."""
     help: str
     """One line: what the map shows and what draws it."""
     parts: tuple[str, ...]
@@ -44,6 +45,15 @@ def _kind(name: str, help: str, *parts: str) -> AnnotatorKind:
     return AnnotatorKind(name, help, parts, load)
 
 
+def _tiny_kind(draws: str, help: str) -> AnnotatorKind:
+    part = "annotator/tiny"
+
+    def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
+        return import_module(f"{__name__}.tiny").load(draws, folder_of(part), device)
+
+    return AnnotatorKind(f"tiny_{draws}", f"{help}, by the tiny bundle's own network.", (part,), load)
+
+
 ANNOTATORS: dict[str, AnnotatorKind] = {
     kind.name: kind
     for kind in (
@@ -61,5 +71,11 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
             "annotator/person_detector",
             "annotator/vitpose",
         ),
+        _tiny_kind("hed", "Soft edges in quantised form"),
+        _tiny_kind("mlsd", "Straight lines"),
+        _tiny_kind("depth", "Depth: near is white"),
+        _tiny_kind("openpose", "People's skeletons in OpenPose's colours"),
+        _tiny_kind("seg", "What is where, in the colours of ADE20K's classes"),
+        _tiny_kind("normal", "How surfaces face: blue the camera, red left, green up"),
     )
 }

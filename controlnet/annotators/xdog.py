@@ -12,10 +12,12 @@ from .doodle import find_strokes
 # are never ink however dark they are, epsilon = -DARKER, and phi is infinite: strokes are black or white.
 SIGMA = 1.4
 """Pixels at a short side of 512; scales with the picture. Sets how fine a detail becomes a stroke."""
+SMALLEST_SIGMA = 0.8
+"""Pixels, whatever the picture's size: a narrower one falls between the pixels, and strokes become dashes."""
 K = 3.0
 """The surroundings are this many times wider than the detail. The paper's 1.6 gives hair lines; 3 gives a soft pen's
 strokes, within the 1 to 24 pixels that scribbles had in training."""
-DARKER = 0.04
+DARKER = 0.035
 """How much darker than its surroundings ink is, as a share of the range from black to white."""
 SHORTEST = 20
 """Pixels at a short side of 512: strokes that are neither that wide nor that high are texture, and are left out."""
@@ -38,8 +40,9 @@ def xdog_strokes(grey: np.ndarray) -> np.ndarray:
     """Grey uint8 [height, width] -> strokes, 255 on 0, of the same shape: the dark side of edges, and dark lines."""
     scale = min(grey.shape) / 512
     tones = grey.astype(np.float32) / 255
-    detail = cv2.GaussianBlur(tones, (0, 0), SIGMA * scale)
-    surroundings = cv2.GaussianBlur(tones, (0, 0), SIGMA * K * scale)
+    sigma = max(SIGMA * scale, SMALLEST_SIGMA)
+    detail = cv2.GaussianBlur(tones, (0, 0), sigma)
+    surroundings = cv2.GaussianBlur(tones, (0, 0), K * sigma)
     ink = (detail - surroundings < -DARKER).astype(np.uint8)
     _, labels, boxes, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     extents = np.maximum(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])

@@ -1,0 +1,146 @@
+"""The tiny bundle's annotators: six control maps from one small network (tiny_network.py), which all of them share."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage.morphology import skeletonize
+
+from controlnet.loading import load_pretrained
+
+from . import Annotator
+from .depth_anything import depth_map
+from .hed import safe_levels
+from .network import as_batch, device_of, private_pixels, restore_soft
+from .normal_bae import normal_map
+from .openpose import draw_skeletons
+from .tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
+from .upernet import label_map, segmentation_map
+
+TINY_SHORT_SIDE = 128
+"""Pixels: the network was trained on pictures of this size."""
+LINE_THRESHOLD = 0.5
+"""Least probability of a pixel of a line."""
+SHORTEST_LINE = 6
+"""Pixels: fewer in one piece are a speck and no line."""
+JOINT_THRESHOLD = 0.3
+"""Least height of a peak that counts as a joint."""
+NECK = 1
+REACH = 12.0
+"""Pixels between a neck and where a joint's offset says that it is, beyond which the joint is not of that person."""
+
+
+def load(draw: str, folder: Path, device: torch.device) -> Annotator:
+    """`draw` is a key of DRAWINGS. Raises WeightsMismatch where the file's tensors are not the network's."""
+    return partial(DRAWINGS[draw], load_pretrained(TinyVisionModel, folder, device))
+
+
+def see(network: TinyVisionModel, image: Image.Image) -> Seen:
+    """What the network sees in an RGB picture of any size, at its private one: short side about 128, sides of 16n."""
+    pixels = as_batch(private_pixels(image, TINY_SHORT_SIDE, STRIDE), device_of(network)) / 255
+    with torch.inference_mode():
+        return network(pixels)
+
+
+def draw_hed(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+    """RGB picture -> its edges in ControlNet 1.1's three "safe" strengths."""
+    strength = see(network, image).outlines.sigmoid()[0, 0].cpu().numpy()
+    return Image.fromarray(safe_levels(restore_soft(strength, image.size))).convert("RGB")
+
+
+def draw_mlsd(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+    """RGB picture -> its straight lines, 255 on 0, one pixel wide where the short side is 128 and in proportion."""
+    lines = thin_lines(see(network, image).straight).astype(np.float32)
+    # Not by nearest neighbour, which would lose lines in making a map smaller.
+    drawn = np.where(restore_soft(lines, image.size) > 0.4, 255, 0).astype(np.uint8)
+    return Image.fromarray(drawn).convert("RGB")
+
+
+def draw_depth(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+    """RGB picture -> its depth in grey, near white."""
+    return depth_map(see(network, image).nearness[0, 0].cpu().numpy(), image.size)
+
+
+def draw_normal(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+    """RGB picture -> its normals as colours: blue faces the camera, red left, green up."""
+    return normal_map(see(network, image).normals[0].permute(1, 2, 0).cpu().numpy(), image.size)
+
+
+def draw_seg(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+    """RGB picture -> its classes in ADE20K's colours."""
+    labels = label_map(see(network, image).classes, image.size)
+    return segmentation_map(np.array(network.config["classes"])[labels])
+
+
+def draw_openpose(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+    """RGB picture -> the skeletons of the people in it, on black."""
+    seen = see(network, image)
+    height, width = seen.outlines.shape[-2:]
+    across, down = image.width / width, image.height / height
+    people = [
+        [(float(x * across), float(y * down)) if score else None for x, y, score in person]
+        for person in find_people(seen)
+    ]
+    return draw_skeletons(people, image.size)
+
+
+def thin_lines(logits: torch.Tensor) -> np.ndarray:
+    """Logits of lines (1, 1, height, width) -> bool [height, width], lines one pixel wide, without specks."""
+    likely = (logits[0, 0].sigmoid() > LINE_THRESHOLD).cpu().numpy()
+    thin = skeletonize(likely)
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(thin.astype(np.uint8), connectivity=8)
+    kept = stats[:, cv2.CC_STAT_AREA] >= SHORTEST_LINE
+    kept[0] = False  # what is no line
+    return kept[pieces]
+
+
+def find_people(seen: Seen) -> list[np.ndarray]:
+    """People in the first picture of `seen`: float32 [18, 3] each, x and y in its pixels and a score, 0 to 1.
+
+    All three are 0 for a joint that was not found. Every neck starts a person, and every other joint goes to the one to
+    whose neck it points, grouping from below by offsets as G. Papandreou et al., "PersonLab", ECCV 2018.
+    """
+    joints, spots, scores = _peaks(seen.joints[0].sigmoid())
+    columns, rows = spots.T
+    offsets = seen.to_neck[0, :, rows, columns].T.cpu().numpy() * NECK_UNIT
+    pixels = 2.0 * spots + 1  # the middle of a cell of the joints' maps, which are half as large
+    necks = joints == NECK
+    people = []
+    for x, y, score in zip(*pixels[necks].T, scores[necks], strict=True):
+        person = np.zeros((seen.joints.shape[1], 3), np.float32)
+        person[NECK] = x, y, score
+        people.append(person)
+    if not people:
+        return []
+    for i in np.flatnonzero(~necks):
+        away = [float(np.hypot(*(pixels[i] + offsets[i] - person[NECK, :2]))) for person in people]
+        person = people[int(np.argmin(away))]
+        if min(away) <= REACH and scores[i] > person[joints[i], 2]:
+            person[joints[i]] = *pixels[i], scores[i]
+    return people
+
+
+def _peaks(heat: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Heat (18, h, w), 0 to 1 -> which joint, x and y in cells (n, 2), and height of each local maximum."""
+    # Of equal neighbours one has to be the highest: a joint on the border of two cells is one joint.
+    heat = heat - torch.linspace(0, 1e-3, heat[0].numel(), device=heat.device).view(heat.shape[1:])
+    highest = F.max_pool2d(heat[None], 3, 1, 1)[0]
+    found = ((heat == highest) & (heat > JOINT_THRESHOLD)).nonzero()
+    scores = heat[tuple(found.T)]
+    found, scores = found.cpu().numpy(), scores.cpu().numpy()
+    return found[:, 0], found[:, :0:-1].copy(), scores
+
+
+DRAWINGS: dict[str, Callable[[TinyVisionModel, Image.Image], Image.Image]] = {
+    "hed": draw_hed,
+    "mlsd": draw_mlsd,
+    "depth": draw_depth,
+    "openpose": draw_openpose,
+    "seg": draw_seg,
+    "normal": draw_normal,
+}

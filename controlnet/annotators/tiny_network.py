@@ -1,0 +1,101 @@
+"""The small network behind the tiny bundle's annotators: one trunk that sees lines, depth, normals, classes and joints.
+
+A U-Net (O. Ronneberger et al., MICCAI 2015) trained on the procedural world of tinyworld/. Two of them are trained,
+apart from each other: one draws control maps in the bundle, the other scores pictures in the evaluation.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+JOINTS = 18
+"""OpenPose's body joints, in its order."""
+FINE = 7
+"""Channels at full resolution besides the classes: three kinds of lines, nearness, three of the normal."""
+STRIDE = 16
+"""Both sides of the input must be multiples of this."""
+NECK_UNIT = 16.0
+"""Pixels of the input that 1 in `to_neck` stands for."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network sees in pictures of (height, width)."""
+
+    outlines: torch.Tensor
+    """(B, 1, height, width) logits: where one surface ends and another begins."""
+    edges: torch.Tensor
+    """(B, 1, height, width) logits: where Canny's detector with thresholds 100 and 200 has edges."""
+    straight: torch.Tensor
+    """(B, 1, height, width) logits: where straight edges of things run."""
+    nearness: torch.Tensor
+    """(B, 1, height, width), about 0 (farthest in the picture) to 1 (nearest), linear in 1 / distance."""
+    normals: torch.Tensor
+    """(B, 3, height, width), unit vectors in BAE's axes: left, up, towards the camera."""
+    classes: torch.Tensor
+    """(B, K, height, width) logits over the classes that the network's configuration lists by ADE20K number."""
+    joints: torch.Tensor
+    """(B, 18, height / 2, width / 2) logits: a bump about two pixels wide on each visible joint."""
+    to_neck: torch.Tensor
+    """(B, 2, height / 2, width / 2), meaningful near joints: x and y from here to the person's neck, in NECK_UNITs."""
+
+
+class TinyVisionModel(ModelMixin, ConfigMixin):
+    """`widths`: channels at a half, a quarter, … of the resolution; `classes`: ADE20K's number (0–149) of each class it
+    tells. Nothing is computed at full resolution: the last layer gives each pixel of a square of four its own values.
+    """
+
+    @register_to_config
+    def __init__(self, widths: tuple[int, ...] = (32, 48, 64, 96), classes: tuple[int, ...] = (0,)) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)
+        self.first = _block(widths[0], widths[0])
+        pairs = list(pairwise(widths))
+        self.down = nn.ModuleList(_block(thin, wide, stride=2) for thin, wide in pairs)
+        self.middle = _block(widths[-1], widths[-1])
+        self.up = nn.ModuleList(_block(wide + thin, thin) for thin, wide in reversed(pairs))
+        self.fine = nn.Conv2d(widths[0], 4 * (FINE + len(classes)), 3, padding=1)
+        self.coarse = nn.Conv2d(widths[0], JOINTS + 2, 1)
+        nn.init.constant_(self.coarse.bias[:JOINTS], -4.0)  # next to no pixel is a joint
+
+    def forward(self, pictures: torch.Tensor) -> Seen:
+        """`pictures`: (B, 3, height, width), 0 to 1, both sides multiples of STRIDE."""
+        features = self.stem(pictures * 2 - 1)
+        features = features + self.first(features)
+        kept = []
+        for down in self.down:
+            kept.append(features)
+            features = down(features)
+        features = features + self.middle(features)
+        for up in self.up:
+            features = F.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = up(torch.cat([features, kept.pop()], 1))
+        fine = F.pixel_shuffle(self.fine(features).float(), 2)
+        coarse = self.coarse(features).float()
+        return Seen(
+            outlines=fine[:, 0:1],
+            edges=fine[:, 1:2],
+            straight=fine[:, 2:3],
+            nearness=fine[:, 3:4],
+            normals=F.normalize(fine[:, 4:7], dim=1),
+            classes=fine[:, FINE:],
+            joints=coarse[:, :JOINTS],
+            to_neck=coarse[:, JOINTS:],
+        )
+
+
+def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    """Two convolutions, each after a normalisation and SiLU; the first may halve the size."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride=stride, padding=1),
+        nn.GroupNorm(8, after),
+        nn.SiLU(),
+        nn.Conv2d(after, after, 3, padding=1),
+        nn.GroupNorm(8, after),
+        nn.SiLU(),
+    )
