@@ -98,9 +98,9 @@ def test_tiny_follows_its_map(server: Server, conditioner: str) -> None:
     obeyed, by_chance, without = [], [], []
     scenes = [render_seed(HELD_OUT + i) for i in range(8)]
     maps = []
-    for pixels, _, caption in scenes:
+    for row, caption in scenes:
         inputs = {
-            "image": url(Image.fromarray(pixels)),
+            "image": url(Image.fromarray(row["pictures"])),
             "prompt": caption,
             "conditioner": conditioner,
             "resolution": 128,

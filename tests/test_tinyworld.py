@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.bundle import open_bundle
+from controlnet.loading import load_pretrained
 from controlnet.manifest import WEIGHTS
-from tinyworld import train
-from tinyworld.dataset import outlines
+from tinyworld import stages, train
 from tinyworld.render import FIRST_SOLID, SKY, camera_rays, render
 from tinyworld.scene import make_scene
 from tinyworld.shapes import Capsule, Ellipsoid, Frustum, Polyhedron, box, pyramid, roof, vector
+from tinyworld.truth import outlines
 
 EYE = vector(0.3, 1.4, -4)
 SIZE = vector(1.2, 0.8, 1.0)
@@ -107,18 +109,23 @@ def test_training_stopped_and_started_again_ends_where_one_run_ends(tmp_path: Pa
             def loss_of(generator: torch.Generator, batch: int, layer: torch.nn.Linear = layer) -> torch.Tensor:
                 return layer(torch.randn(batch, 4, generator=generator)).square().mean()
 
-            plan = train.Plan(100, 8, 1e-2)
+            plan = stages.Plan(100, 8, 1e-2)
             stage = ("stage", plan, {"layer": layer}, loss_of, torch.device("cpu"), tmp_path / folder)
-            result = train.train_stage(*stage, until=count)["layer"]
+            result = stages.train_stage(*stage, until=count)["layer"]
         return result.weight
 
     assert torch.equal(train_for("once", 100), train_for("twice", 50, 100))
 
 
 def test_the_whole_path_from_scenes_to_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> None:
-    arguments = ["train-tiny", "--smoke", "--runs", str(tmp_path / "runs"), "--export", str(tmp_path / "weights/tiny")]
+    places = {"--runs": tmp_path / "runs", "--export": tmp_path / "weights/tiny", "--evaluator": tmp_path / "evaluator"}
+    arguments = ["train-tiny", "--smoke", *(str(word) for pair in places.items() for word in pair)]
     monkeypatch.setattr("sys.argv", arguments)
     train.main()
+    assert (tmp_path / "runs/losses.png").stat().st_size > 10000
+    for folder in (tmp_path / "evaluator", tmp_path / "weights/tiny/annotator/tiny"):
+        network = load_pretrained(TinyVisionModel, folder, torch.device("cpu"))
+        assert network(torch.zeros(1, 3, 32, 48)).nearness.shape == (1, 1, 32, 48)
     shutil.copy(WEIGHTS / "tiny.toml", tmp_path / "weights")
     bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tmp_path / "weights")
     assert set(bundle.controlnets()) == set(bundle.manifest.conditioners)

@@ -11,8 +11,23 @@ from tinyworld import models
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def export(trained: dict, folder: Path) -> None:
-    """Write vae, unet, text_encoder, tokenizer, scheduler and controlnet/* into `folder`."""
+EVALUATOR = Path(__file__).resolve().parent / "evaluator"
+"""Where the network that scores lies: beside the evaluation, not in the bundle."""
+
+
+def export(trained: dict, folder: Path, evaluator_folder: Path = EVALUATOR) -> None:
+    """Write vae, unet, text_encoder, tokenizer, scheduler, controlnet/* and annotator/tiny into `folder`.
+
+    What is not in `trained` is left as it is there; the evaluation network goes into a folder of its own.
+    """
+    if "evaluator" in trained:
+        _save(trained["evaluator"], evaluator_folder)
+        _tidy(evaluator_folder / "config.json")
+    if "annotator" in trained:
+        _save(trained["annotator"], folder / "annotator" / "tiny")
+        _tidy(folder / "annotator" / "tiny" / "config.json")
+    if "vae" not in trained:
+        return
     trained["vae"].register_to_config(scaling_factor=trained["factor"])
     for name in ("vae", "unet", "text_encoder"):
         _save(trained[name], folder / name)

@@ -1,49 +1,91 @@
-"""The control maps that each ControlNet is trained on, drawn from the pictures or from the renderer's truth.
+"""The control maps that each ControlNet is trained on, drawn from the renderer's truth or by the bundle's annotators.
 
-A hint turns rows of the data set into control maps, (B, 3, 128, 128) float32 in [0, 1], as the pipeline feeds them.
+They follow the conventions of the real annotators (controlnet/annotators/), so that a map made for Stable Diffusion
+means the same to the tiny bundle.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
+from controlnet.annotators import tiny
+from controlnet.annotators.hed import safe_levels
+from controlnet.annotators.openpose import draw_skeletons
+from controlnet.annotators.tiny_network import TinyVisionModel
+from controlnet.annotators.upernet import segmentation_map
 from controlnet.annotators.xdog import xdog_strokes
-from tinyworld.dataset import Dataset
+from tinyworld.dataset import SIZE, Dataset, Sample
+from tinyworld.truth import CLASSES
+from tinyworld.vision import soft_outlines
 
-Hint = Callable[[Dataset, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
-
-
-def _hint(draw: Callable[[Dataset, int, np.random.Generator], np.ndarray]) -> Hint:
-    """A hint from a function that draws one (128, 128) uint8 map; mirrors it where the picture is mirrored."""
-
-    def hint(dataset: Dataset, rows: torch.Tensor, flips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        seeds = torch.randint(2**31, (len(rows),), generator=generator)
-        maps = []
-        for row, flip, seed in zip(rows.tolist(), flips.tolist(), seeds.tolist(), strict=True):
-            drawn = draw(dataset, row, np.random.default_rng(seed))
-            maps.append(np.ascontiguousarray(drawn[:, ::-1]) if flip else drawn)
-        grey = torch.from_numpy(np.stack(maps)).float() / 255
-        return grey[:, None].expand(-1, 3, -1, -1).contiguous()
-
-    return hint
+Random = np.random.Generator
+FromTruth = Callable[[Sample, Random], np.ndarray]
+FromPicture = Callable[[TinyVisionModel, Image.Image], Image.Image]
+SEEN_SHARE = 0.25
+"""Share of the control maps that the bundle's own annotator draws from the picture, the others being the truth."""
+JOINT_LOSS = 0.1
+"""Share of joints left out of half of the skeletons, as detectors miss some."""
 
 
-def canny_map(dataset: Dataset, row: int, rng: np.random.Generator) -> np.ndarray:
+@dataclass(frozen=True)
+class Hint:
+    """How one ControlNet's control maps are drawn, each (128, 128) or (128, 128, 3) uint8."""
+
+    from_truth: FromTruth
+    from_picture: FromPicture | None = None
+    people_only: bool = False
+    """Whether only scenes with people say anything; nine tenths of the scenes are taken from those then."""
+
+
+def control_maps(
+    hint: Hint,
+    network: TinyVisionModel | None,
+    dataset: Dataset,
+    rows: torch.Tensor,
+    flips: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Control maps of these rows, mirrored where `flips` is 1: (B, 3, 128, 128) float32 in [0, 1]."""
+    seeds = torch.randint(2**31, (len(rows),), generator=generator).tolist()
+    maps = []
+    for row, flip, seed in zip(rows.tolist(), flips.tolist(), seeds, strict=True):
+        sample, rng = dataset.sample(row, bool(flip)), np.random.default_rng(seed)
+        if network is not None and hint.from_picture is not None and rng.random() < SEEN_SHARE:
+            drawn = np.asarray(hint.from_picture(network, Image.fromarray(sample.picture)))
+        else:
+            drawn = hint.from_truth(sample, rng)
+        maps.append(drawn if drawn.ndim == 3 else np.repeat(drawn[..., None], 3, axis=2))
+    return torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
+
+
+def draw_from_truth(hint: Hint, sample: Sample, seed: int = 0) -> Image.Image:
+    """The sample's control map as the truth has it, RGB, (128, 128)."""
+    return Image.fromarray(hint.from_truth(sample, np.random.default_rng(seed))).convert("RGB")
+
+
+def rows_with_people(dataset: Dataset) -> torch.Tensor:
+    """Rows whose picture shows half of somebody's joints or more."""
+    return torch.from_numpy(np.flatnonzero(((dataset.people[..., 2] > 0).sum(2) >= 9).any(1)))
+
+
+def canny_map(sample: Sample, rng: Random) -> np.ndarray:
     """Canny with random thresholds, as ControlNet's was trained; often the annotator's own 100 and 200."""
     low, high = (100, 200) if rng.random() < 0.4 else sorted(rng.uniform(40, 250, 2))
-    return cv2.Canny(cv2.cvtColor(dataset.pictures[row], cv2.COLOR_RGB2GRAY), low, high)
+    return cv2.Canny(cv2.cvtColor(sample.picture, cv2.COLOR_RGB2GRAY), low, high)
 
 
-def scribble_map(dataset: Dataset, row: int, rng: np.random.Generator) -> np.ndarray:
+def scribble_map(sample: Sample, rng: Random) -> np.ndarray:
     """Half the time what XDoG makes of the picture, half the time wobbly pen strokes along the outlines."""
     if rng.random() < 0.5:
-        return xdog_strokes(cv2.cvtColor(dataset.pictures[row], cv2.COLOR_RGB2GRAY))
-    return doodle(np.asarray(dataset.outlines[row]), rng)
+        return xdog_strokes(cv2.cvtColor(sample.picture, cv2.COLOR_RGB2GRAY))
+    return doodle(sample.outlines, rng)
 
 
-def doodle(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def doodle(outline: np.ndarray, rng: Random) -> np.ndarray:
     """Outlines as a person would scrawl them: shifted about smoothly by up to two pixels, one to four pixels thick."""
     size = outline.shape[0]
     shift = cv2.resize(rng.normal(0, 1.2, (6, 6, 2)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -54,4 +96,38 @@ def doodle(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(thick > 90, 255, 0).astype(np.uint8)
 
 
-HINTS: dict[str, Hint] = {"canny": _hint(canny_map), "scribble": _hint(scribble_map)}
+def hed_map(sample: Sample, rng: Random) -> np.ndarray:
+    """Three quarters quantised, as ControlNet 1.1's soft edges were; the rest as soft as they are."""
+    edges = soft_outlines(sample.outlines)
+    return safe_levels(edges) if rng.random() < 0.75 else np.rint(edges * 255).astype(np.uint8)
+
+
+def normal_colours(sample: Sample, rng: Random) -> np.ndarray:
+    """As normal_bae.normal_map colours them."""
+    return ((sample.normals / np.float32(127) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+
+
+def class_colours(sample: Sample, rng: Random) -> np.ndarray:
+    return np.asarray(segmentation_map(np.array([number for _, number in CLASSES])[sample.classes]))
+
+
+def skeletons(sample: Sample, rng: Random) -> np.ndarray:
+    """The joints in view, in half of the pictures unsteady and some of them lost."""
+    people = sample.people.copy()
+    if rng.random() < 0.5:
+        people[..., :2] += rng.normal(0, 0.6, people[..., :2].shape)
+        people[..., 2] *= rng.random(people.shape[:2]) >= JOINT_LOSS
+    joints = [[(float(x), float(y)) if seen else None for x, y, seen in person] for person in people]
+    return np.asarray(draw_skeletons(joints, (SIZE, SIZE)))
+
+
+HINTS: dict[str, Hint] = {
+    "canny": Hint(canny_map),
+    "scribble": Hint(scribble_map),
+    "hed": Hint(hed_map, tiny.draw_hed),
+    "mlsd": Hint(lambda sample, rng: sample.straight, tiny.draw_mlsd),
+    "depth": Hint(lambda sample, rng: sample.nearness, tiny.draw_depth),
+    "normal": Hint(normal_colours, tiny.draw_normal),
+    "seg": Hint(class_colours, tiny.draw_seg),
+    "openpose": Hint(skeletons, tiny.draw_openpose, people_only=True),
+}

@@ -1,0 +1,36 @@
+"""Loss curves of the stages that have checkpoints, as one PNG."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SMOOTHED = 50
+"""Steps that a point of the curve is the mean of."""
+
+
+def plot_losses(folder: Path, names: list[str]) -> Path:
+    """Draw the losses of every stage's checkpoint in `folder` into its losses.png; the picture's path."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # into a file, also where there is no screen
+    from matplotlib import pyplot
+
+    found = [name for name in names if (folder / f"{name}.pt").exists()]
+    columns = 4
+    rows = -(-max(1, len(found)) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, found, strict=False):
+        losses = np.array(torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)["losses"])
+        window = min(SMOOTHED, len(losses))
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axis.plot(np.arange(window, len(losses) + 1), smooth)
+        axis.set(title=f"{name}: {smooth[-1]:.4f} after {len(losses)} steps", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    figure.tight_layout()
+    file = folder / "losses.png"
+    figure.savefig(file, dpi=80)
+    pyplot.close(figure)
+    return file

@@ -1,0 +1,97 @@
+"""How a stage of the training runs: its plan, its checkpoints, its averaged weights."""
+
+import copy
+import math
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+SEED = 20261124
+EMA = 0.998
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a stage trains."""
+
+    steps: int
+    batch: int
+    rate: float
+
+
+def train_stage(
+    name: str,
+    plan: Plan,
+    modules: dict[str, nn.Module],
+    loss_of: Callable[[torch.Generator, int], torch.Tensor],
+    device: torch.device,
+    folder: Path,
+    until: int | None = None,
+) -> dict[str, nn.Module]:
+    """Train `modules` until the plan's steps are done, and return their averaged (EMA) copies in eval mode.
+
+    `loss_of(generator, batch)` draws a batch and gives the loss. AdamW, 2% warm-up, cosine to zero. `until` stops
+    earlier, at a step that saves a checkpoint (every 50), as if interrupted there.
+    """
+    averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
+    optimizer = torch.optim.AdamW(
+        [p for m in modules.values() for p in m.parameters()], lr=plan.rate, weight_decay=1e-3
+    )
+    file, done, losses = folder / f"{name}.pt", 0, []
+    if file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        done, losses = state["step"], state["losses"]
+        optimizer.load_state_dict(state["optimizer"])
+        for key, module in modules.items():
+            module.load_state_dict(state["modules"][key])
+            averaged[key].load_state_dict(state["averaged"][key])
+    started = time.monotonic()
+    for step in range(done, min(until or plan.steps, plan.steps)):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{SEED}/{name}/{step}".encode()))
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate * _schedule(step, plan.steps)
+        loss = loss_of(generator, plan.batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for m in modules.values() for p in m.parameters()], 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        _average(averaged, modules, min(EMA, (step + 1) / (step + 10)))
+        if (step + 1) % 50 == 0 or step + 1 == plan.steps:
+            recent = losses[-50:]
+            pace = (time.monotonic() - started) / len(recent)
+            print(f"{name} {step + 1}/{plan.steps} loss {sum(recent) / len(recent):.4f} {pace:.2f} s/step", flush=True)
+            started = time.monotonic()
+            _save(file, step + 1, losses, optimizer, modules, averaged)
+    return averaged
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = max(1, steps // 50)
+    return min(1.0, (step + 1) / warm) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+@torch.no_grad()
+def _average(averaged: dict[str, nn.Module], modules: dict[str, nn.Module], keep: float) -> None:
+    for key, module in modules.items():
+        for old, new in zip(averaged[key].parameters(), module.parameters(), strict=True):
+            old.lerp_(new, 1 - keep)
+
+
+def _save(file: Path, step: int, losses: list, optimizer, modules: dict[str, nn.Module], averaged: dict) -> None:
+    state = {"step": step, "losses": losses, "optimizer": optimizer.state_dict()}
+    state["modules"] = {key: module.state_dict() for key, module in modules.items()}
+    state["averaged"] = {key: module.state_dict() for key, module in averaged.items()}
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
+def half(device: torch.device) -> torch.autocast:
+    """Multiplications in bfloat16, weights in fp32: half the time and more saved, also on a CPU that has such units."""
+    return torch.autocast(device.type, torch.bfloat16)
