@@ -1,0 +1,142 @@
+"""How well a picture obeys its control map, read by the evaluation network, which drew none of the control maps.
+
+For each conditioner: what a control map asks for, what the network finds of that in a picture, and the metric of
+controlnet/scoring.py that compares the two. And for prompts: which of the world's colours a place in a picture has.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.morphology import skeletonize
+
+from controlnet.annotators.hed import safe_levels
+from controlnet.annotators.tiny import LINE_THRESHOLD, find_people, see, thin_lines
+from controlnet.annotators.tiny_network import Seen, TinyVisionModel
+from controlnet.annotators.upernet import ade20k_palette
+from controlnet.scoring import depth_error, edge_f1, mean_iou, ms_ssim, normal_error, pck
+from tinyworld.things import COLOURS
+
+People = Sequence[np.ndarray]
+Marks = tuple[float, float]
+"""The metric in its own unit, and the score from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How obedience to one conditioner is measured."""
+
+    metric: str
+    """What it is called in the field."""
+    wanted: Callable[[np.ndarray, People], Any]
+    """What a control map, (128, 128, 3) uint8, asks for; of people the joints that it shows are handed in too."""
+    found: Callable[[Seen, np.ndarray], Any]
+    """What the network sees of that in a picture; `np.ndarray` says of a segmentation which ADE20K class is which."""
+    compare: Callable[[Any, Any], Marks]
+    """Found and wanted -> marks."""
+
+
+def _score(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], Marks]:
+    """For metrics that are their own score."""
+
+    def marks(found: Any, wanted: Any) -> Marks:
+        value = metric(found, wanted)
+        return value, value
+
+    return marks
+
+
+def _bright(control_map: np.ndarray, _: People) -> np.ndarray:
+    return control_map.max(axis=2) > 127
+
+
+def _thin(control_map: np.ndarray, _: People) -> np.ndarray:
+    """Strokes are compared along their middle: how thick a pen drew them says nothing about the picture."""
+    return skeletonize(control_map.max(axis=2) > 127)
+
+
+def _facing(control_map: np.ndarray, _: People) -> np.ndarray:
+    normals = control_map.astype(np.float32) / 127.5 - 1
+    return normals / np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-6)
+
+
+def _numbers(control_map: np.ndarray, _: People) -> np.ndarray:
+    """ADE20K's class at each pixel: the one whose colour is nearest, should a format have changed it."""
+    colours, place = np.unique(control_map.reshape(-1, 3), axis=0, return_inverse=True)
+    away = np.abs(colours[:, None].astype(int) - ade20k_palette()[None].astype(int)).sum(2)
+    return away.argmin(1)[place].reshape(control_map.shape[:2])
+
+
+def _probable(logits: torch.Tensor) -> np.ndarray:
+    return logits[0, 0].sigmoid().cpu().numpy()
+
+
+def _edges(seen: Seen, _: np.ndarray) -> np.ndarray:
+    return skeletonize(_probable(seen.edges) > LINE_THRESHOLD)
+
+
+def _outlines(seen: Seen, _: np.ndarray) -> np.ndarray:
+    return skeletonize(_probable(seen.outlines) > LINE_THRESHOLD)
+
+
+READINGS: dict[str, Reading] = {
+    "canny": Reading("F1 of edges, 2 px", _bright, _edges, _score(edge_f1)),
+    "scribble": Reading("F1 of strokes, 2 px", _thin, _outlines, _score(edge_f1)),
+    "mlsd": Reading("F1 of lines, 2 px", _bright, lambda seen, _: thin_lines(seen.straight), _score(edge_f1)),
+    "hed": Reading(
+        "multi-scale SSIM",
+        lambda control_map, _: control_map[..., 0],
+        lambda seen, _: safe_levels(_probable(seen.outlines)),
+        _score(ms_ssim),
+    ),
+    "depth": Reading(
+        "RMSE of depth, 0–255",
+        lambda control_map, _: control_map[..., 0],
+        lambda seen, _: seen.nearness[0, 0].cpu().numpy(),
+        depth_error,
+    ),
+    "normal": Reading(
+        "mean angle, degrees", _facing, lambda seen, _: seen.normals[0].permute(1, 2, 0).cpu().numpy(), normal_error
+    ),
+    "seg": Reading(
+        "mIoU", _numbers, lambda seen, numbers: numbers[seen.classes[0].argmax(0).cpu().numpy()], _score(mean_iou)
+    ),
+    "openpose": Reading("PCK at 0.2", lambda _, people: people, lambda seen, _: find_people(seen), _score(pck)),
+}
+
+
+class Judge:
+    """The evaluation network, asked about one conditioner after the other."""
+
+    def __init__(self, network: TinyVisionModel) -> None:
+        self.network = network
+        self.numbers = np.array(network.config["classes"])
+
+    def found(self, conditioner: str, picture: Image.Image) -> Any:
+        """What the RGB picture, (128, 128), holds of what the conditioner is about."""
+        return READINGS[conditioner].found(see(self.network, picture), self.numbers)
+
+
+def wanted(conditioner: str, control_map: Image.Image, people: People) -> Any:
+    """What the control map, (128, 128), asks for; `people`: the joints that a skeleton map shows, (18, 3) each."""
+    return READINGS[conditioner].wanted(np.asarray(control_map.convert("RGB")), people)
+
+
+BRIGHTNESSES = np.linspace(0.55, 1.15, 13)
+"""How light or shadow may change a surface's colour in this world."""
+
+
+def colour_of(pixels: np.ndarray) -> str:
+    """The name of the world's colour that these pixels, (N, 3) uint8, have: the nearest in any light.
+
+    A shaded white is a grey, and a shaded orange a brown: so much that an unlikely light counts against a colour, as
+    much as a hundredth of the range for each tenth of brightness.
+    """
+    mean = pixels.reshape(-1, 3).mean(0) / 255
+    lights = BRIGHTNESSES[:, None]
+    cost = 0.1 * np.abs(BRIGHTNESSES - 0.85)
+    away = {name: (np.linalg.norm(lights * np.array(rgb) - mean, axis=1) + cost).min() for name, rgb in COLOURS.items()}
+    return min(away, key=lambda name: away[name])
