@@ -21,6 +21,7 @@ from controlnet.images import open_image
 from controlnet.inputs import check_inputs, pick_seed
 from controlnet.output import sweep, write_pictures
 from controlnet.safety import check_disabling, open_safety_checker, withhold
+from controlnet.stopwatch import Stopwatch
 
 CONDITIONERS = ["canny", "hed", "mlsd", "depth", "openpose", "scribble", "seg", "normal"]
 SCHEDULERS = [
@@ -158,13 +159,15 @@ class Predictor(BasePredictor):
         picture = open_image(ask.image)
         size = canvas_size(picture.size, ask.resolution)
         check_pixels(size, ask.num_outputs, self.bundle.manifest.limits.pixels)
-        control_map = draw_control_map(ask.conditioner, picture, size, ask.preprocess, self.annotators)
+        timed = Stopwatch(self.record_metric)
+        with timed("preprocess"):
+            control_map = draw_control_map(ask.conditioner, picture, size, ask.preprocess, self.annotators)
         if ask.map_only:
             return write_pictures([control_map], [], ask.output_format, ask.output_quality)
 
         seed = pick_seed(ask.seed)
-        self.record_metric("seed", seed)
         print(f"seed: {seed}")
+        self._record(seed=seed, steps=ask.num_inference_steps, width=size[0], height=size[1])
         control = Control(ask.conditioner, control_map, ask.conditioning_scale, ask.control_start, ask.control_end)
         request = Request(
             prompt=ask.prompt,
@@ -176,7 +179,16 @@ class Predictor(BasePredictor):
             scheduler=ask.scheduler,
             seed=seed,
         )
-        pictures = self.generator.generate(request)
-        pictures = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
+        pictures = self.generator.generate(request, timed)
+        with timed("safety"):
+            allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
+        self._record(withheld=len(pictures) - len(allowed))
         maps = [control_map] if ask.return_control_map else []
-        return write_pictures(maps, pictures, ask.output_format, ask.output_quality)
+        with timed("output"):
+            return write_pictures(maps, allowed, ask.output_format, ask.output_quality)
+
+    def _record(self, **figures: int) -> None:
+        """Put figures of this request into the metrics of its response, with the bundle and the device."""
+        about = {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type}
+        for name, value in (about | figures).items():
+            self.record_metric(name, value)

@@ -5,7 +5,7 @@ with a request, so the order of requests never changes a picture.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.composite import CompositeControlNet
+from controlnet.output import PARAMETERS
 from controlnet.prompts import encode_prompts
 from controlnet.schedulers import make_scheduler
+from controlnet.stopwatch import Stopwatch
 
 SEEDS = 2**32  # seeds are 0 to 2³² − 1; the one after the last is 0
 
@@ -52,6 +54,14 @@ class Request:
     scheduler: str
     seed: int
 
+    def parameters(self, i: int) -> dict[str, Any]:
+        """What picture `i` alone would be asked for with, for its file's metadata: plain values, no pictures."""
+        own = {name: value for name, value in asdict(self).items() if name not in ("controls", "num_outputs")}
+        controls = [
+            {"conditioner": c.conditioner, "scale": c.scale, "start": c.start, "end": c.end} for c in self.controls
+        ]
+        return own | {"seed": (self.seed + i) % SEEDS, "controls": controls}
+
 
 class Generator:
     """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
@@ -61,36 +71,51 @@ class Generator:
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
 
-    def generate(self, request: Request) -> list[Image.Image]:
+    def generate(self, request: Request, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The request's pictures, RGB, of the control maps' size. Raises RequestError.
 
         Each is denoised by itself: picture i is then bit for bit the one that seed + i alone gives, whatever the
-        number of outputs. Progress is shown on stderr, one bar per picture.
+        number of outputs. Progress is shown on stderr, one bar per picture. `timed` gets the phases encode, denoise and
+        decode.
         """
         for control in request.controls:
             self.check_window(control.start, control.end, request.scheduler, request.num_inference_steps)
-        return list(self._pictures(request))
+        return list(self._pictures(request, timed or Stopwatch()))
 
-    def _pictures(self, request: Request) -> Iterator[Image.Image]:
+    def _pictures(self, request: Request, timed: Stopwatch) -> Iterator[Image.Image]:
         tokenizer, text_encoder = self.base["tokenizer"], self.base["text_encoder"]
-        prompt, negative = encode_prompts(request.prompt, request.negative_prompt, tokenizer, text_encoder)
+        with timed("encode"):
+            prompt, negative = encode_prompts(request.prompt, request.negative_prompt, tokenizer, text_encoder)
         guided = request.guidance_scale > 1
         for i in range(request.num_outputs):
             pipeline = self._pipeline(request, guided)
             name = f"picture {i + 1}/{request.num_outputs}"
             pipeline.set_progress_bar_config(desc=name, leave=True)
-            result: Any = pipeline(
-                prompt_embeds=prompt,
-                negative_prompt_embeds=negative if guided else None,
-                image=[control.control_map for control in request.controls],
-                num_inference_steps=request.num_inference_steps,
-                guidance_scale=request.guidance_scale,
-                generator=torch.Generator("cpu").manual_seed((request.seed + i) % SEEDS),
-                controlnet_conditioning_scale=[control.scale for control in request.controls],
-                control_guidance_start=[control.start for control in request.controls],
-                control_guidance_end=[control.end for control in request.controls],
-            )
-            yield result.images[0]
+            with timed("denoise"):
+                result: Any = pipeline(
+                    prompt_embeds=prompt,
+                    negative_prompt_embeds=negative if guided else None,
+                    image=[control.control_map for control in request.controls],
+                    num_inference_steps=request.num_inference_steps,
+                    guidance_scale=request.guidance_scale,
+                    generator=torch.Generator("cpu").manual_seed((request.seed + i) % SEEDS),
+                    controlnet_conditioning_scale=[control.scale for control in request.controls],
+                    control_guidance_start=[control.start for control in request.controls],
+                    control_guidance_end=[control.end for control in request.controls],
+                    output_type="latent",
+                )
+            with timed("decode"):
+                picture = self._decode(result.images, pipeline)
+            picture.info[PARAMETERS] = request.parameters(i)
+            yield picture
+
+    @torch.no_grad()
+    def _decode(self, latents: torch.Tensor, pipeline: StableDiffusionControlNetPipeline) -> Image.Image:
+        """As the pipeline itself would; here, so that its time is known apart from the denoising's."""
+        vae = self.base["vae"]
+        pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
+        return pictures[0]
 
     def _pipeline(self, request: Request, guided: bool) -> StableDiffusionControlNetPipeline:
         nets = [self.controlnets[control.conditioner] for control in request.controls]

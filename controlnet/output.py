@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import cog
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 PREFIX = "controlnet-"
+PARAMETERS = "parameters"
+"""Key of a picture's info, a dict of plain values, under which it says what it was made with; the file says it too."""
 
 
 class OutputError(RuntimeError):
@@ -50,8 +54,10 @@ def write_pictures(
     """Write control maps, then pictures, into one fresh temporary folder; returns the files in that order.
 
     They are named control_map.png (control_map_0.png, … where there are several) and picture_0.png, …; the same pixels
-    give the same bytes. `output_format` is a key of FORMATS; `output_quality` is 0–100, without effect where lossless.
-    Raises OutputError on a full disk or any other write error, and then leaves nothing behind.
+    and parameters give the same bytes. A picture's parameters are written as JSON: into a PNG's text "parameters", into
+    the description in the EXIF data of the others; nothing else of its info is. `output_format` is a key of FORMATS;
+    `output_quality` is 0–100, without effect where lossless. Raises OutputError on a full disk or any other write
+    error, and then leaves nothing behind.
     """
     encoder = FORMATS[output_format]
     names = ["control_map"] if len(maps) == 1 else [f"control_map_{i}" for i in range(len(maps))]
@@ -99,8 +105,22 @@ def _encode(image: Image.Image, pillow_format: str, options: dict[str, Any]) -> 
     plain = image.convert("RGB")  # a copy; Pillow would write profile and transparency that it finds in info
     plain.info.clear()
     buffer = io.BytesIO()
-    plain.save(buffer, pillow_format, **options)
+    plain.save(buffer, pillow_format, **options, **_metadata(image.info.get(PARAMETERS), pillow_format))
     return buffer.getvalue()
+
+
+def _metadata(parameters: dict[str, Any] | None, pillow_format: str) -> dict[str, Any]:
+    """Encoder options that write the parameters into the file."""
+    if parameters is None:
+        return {}
+    text = json.dumps(parameters)  # ASCII, as EXIF wants it
+    if pillow_format == "PNG":
+        chunk = PngInfo()
+        chunk.add_text(PARAMETERS, text)
+        return {"pnginfo": chunk}
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = text
+    return {"exif": exif}
 
 
 def _reason(error: OSError) -> str:

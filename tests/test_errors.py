@@ -1,7 +1,12 @@
+import errno
+import gc
+import weakref
+
 import pytest
+import torch
 from cog import CancelationException
 
-from controlnet.errors import ServerFault, plain_errors
+from controlnet.errors import OutOfMemory, ServerFault, plain_errors
 from controlnet.images import ImageError
 from controlnet.output import OutputError
 
@@ -20,3 +25,41 @@ def test_errors_of_libraries_are_told_without_details_and_logged_with_them(error
     assert caught.value.__cause__ is None
     logged = capsys.readouterr().err
     assert "Traceback" in logged and str(error) in logged
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_running_out_of_memory_says_what_to_lower(error) -> None:
+    with pytest.raises(OutOfMemory, match=r"^There is not enough memory .* lower resolution") as caught, plain_errors():
+        raise error
+    assert caught.value.__cause__ is None
+
+
+def test_the_real_allocators_refusal_is_recognised() -> None:
+    with pytest.raises(OutOfMemory), plain_errors():
+        torch.empty(2**58, dtype=torch.uint8)
+
+
+def test_what_the_failed_request_held_is_let_go() -> None:
+    held = []
+
+    def fails() -> None:
+        tensor = torch.zeros(10)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("no")
+
+    gc.disable()  # so that only our own freeing can be what frees it
+    try:
+        with pytest.raises(OutOfMemory) as caught, plain_errors():
+            fails()
+        assert held[0]() is None, caught.value
+    finally:
+        gc.enable()

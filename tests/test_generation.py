@@ -8,6 +8,7 @@ from test_composite import hint
 
 from controlnet.generation import Control, Generator, Request, RequestError
 from controlnet.schedulers import SCHEDULERS
+from controlnet.stopwatch import Stopwatch
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,18 @@ def test_one_base_whatever_the_number_of_conditioners(generator: Generator) -> N
     for part in ("unet", "vae", "text_encoder"):
         assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]
     assert pipelines[0].controlnet.nets[0].net is generator.controlnets["canny"]
+
+
+def test_a_pictures_parameters_make_it_again(generator: Generator) -> None:
+    second = generator.generate(request(num_outputs=2))[1]
+    told = second.info["parameters"]
+    assert told["controls"] == [{"conditioner": "canny", "scale": 1.0, "start": 0.0, "end": 1.0}]
+    settings = {name: value for name, value in told.items() if name != "controls"}
+    assert pixels(generator.generate(request(**settings))) == pixels([second])
+
+
+def test_each_phase_is_timed_and_the_pictures_add_up(generator: Generator) -> None:
+    told: dict[str, list[float]] = {}
+    generator.generate(request(num_outputs=2), Stopwatch(lambda name, value: told.setdefault(name, []).append(value)))
+    assert list(told) == ["timing.encode", "timing.denoise", "timing.decode"]
+    assert len(told["timing.denoise"]) == 2 and 0 < told["timing.denoise"][0] < told["timing.denoise"][1]

@@ -1,6 +1,7 @@
 """Files: right order, right format, same bytes for the same pixels, and nothing left behind."""
 
 import errno
+import json
 import os
 import pathlib
 import tempfile
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from controlnet import output
-from controlnet.output import OutputError, sweep, write_pictures
+from controlnet.output import PARAMETERS, OutputError, sweep, write_pictures
 
 FORMATS = tuple(output.FORMATS)
 
@@ -202,3 +203,17 @@ def test_cancelled_while_cleaning_up_is_swept_by_the_next_request(
     assert len(files_below(temporary)) == 2
     sweep()
     assert files_below(temporary) == []
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
+def test_what_a_picture_was_made_with_is_in_its_file(output_format: str) -> None:
+    parameters = {"prompt": "ein schöner Hut \u2603", "seed": 7, "controls": [{"conditioner": "canny", "scale": 0.5}]}
+    picture, other = noise(0), noise(0)
+    picture.info = {PARAMETERS: parameters, "comment": "a secret"}
+    marked, plain = write_pictures([], [picture, other], output_format, 80)
+    with Image.open(marked) as opened:
+        text = opened.text["parameters"] if output_format == "png" else opened.getexif()[0x010E]
+        assert json.loads(text) == parameters
+        with Image.open(plain) as bare:
+            assert np.array_equal(np.asarray(opened), np.asarray(bare)), "the pixels are the same"
+    assert b"secret" not in marked.read_bytes() and b"Hut" not in plain.read_bytes()
