@@ -1,4 +1,4 @@
-"""script/make-strip: the README's picture, made through the real server: picture, control map, two results a row."""
+"""script/make-strip: the README's pictures, one strip per conditioner, made through the real server with tiny."""
 
 import base64
 import io
@@ -10,46 +10,112 @@ from PIL import Image
 
 from controlnet.choice import BUNDLE
 from controlnet.client import decode_data_url
+from controlnet.conditioners import CONDITIONERS
 from controlnet.serving import Server
+from tinyworld.sheets import square
 
-ROOT = Path(__file__).resolve().parents[1]
-TILE = 256
-ROWS = (
-    ("doodle.png", "scribble", "a red house with a blue roof on grass under a blue sky"),
-    ("doodle.png", "scribble", "a white house with a red roof on sand under an orange sky"),
-    ("coffee.jpg", "scribble", "a white cylinder on a red background"),
-    ("coffee.jpg", "scribble", "a blue ball on a yellow background"),
-)
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+TILE = 160
+STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "canny": (
+        "things.png",
+        (
+            "a green ball beside a red box in a grey room with a white floor",
+            "a pink ball beside a black box in a yellow room with a green floor",
+            "an orange ball beside a white box in a purple room with a blue floor",
+        ),
+    ),
+    "hed": (
+        "house.png",
+        (
+            "a white house with a red roof on sand under a blue sky",
+            "a yellow house with a green roof on snow under a grey sky",
+            "a purple house with a blue roof on grass under an orange sky",
+        ),
+    ),
+    "mlsd": (
+        "room.png",
+        (
+            "a red table in a white room with a brown floor",
+            "a blue table in a yellow room with a grey floor",
+            "a white table in a green room with a black floor",
+        ),
+    ),
+    "depth": (
+        "room.png",
+        (
+            "a green table in a pink room with a white floor",
+            "a black table in an orange room with a yellow floor",
+            "a yellow table in a blue room with a purple floor",
+        ),
+    ),
+    "openpose": (
+        "person.png",
+        (
+            "a person in a red shirt and blue trousers on grass under a blue sky",
+            "a person in a white shirt and black trousers in a yellow room with a brown floor",
+            "a person in a green shirt and orange trousers on snow under a grey sky",
+        ),
+    ),
+    "scribble": (
+        "doodle.png",
+        (
+            "a red house with a blue roof on grass under a blue sky",
+            "a white house with a red roof on sand under an orange sky",
+            "a green house with a brown roof on snow under a grey sky",
+        ),
+    ),
+    "seg": (
+        "house.png",
+        (
+            "a pink house with a black roof on asphalt under a black sky",
+            "a blue house with a white roof on sand under an orange sky",
+            "a red house with a grey roof on grass under a blue sky",
+        ),
+    ),
+    "normal": (
+        "things.png",
+        (
+            "a red ball and a blue box in a white room with a grey floor",
+            "a yellow ball and a purple box in a green room with a brown floor",
+            "a white ball and an orange box in a blue room with a black floor",
+        ),
+    ),
+}
+"""What goes in, a file of examples/, and what is asked for: one result per prompt."""
 
 
-def tile(content: bytes) -> Image.Image:
-    """A picture cut to a square of the strip."""
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return square.resize((TILE, TILE), Image.Resampling.LANCZOS)
+def make(server: Server, conditioner: str) -> Image.Image:
+    """The picture, its control map and the results, side by side."""
+    file, prompts = STRIPS[conditioner]
+    content = (EXAMPLES / file).read_bytes()
+    tiles = [content]
+    for prompt in prompts:
+        inputs = {
+            "prompt": prompt,
+            "image": f"data:image/{file.split('.')[1]};base64,{base64.b64encode(content).decode()}",
+            "conditioner": conditioner,
+            "seed": 1,
+            "return_control_map": True,
+            "output_format": "png",
+        }
+        _, answer = server.predict(inputs)
+        if answer.get("status") != "succeeded":
+            sys.exit(f"{conditioner}: {answer.get('error')}")
+        control_map, picture = (decode_data_url(url)[0] for url in answer["output"])
+        tiles += [picture] if len(tiles) > 1 else [control_map, picture]
+    strip = Image.new("RGB", (TILE * len(tiles), TILE))
+    for x, tile in enumerate(tiles):
+        strip.paste(square(Image.open(io.BytesIO(tile)).convert("RGB"), TILE), (x * TILE, 0))
+    return strip
 
 
 def main() -> None:
-    """Writes examples/strip.png."""
-    rows: dict[tuple[str, str], list[Image.Image]] = {}
+    """Write examples/strip-<conditioner>.jpg for every conditioner."""
     with Server(dict(os.environ) | {BUNDLE: "tiny"}) as server:
         server.wait_ready()
-        for file, conditioner, prompt in ROWS:
-            content = (ROOT / "examples" / file).read_bytes()
-            image = f"data:image/{file.split('.')[1]};base64,{base64.b64encode(content).decode()}"
-            inputs = {"prompt": prompt, "image": image, "conditioner": conditioner, "seed": 1}
-            _, answer = server.predict(inputs | {"return_control_map": True, "output_format": "png"})
-            if answer.get("status") != "succeeded":
-                sys.exit(f"{file}: {answer.get('error')}")
-            control_map, picture = (decode_data_url(url)[0] for url in answer["output"])
-            rows.setdefault((file, conditioner), [tile(content), tile(control_map)]).append(tile(picture))
-    strip = Image.new("RGB", (TILE * max(map(len, rows.values())), TILE * len(rows)))
-    for y, row in enumerate(rows.values()):
-        for x, picture in enumerate(row):
-            strip.paste(picture, (x * TILE, y * TILE))
-    strip.save(ROOT / "examples" / "strip.png", optimize=True)
+        for conditioner in CONDITIONERS:
+            make(server, conditioner.name).save(EXAMPLES / f"strip-{conditioner.name}.jpg", quality=90)
 
 
 if __name__ == "__main__":

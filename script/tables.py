@@ -77,7 +77,29 @@ def bundles() -> str:
     return table(("bundle", "what it is", "conditioners", "memory", "disk", "licence", "safety checker"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"inputs": inputs, "conditioners": conditioners, "bundles": bundles}
+def quality() -> str:
+    """How well the embedded bundle's pictures obey, as script/evaluate measured it."""
+    measured = Manifest.read(WEIGHTS / "tiny.toml").made["quality"]
+    rows = [
+        (f"`{name}`", row["metric"], *(f"{row[key]:.2f}" for key in ("value", "score", "floor", "ceiling", "share")))
+        for name, row in measured.items()
+        if name != "prompt_colour"
+    ]
+    colour = measured["prompt_colour"]
+    return (
+        table(("conditioner", "metric", "value", "score", "floor", "ceiling", "share"), rows)
+        + f"\n\nThe one thing of a scene has the colour that the prompt names in {colour['right']:.0%} of "
+        f"{colour['scenes']} pictures (by chance {colour['chance']:.0%}; the rendered scenes' own are read right "
+        f"in {colour['ceiling']:.0%})."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "inputs": inputs,
+    "conditioners": conditioners,
+    "bundles": bundles,
+    "quality": quality,
+}
 
 
 def with_tables(text: str) -> str:

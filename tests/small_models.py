@@ -4,9 +4,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from annotator_weights import make_tiny
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 
+from controlnet.manifest import WEIGHTS, Manifest
 from tinyworld import models
 from tinyworld.export import export
 
@@ -84,9 +86,12 @@ def write_bundle(root: Path, name: str = "small") -> Path:
     """The small parts as a bundle on disk, `root`/<name> with its manifest beside it; returns the manifest's path."""
     small = parts()
     modules = {key: small[key] for key in ("vae", "unet", "text_encoder", "tokenizer")}
-    nets = {key: small[key] for key in ("canny", "scribble")}
+    tiny = WEIGHTS / "tiny.toml"
+    nets = {key: small.get(key, small["canny"]) for key in Manifest.read(tiny).conditioners}
     export(_copies(modules) | {"factor": 0.2, "controlnets": _copies(nets)}, root / name)
-    tiny = Path(__file__).resolve().parents[1] / "weights" / "tiny.toml"
+    folder = root / name / "annotator" / "tiny"
+    folder.mkdir(parents=True)
+    make_tiny(folder)
     manifest = root / f"{name}.toml"
     manifest.write_text(tiny.read_text(encoding="utf-8").replace('name = "tiny"', f'name = "{name}"'), encoding="utf-8")
     return manifest

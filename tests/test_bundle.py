@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_models import parts, write_bundle
 
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
+from controlnet.conditioners import BY_NAME
 from controlnet.loading import WeightsMismatch
 from controlnet.manifest import Manifest
 from controlnet.weights import WeightsError
@@ -46,7 +47,7 @@ def test_it_opens_every_part_as_it_was_saved(bundle: Bundle) -> None:
 
 
 def test_annotators_come_by_conditioner(bundle: Bundle) -> None:
-    assert list(bundle.annotators()) == ["canny", "scribble"]
+    assert list(bundle.annotators()) == list(bundle.manifest.conditioners) == list(BY_NAME)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet/canny"])

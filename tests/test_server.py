@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import cog
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,19 +22,25 @@ from requests_to_tiny import CAT, FAST, PHOTO, ROOT, data_url, encoded, png, run
 from server import Running, Server
 
 import predict
-from controlnet.scoring import edge_f1
-from tinyworld.dataset import HELD_OUT, render_seed
+from controlnet.annotators.tiny_network import TinyVisionModel
+from controlnet.conditioners import CONDITIONERS
+from controlnet.loading import load_pretrained
+from tinyworld.evaluate import Case, measure
+from tinyworld.export import EVALUATOR
+from tinyworld.judge import Judge
+
+NAMES = [conditioner.name for conditioner in CONDITIONERS]
 
 # ---- what it can do
 
 
-@pytest.mark.parametrize("conditioner", ["canny", "scribble"])
+@pytest.mark.parametrize("conditioner", NAMES)
 def test_a_photograph_becomes_a_picture_of_its_aspect(server: Server, conditioner: str) -> None:
     (picture,) = run(server, conditioner=conditioner)
     assert picture.size == (96, 64) and picture.format == "WEBP"
 
 
-@pytest.mark.parametrize("conditioner", ["canny", "scribble"])
+@pytest.mark.parametrize("conditioner", NAMES)
 def test_a_ready_made_map_gives_what_the_photograph_gave(server: Server, conditioner: str) -> None:
     control_map, picture = png(server, conditioner=conditioner, return_control_map=True)
     ready = {"image": data_url(control_map), "preprocess": False, "return_control_map": True}
@@ -80,6 +85,16 @@ def test_the_seed_is_in_the_log_and_the_metrics(server: Server) -> None:
     assert again.files == drawn[0].files
 
 
+def test_the_metrics_say_where_the_time_went_and_what_was_made(server: Server) -> None:
+    metrics = server.run(**(FAST | {"image": PHOTO})).metrics
+    timing = metrics["timing"] if "timing" in metrics else {k.split(".")[1]: metrics[k] for k in metrics if "." in k}
+    assert set(timing) == {"preprocess", "encode", "denoise", "decode", "safety", "output"}
+    assert all(seconds >= 0 for seconds in timing.values()) and timing["denoise"] > 0
+    expected = {"seed": 1, "steps": 2, "width": 96, "height": 64, "bundle": "tiny", "withheld": 0}
+    assert {name: metrics[name] for name in expected} == expected
+    assert metrics["device"] in ("cpu", "cuda")
+
+
 def test_progress_is_in_the_log(server: Server) -> None:
     answer = server.run(**(FAST | {"image": PHOTO, "num_outputs": 2}))
     assert "picture 1/2: 100%" in answer.logs and "picture 2/2: 100%" in answer.logs
@@ -92,33 +107,34 @@ def test_the_log_says_what_was_loaded_and_nothing_that_nobody_can_act_on(server:
     assert not [line for line in said if re.search("warn|ignored|deprecat|expected", line, re.IGNORECASE)]
 
 
-@pytest.mark.parametrize("conditioner", ["canny", "scribble"])
-def test_tiny_follows_its_map(server: Server, conditioner: str) -> None:
-    """Held-out scenes: edges of the picture lie where the map has them, far more than by chance or without control."""
-    obeyed, by_chance, without = [], [], []
-    scenes = [render_seed(HELD_OUT + i) for i in range(8)]
-    maps = []
-    for row, caption in scenes:
-        inputs = {
-            "image": url(Image.fromarray(row["pictures"])),
-            "prompt": caption,
-            "conditioner": conditioner,
-            "resolution": 128,
-        }
-        inputs |= {"num_inference_steps": 20}
-        control_map, picture = png(server, return_control_map=True, **inputs)
-        (free,) = png(server, **inputs, conditioning_scale=0)
-        maps.append(np.asarray(Image.open(io.BytesIO(control_map)).convert("L")) > 127)
-        obeyed.append(edge_f1(edges_of(picture), maps[-1]))
-        without.append(edge_f1(edges_of(free), maps[-1]))
-        by_chance += [edge_f1(edges_of(picture), other) for other in maps[:-1]]
-    print(f"{conditioner}: F1 {np.mean(obeyed):.2f}, by chance {np.mean(by_chance):.2f}, free {np.mean(without):.2f}")
-    assert np.mean(obeyed) > 2 * np.mean(by_chance)
-    assert np.mean(obeyed) > 2 * np.mean(without)
+class Painter:
+    """What evaluate.measure asks of a bundle under test, done over HTTP."""
+
+    size = (128, 128)
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def control_map(self, conditioner: str, case: Case) -> Image.Image:
+        (drawn,) = png(self.server, image=url(case.picture), conditioner=conditioner, resolution=128, map_only=True)
+        return Image.open(io.BytesIO(drawn))
+
+    def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
+        asked = {"image": url(control_map), "preprocess": False, "conditioner": conditioner, "prompt": prompt}
+        (picture,) = png(self.server, **asked, seed=seed, resolution=128, num_inference_steps=20)
+        return Image.open(io.BytesIO(picture))
 
 
-def edges_of(picture: bytes) -> np.ndarray:
-    return cv2.Canny(np.asarray(Image.open(io.BytesIO(picture)).convert("L")), 50, 100) > 0
+@pytest.mark.parametrize("conditioner", NAMES)
+def test_tiny_obeys_its_map(server: Server, conditioner: str) -> None:
+    """Held-out scenes, scored by a network that drew none of the maps; 64 of them make the table in the README."""
+    judge = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
+    quality = measure(conditioner, Painter(server), judge, 6)
+    print(conditioner, quality)
+    assert quality.share > (
+        0.1 if conditioner == "openpose" else 0.3
+    )  # people are its weak point, see weights/tiny.toml
+    assert quality.score > quality.floor + (0.05 if conditioner == "openpose" else 0.1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ def _png_header(width: int, height: int) -> bytes:
 
 WRONG = [
     ({"conditioner": "edges"}, "canny"),
-    ({"conditioner": "hed"}, "has no hed conditioner; it has canny, scribble"),
     ({"scheduler": "euler"}, "DDIM"),
     ({"output_format": "gif"}, "webp"),
     *[

@@ -117,6 +117,17 @@ def test_training_stopped_and_started_again_ends_where_one_run_ends(tmp_path: Pa
     assert torch.equal(train_for("once", 100), train_for("twice", 50, 100))
 
 
+def test_training_goes_on_from_an_earlier_part_of_the_same_shape_only(tmp_path: Path) -> None:
+    earlier, other = TinyVisionModel(widths=(8, 8)), TinyVisionModel(widths=(8, 16))
+    earlier.half().save_pretrained(tmp_path / "part", variant="fp16")
+    fresh = stages.begin_as(TinyVisionModel(widths=(8, 8)), tmp_path / "part").state_dict()
+    assert all(torch.equal(fresh[name], value.float()) for name, value in earlier.state_dict().items())
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    for place in (tmp_path / "part", tmp_path / "nothing", None):
+        after = stages.begin_as(other, place).state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_the_whole_path_from_scenes_to_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> None:
     places = {"--runs": tmp_path / "runs", "--export": tmp_path / "weights/tiny", "--evaluator": tmp_path / "evaluator"}
     arguments = ["train-tiny", "--smoke", *(str(word) for pair in places.items() for word in pair)]

@@ -6,9 +6,11 @@ same picture scored against the maps of other scenes, and the ceiling, the rende
 """
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -100,7 +102,8 @@ class Painter:
             scheduler=defaults.scheduler,
             seed=seed,
         )
-        return self.generator.generate(request)[0]
+        with redirect_stderr(io.StringIO()):  # no bar for each of hundreds of pictures
+            return self.generator.generate(request)[0]
 
 
 def shows_people(_: Scene, sample: Sample) -> bool:
@@ -188,23 +191,20 @@ def small(picture: Image.Image, exact: bool = False) -> Image.Image:
     return picture.resize((SIZE, SIZE), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
 
 
-def as_table(qualities: dict[str, Quality], colours: dict[str, float] | None) -> str:
-    """The figures as a Markdown table."""
-    lines = ["| conditioner | metric | value | score | floor | ceiling | share |", "|" + " --- |" * 7]
-    for name, q in qualities.items():
-        figures = " | ".join(f"{v:.2f}" for v in (q.value, q.score, q.floor, q.ceiling, q.share))
-        lines.append(f"| `{name}` | {q.metric} | {figures} |")
+def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None) -> str:
+    """The figures as a manifest has them; the README's table is made from there."""
+    tables: dict[str, dict[str, Any]] = {name: asdict(quality) for name, quality in qualities.items()}
     if colours:
+        tables["prompt_colour"] = colours
+    lines = []
+    for name, figures in tables.items():
+        lines += [f"[made.quality.{name}]"]
         lines += [
-            "",
-            "The prompt's colour on the one thing of a scene: {right:.0%} right of {scenes} ".format(**colours),
+            f"{key} = {json.dumps(round(value, 3) if isinstance(value, float) else value, ensure_ascii=False)}"
+            for key, value in figures.items()
         ]
-        lines[-1] += (
-            "(by chance {chance:.0%}; of the rendered scenes' own colours {ceiling:.0%} are read right).".format(
-                **colours
-            )
-        )
-    return "\n".join(lines) + "\n"
+        lines += [""]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=64, help="held-out scenes per conditioner, at least 2")
     parser.add_argument("--conditioner", action="append", default=[], choices=list(READINGS), help="only this one")
     parser.add_argument("--maps", choices=["drawn", "truth"], default="drawn", help="drawn by the bundle's annotators")
-    parser.add_argument("--output", type=Path, default=Path("output/evaluation"), help="folder for table and sheets")
+    parser.add_argument("--output", type=Path, default=Path("output/evaluation"), help="folder for figures and sheets")
     arguments = parser.parse_args()
     if arguments.scenes < 2:
         parser.error(f"--scenes: expected at least 2, since the floor needs another scene, got {arguments.scenes}")
@@ -230,12 +230,10 @@ def main() -> None:
     colours = measure_colours(painter, judge, arguments.scenes) if "canny" in names else None
     folder = arguments.output / arguments.bundle
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {name: asdict(quality) for name, quality in qualities.items()}
-    (folder / "quality.json").write_text(json.dumps(figures | {"colours": colours}, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(as_table(qualities, colours), encoding="utf-8")
+    (folder / "quality.toml").write_text(as_toml(qualities, colours), encoding="utf-8")
     sheets.scenes(painter, names).save(folder / "scenes.png")
     sheets.photographs(painter, names).save(folder / "photographs.png")
-    print(as_table(qualities, colours) + f"\nAlso in {folder}/: table.md, quality.json, scenes.png, photographs.png")
+    print(as_toml(qualities, colours) + f"\nIn {folder}/: quality.toml, scenes.png, photographs.png")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,25 @@ class Plan:
     rate: float
 
 
+def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
+    """`module` with the weights of a bundle's part, so that training goes on from there.
+
+    Left as it is where there is no such part or where that is of another shape: then it learns from nothing.
+    """
+    if part is None or not (part / "config.json").exists():
+        return module
+    found = type(module).from_pretrained(part, variant="fp16", torch_dtype=torch.float32).state_dict()
+    fits = {name: value.shape for name, value in found.items()} == {
+        name: value.shape for name, value in module.state_dict().items()
+    }
+    print(
+        f"{part.name}: {'begins as the one' if fits else 'learns from nothing: another shape than the one'} of --start"
+    )
+    if fits:
+        module.load_state_dict(found)
+    return module
+
+
 def train_stage(
     name: str,
     plan: Plan,

@@ -22,7 +22,7 @@ from tinyworld.dataset import SIZE, Dataset, load_dataset
 from tinyworld.export import EVALUATOR, export
 from tinyworld.hints import HINTS, control_maps, rows_with_people
 from tinyworld.plots import plot_losses
-from tinyworld.stages import SEED, Plan, half, train_stage
+from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 from tinyworld.vision import train_vision
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "tiny"
@@ -32,16 +32,17 @@ HINT_PROMPT_DROP = 0.3
 """More while a ControlNet learns, so that it reads the control map itself (arXiv 2302.05543, section 3.3)."""
 
 
-NET = Plan(700, 24, 5e-4)
+NET = Plan(450, 24, 5e-4)
 FIRST_NET = "canny"
 """Learns together with the base what a control map is; the other nets begin as copies of it."""
 PLANS = {
     "vae": Plan(2400, 32, 1e-3),
-    "annotator": Plan(900, 16, 1e-3),
-    "evaluator": Plan(900, 16, 1e-3),
+    "annotator": Plan(800, 16, 1e-3),
+    "evaluator": Plan(800, 16, 1e-3),
     "base": Plan(3200, 32, 1e-3),
     **dict.fromkeys(HINTS, NET),
-    FIRST_NET: Plan(4200, 24, 8e-4),
+    FIRST_NET: Plan(2800, 24, 8e-4),
+    "openpose": Plan(1750, 24, 5e-4),  # thin limbs are the most to learn
 }
 BASE_SHARE = 0.15
 """Share of samples without control while base and first ControlNet learn together."""
@@ -52,25 +53,6 @@ def pictures(dataset: Dataset, rows: torch.Tensor, flips: torch.Tensor) -> torch
     """(B, 3, 128, 128) in [-1, 1], mirrored where `flips` says so."""
     batch = torch.from_numpy(dataset.pictures[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.where(flips[:, None, None, None], batch.flip(-1), batch)
-
-
-def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
-    """`module` with the weights of a bundle's part, so that training goes on from there.
-
-    Left as it is where there is no such part or where that is of another shape: then it learns from nothing.
-    """
-    if part is None or not (part / "config.json").exists():
-        return module
-    found = type(module).from_pretrained(part, variant="fp16", torch_dtype=torch.float32).state_dict()
-    fits = {name: value.shape for name, value in found.items()} == {
-        name: value.shape for name, value in module.state_dict().items()
-    }
-    print(
-        f"{part.name}: {'begins as the one' if fits else 'learns from nothing: another shape than the one'} of --start"
-    )
-    if fits:
-        module.load_state_dict(found)
-    return module
 
 
 def train_vae(dataset: Dataset, plan: Plan, device: torch.device, folder: Path, start: Path | None) -> nn.Module:
@@ -219,7 +201,7 @@ def train(
     start: Path | None = None,
 ) -> dict:
     """The stages named in `only` (empty: all) and what they build on; returns what export needs. `start` is a bundle
-    whose VAE, text encoder and UNet the first of them go on from, as far as they are of the same shape.
+    that every stage goes on from, as far as its parts are of the same shape and its tokenizer knows the same words.
 
     That is the modules by name, the ControlNets under "controlnets", the tokenizer and the latents' factor.
     """
@@ -233,7 +215,8 @@ def train(
     halves = {"annotator": range(0, scenes, 2), "evaluator": range(1, scenes, 2)}
     for name, rows in halves.items():
         if name in wanted or (name == "annotator" and set(nets) - {FIRST_NET}):
-            trained[name] = train_vision(name, dataset, rows, plans[name], device, folder)
+            seeing = start and {"annotator": start / "annotator" / "tiny", "evaluator": EVALUATOR}[name]
+            trained[name] = train_vision(name, dataset, rows, plans[name], device, folder, seeing)
     if not nets and not wanted & {"vae", "base"}:
         return trained
     trained["vae"] = train_vae(dataset, plans["vae"], device, folder, start)
@@ -247,13 +230,14 @@ def train(
     same_words = (
         start is not None and CLIPTokenizer.from_pretrained(start / "tokenizer").get_vocab() == tokenizer.get_vocab()
     )
-    base = train_base(noising, tokenizer, plans["base"], device, folder, start if same_words else None)
+    start = start if same_words else None
+    base = train_base(noising, tokenizer, plans["base"], device, folder, start)
     torch.manual_seed(SEED + 2)
     first = models.make_controlnet(base["unet"])
     for name in nets:
         result = train_controlnet(
             name,
-            first,
+            begin_as(copy.deepcopy(first), start and start / "controlnet" / name),
             base,
             noising,
             dataset,
@@ -279,7 +263,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="the whole path with a few steps, in a folder of its own")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")
-    parser.add_argument("--start", type=Path, help="a bundle of this script's from which VAE and base go on learning")
+    parser.add_argument("--start", type=Path, help="a bundle of this script's from which all go on learning")
     parser.add_argument("--export", type=Path, help="write the trained bundle into this folder")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="where --export writes the scoring network")
     arguments = parser.parse_args()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from controlnet.annotators.tiny_network import JOINTS, NECK_UNIT, Seen, TinyVisionModel
 from tinyworld.dataset import SIZE, Dataset, Sample
-from tinyworld.stages import SEED, Plan, half, train_stage
+from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 from tinyworld.truth import CLASSES, OPENPOSE_JOINTS
 
 COARSE = SIZE // 2
@@ -17,7 +17,10 @@ COARSE = SIZE // 2
 NECK = OPENPOSE_JOINTS.index("neck")
 LINE_WEIGHT = 3.0
 """A pixel on a line counts this many times one beside it, since lines are thin."""
-JOINT_WEIGHT = 30.0
+JOINT_WEIGHT = 10.0
+"""A cell on a joint counts this many times an empty one, and the joints' part of the loss this many times more."""
+PEOPLE_SHARE = 0.4
+"""Share of a batch that is drawn from the scenes with people, who are in a quarter of all."""
 BUMP = 1.0
 """Standard deviation, in pixels of the joints' maps, of the bump on a joint."""
 
@@ -27,16 +30,29 @@ def make_vision() -> TinyVisionModel:
 
 
 def train_vision(
-    name: str, dataset: Dataset, rows: range, plan: Plan, device: torch.device, folder: Path
+    name: str,
+    dataset: Dataset,
+    rows: range,
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
+    start: Path | None = None,
 ) -> TinyVisionModel:
-    """One network, on the scenes of `rows`; another name and other rows give one that shares nothing with it."""
+    """One network, on the scenes of `rows`; another name and other rows give one that shares nothing with it. `start`
+    is the folder of an earlier one that it goes on from."""
     torch.manual_seed(SEED + len(name) + rows.start)
-    network = make_vision().to(device, memory_format=torch.channels_last)
+    network = begin_as(make_vision(), start).to(device, memory_format=torch.channels_last)
+    all_rows = torch.tensor(rows)
+    with_people = torch.tensor([row for row in rows if dataset.people[row, ..., 2].any()] or list(rows))
 
     def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        drawn = torch.randint(len(rows), (batch,), generator=generator).tolist()
+        chosen = [
+            with_people[torch.randint(len(with_people), (batch,), generator=generator)],
+            all_rows[torch.randint(len(all_rows), (batch,), generator=generator)],
+        ]
+        drawn = torch.where(torch.rand(batch, generator=generator) < PEOPLE_SHARE, *chosen).tolist()
         flips = torch.randint(2, (batch,), generator=generator).tolist()
-        samples = [dataset.sample(rows[i], bool(flip)) for i, flip in zip(drawn, flips, strict=True)]
+        samples = [dataset.sample(row, bool(flip)) for row, flip in zip(drawn, flips, strict=True)]
         pictures = torch.from_numpy(np.stack([sample.picture for sample in samples])).permute(0, 3, 1, 2).float() / 255
         pictures = vary(pictures, generator).to(device, memory_format=torch.channels_last)
         with half(device):
@@ -73,8 +89,8 @@ def targets(samples: list[Sample]) -> dict[str, torch.Tensor]:
     bodies = [_body_maps(sample.people) for sample in samples]
     return {
         "outlines": stack([soft_outlines(sample.outlines) for sample in samples])[:, None],
-        "edges": stack([_canny(sample.picture) for sample in samples])[:, None] / 255,
-        "straight": stack([sample.straight for sample in samples])[:, None] / 255,
+        "edges": stack([soft_outlines(_canny(sample.picture)) for sample in samples])[:, None],
+        "straight": stack([soft_outlines(sample.straight) for sample in samples])[:, None],
         "nearness": stack([sample.nearness for sample in samples])[:, None] / 255,
         "normals": stack([sample.normals for sample in samples]).permute(0, 3, 1, 2) / 127,
         "classes": stack([sample.classes for sample in samples]).long(),
@@ -121,13 +137,13 @@ def vision_loss(seen: Seen, wanted: dict[str, torch.Tensor]) -> torch.Tensor:
     steps = sum((seen.nearness.diff(dim=a) - wanted["nearness"].diff(dim=a)).abs().mean() for a in (-1, -2))
     normals = 1 - (seen.normals * wanted["normals"]).sum(1).mean()
     classes = F.cross_entropy(seen.classes, wanted["classes"])
-    # Next to no pixel is a joint: the squared error of the probabilities keeps the many empty ones from ruling.
-    joints = F.mse_loss(seen.joints.sigmoid(), wanted["joints"])
+    # Not the squared error of the probabilities: where those are about 0, as all are in the beginning, it has no slope.
+    joints = _line_loss(seen.joints, wanted["joints"], JOINT_WEIGHT)
     counted = wanted["near_joint"].sum().clamp(min=1)
     offsets = (F.smooth_l1_loss(seen.to_neck, wanted["to_neck"], reduction="none") * wanted["near_joint"]).sum()
     return lines + 2 * nearness + 2 * steps + normals + classes + JOINT_WEIGHT * joints + offsets / counted
 
 
-def _line_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    weight = 1 + (LINE_WEIGHT - 1) * wanted
+def _line_loss(logits: torch.Tensor, wanted: torch.Tensor, most: float = LINE_WEIGHT) -> torch.Tensor:
+    weight = 1 + (most - 1) * wanted
     return F.binary_cross_entropy_with_logits(logits, wanted, weight=weight)
