@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from random_models import SMALL
 from torch import nn
 
+from controlnet.nets import ControlNets
 from tinyworld import models
 from tinyworld.export import export
 
@@ -59,8 +60,8 @@ class SmallBundle:
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
 
-    def controlnets(self) -> dict:
-        return {name: parts()[name] for name in ("canny", "scribble", "shuffle")}
+    def controlnets(self) -> ControlNets:
+        return ControlNets({name: parts()[name] for name in ("canny", "scribble", "shuffle")}, torch.float32)
 
 
 def write_bundle(root: Path, name: str = "small") -> Path:

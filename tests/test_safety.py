@@ -13,6 +13,7 @@ from random_models import SMALL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from controlnet.loading import load_pretrained
 from controlnet.safety import FORBID_UNSAFE, SafetyChecker, SafetyError, check_disabling, open_safety_checker, withhold
 
 
@@ -175,7 +176,11 @@ def test_the_container_need_not_forbid_disabling(monkeypatch: pytest.MonkeyPatch
 
 def bundle(folder: Path, safety_checker: str = "safety_checker") -> SimpleNamespace:
     manifest = SimpleNamespace(name="sd15", safety_checker=safety_checker, safety_note="made for tests")
-    return SimpleNamespace(manifest=manifest, folder=lambda part: folder / part, device="cpu", dtype=torch.float32)
+
+    def model(kind: type, part: str):
+        return load_pretrained(kind, folder / part, "cpu")
+
+    return SimpleNamespace(manifest=manifest, folder=lambda part: folder / part, device="cpu", model=model)
 
 
 @pytest.fixture(scope="module")
