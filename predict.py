@@ -41,11 +41,17 @@ class Predictor(BasePredictor):
     """Turns a prompt, an image and a conditioner into pictures whose structure follows the image."""
 
     def setup(self) -> None:
-        """Load the bundle named by CONTROLNET_BUNDLE: the base model, every ControlNet and every annotator, once."""
+        """Load the bundle named by CONTROLNET_BUNDLE: the base model, every ControlNet and every annotator, once.
+
+        The log has a line per part and their sum.
+        """
         self.bundle = open_bundle()
         self.generator = Generator(self.bundle)
         self.annotators = self.bundle.annotators()
         self.safety_checker = open_safety_checker(self.bundle)
+        self.bundle.log.summarise()
+        self.generator.warm_up()
+        self.bundle.log.ready()
 
     def predict(
         self,

@@ -19,9 +19,11 @@ from controlnet import schedulers
 from controlnet.annotators import ANNOTATORS, Annotator
 from controlnet.choice import choose_bundle
 from controlnet.download import download
-from controlnet.loading import load_pretrained
+from controlnet.load_log import LoadLog
+from controlnet.loading import load_pretrained, read_ahead
 from controlnet.lockfile import read_lock
 from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.nets import ControlNets
 from controlnet.weights import WeightsError, check
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
@@ -37,6 +39,7 @@ class Bundle:
         self.root = root
         self.device = device
         self.dtype = dtype
+        self.log = LoadLog(root)
 
     def folder(self, part: str) -> Path:
         """Where the files of a part are."""
@@ -44,27 +47,44 @@ class Bundle:
 
     def base(self) -> dict[str, Any]:
         """Tokenizer, text encoder, UNet, VAE and scheduler, under the names that diffusers' pipelines give them."""
+        self.read_ahead()
         return {
-            "tokenizer": CLIPTokenizer.from_pretrained(self.folder("tokenizer"), local_files_only=True),
+            "tokenizer": self._tokenizer(),
             "text_encoder": self.model(CLIPTextModel, "text_encoder"),
             "unet": self.model(UNet2DConditionModel, "unet"),
             "vae": self.model(VAES[self._class_name("vae")], "vae"),
             "scheduler": self._scheduler(),
         }
 
-    def controlnets(self) -> dict[str, ControlNetModel]:
-        """Every ControlNet of the bundle, by conditioner."""
-        return {name: self.model(ControlNetModel, f"controlnet/{name}") for name in self.manifest.conditioners}
+    def controlnets(self) -> ControlNets:
+        """Every ControlNet of the bundle, by conditioner. On a CPU their numbers stay in the files until used."""
+        mapped = self.device.type == "cpu"
+        names = self.manifest.conditioners
+        stored = {name: self.model(ControlNetModel, f"controlnet/{name}", mapped) for name in names}
+        return ControlNets(stored, self.dtype)
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
         kinds = {entry.annotator for entry in self.manifest.conditioners.values()}
-        loaded = {kind: ANNOTATORS[kind].load(self.folder, self.device) for kind in sorted(kinds)}
+        loaded = {kind: self._annotator(kind) for kind in sorted(kinds)}
         return {name: loaded[entry.annotator] for name, entry in self.manifest.conditioners.items()}
 
-    def model(self, kind: type, part: str) -> Any:
-        """A part as a model of class `kind`. Raises WeightsMismatch where its tensors are not the model's."""
-        return load_pretrained(kind, self.folder(part), self.device, self.dtype)
+    def model(self, kind: type, part: str, mapped: bool = False) -> Any:
+        """A part as a model of class `kind`. Raises WeightsMismatch where its tensors are not the model's.
+
+        `mapped`: in the file's precision, its tensors left in the file, whatever the bundle's dtype.
+        """
+        with self.log(part, self.files(part), mapped):
+            return load_pretrained(kind, self.folder(part), self.device, None if mapped else self.dtype)
+
+    def read_ahead(self) -> None:
+        """Have the files of all parts come from the disk from now on, in the manifest's order: the base first."""
+        read_ahead(self.files())
+
+    def files(self, *parts: str) -> list[Path]:
+        """The files of parts; of all where none is named."""
+        chosen = (part for part in self.manifest.parts if part.name in parts or not parts)
+        return [self.root / self.manifest.name / path for part in chosen for path in part.paths]
 
     def resolve(self, inputs: Mapping[str, Any]) -> SimpleNamespace:
         """The inputs of a request, with the bundle's defaults where one is None."""
@@ -77,10 +97,22 @@ class Bundle:
         config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)
         return config["_class_name"]
 
+    def _tokenizer(self) -> Any:
+        with self.log("tokenizer", self.files("tokenizer")):
+            return CLIPTokenizer.from_pretrained(self.folder("tokenizer"), local_files_only=True)
+
     def _scheduler(self) -> Any:
         """Its class does not matter: each request builds the one it names from this one's configuration."""
-        config: Any = schedulers.DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
-        return schedulers.DDIMScheduler.from_config(config)
+        with self.log("scheduler", self.files("scheduler")):
+            config: Any = schedulers.DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
+            return schedulers.DDIMScheduler.from_config(config)
+
+    def _annotator(self, name: str) -> Annotator:
+        kind = ANNOTATORS[name]
+        if not kind.parts:
+            return kind.load(self.folder, self.device)
+        with self.log(f"annotator {name}", self.files(*kind.parts)):
+            return kind.load(self.folder, self.device)
 
 
 def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:

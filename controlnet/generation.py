@@ -14,6 +14,7 @@ from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.composite import CompositeControlNet
+from controlnet.geometry import SMALLEST
 from controlnet.output import PARAMETERS
 from controlnet.prompts import encode_prompts
 from controlnet.schedulers import make_scheduler
@@ -82,7 +83,19 @@ class Generator:
             self.check_window(control.start, control.end, request.scheduler, request.num_inference_steps)
         return list(self._pictures(request, timed or Stopwatch()))
 
-    def _pictures(self, request: Request, timed: Stopwatch) -> Iterator[Image.Image]:
+    def warm_up(self) -> None:
+        """Make the smallest picture in one step, with the bundle's defaults, and throw it away.
+
+        So that what libraries and drivers do once, and the first reading of mapped weights, is not the first request's
+        to wait for. It uses nothing that a request reads.
+        """
+        defaults = self.bundle.manifest.defaults
+        black = Image.new("RGB", (SMALLEST, SMALLEST))
+        control = Control(next(iter(self.controlnets)), black)
+        request = Request("", "", (control,), 1, 1, defaults.guidance_scale, defaults.scheduler, seed=0)
+        list(self._pictures(request, Stopwatch(), progress=False))
+
+    def _pictures(self, request: Request, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
         tokenizer, text_encoder = self.base["tokenizer"], self.base["text_encoder"]
         with timed("encode"):
             prompt, negative = encode_prompts(request.prompt, request.negative_prompt, tokenizer, text_encoder)
@@ -90,7 +103,7 @@ class Generator:
         for i in range(request.num_outputs):
             pipeline = self._pipeline(request, guided)
             name = f"picture {i + 1}/{request.num_outputs}"
-            pipeline.set_progress_bar_config(desc=name, leave=True)
+            pipeline.set_progress_bar_config(desc=name, leave=True, disable=not progress)
             with timed("denoise"):
                 result: Any = pipeline(
                     prompt_embeds=prompt,
@@ -118,7 +131,7 @@ class Generator:
         return pictures[0]
 
     def _pipeline(self, request: Request, guided: bool) -> StableDiffusionControlNetPipeline:
-        nets = [self.controlnets[control.conditioner] for control in request.controls]
+        nets = self.controlnets.together([control.conditioner for control in request.controls])
         # Pictures are checked in controlnet/safety.py, where a flagged one does not blacken others or lose them.
         none: Any = None
         base = {name: part for name, part in self.base.items() if name != "scheduler"}

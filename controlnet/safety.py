@@ -104,11 +104,9 @@ def open_safety_checker(bundle: Any) -> SafetyChecker | None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, logger
     from transformers import CLIPImageProcessor
 
-    from controlnet.loading import load_pretrained
-
     logger.setLevel("ERROR")  # its warning announces black images, which is not what happens here
     try:
-        model = load_pretrained(StableDiffusionSafetyChecker, bundle.folder(name), bundle.device, bundle.dtype)
+        model = bundle.model(StableDiffusionSafetyChecker, name)
         processor = CLIPImageProcessor.from_pretrained(bundle.folder(FEATURE_EXTRACTOR), local_files_only=True)
     except Exception as error:  # missing concepts would be filled with ones, a threshold that no picture reaches
         raise SafetyError(_absent(bundle.manifest.name, name)) from error

@@ -1,7 +1,6 @@
 """script/check-weights: load every file of a bundle and make one small picture with each of its conditioners."""
 
 import argparse
-import dataclasses
 import inspect
 import os
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 import cog
 from skimage import data, io
 
-from controlnet.bundle import open_bundle
 from controlnet.choice import BUNDLE
 
 
@@ -36,20 +34,15 @@ def main() -> None:
 
     import predict  # after the bundle is named
 
-    bundle = open_bundle()
-    conditioners = bundle.manifest.conditioners
+    predictor = predict.Predictor()
+    predictor.setup()
     options.output.mkdir(parents=True, exist_ok=True)
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "astronaut.png"
         io.imsave(image, data.astronaut())
-        for conditioner, entry in conditioners.items():
-            # One at a time: in float32, as on a machine without GPU, all of sd15 is more than such machines hold.
-            bundle.manifest = dataclasses.replace(bundle.manifest, conditioners={conditioner: entry})
-            predict.open_bundle = lambda: bundle
-            predictor = predict.Predictor()
+        for conditioner in predictor.bundle.manifest.conditioners:
             try:
-                predictor.setup()
                 control_map, picture = draw(predictor, image, conditioner)
             except Exception as error:  # whatever it is: the other conditioners are tried too
                 failed = True

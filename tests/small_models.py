@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from annotator_weights import make_tiny
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from random_models import SMALL
 from torch import nn
 
 from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.nets import ControlNets
 from tinyworld import models
 from tinyworld.export import export
 
@@ -16,23 +18,12 @@ CAPTIONS = ["a red ball beside a blue box in a green room", "a person in a white
 
 
 def unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        attention_head_dim=4,
-        cross_attention_dim=models.TEXT_WIDTH,
-        norm_num_groups=4,
-    )
+    return UNet2DConditionModel(**SMALL["unet"] | {"cross_attention_dim": models.TEXT_WIDTH})
 
 
 def controlnet(base: UNet2DConditionModel, **config) -> ControlNetModel:
     """From the UNet, with zero convolutions that are not zero: else its output is, and would prove nothing."""
-    net = ControlNetModel.from_unet(base, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    net = ControlNetModel.from_unet(base, **SMALL["controlnet"])
     net.register_to_config(**config)
     for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
         nn.init.normal_(block.weight, std=0.3)
@@ -44,14 +35,7 @@ def controlnet(base: UNet2DConditionModel, **config) -> ControlNetModel:
 
 
 def vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        latent_channels=4,
-        norm_num_groups=2,
-        sample_size=64,
-    ).eval()
+    return AutoencoderKL(**SMALL["vae"]).eval()
 
 
 @cache
@@ -78,8 +62,8 @@ class SmallBundle:
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
 
-    def controlnets(self) -> dict:
-        return {name: parts()[name] for name in ("canny", "scribble", "shuffle")}
+    def controlnets(self) -> ControlNets:
+        return ControlNets({name: parts()[name] for name in ("canny", "scribble", "shuffle")}, torch.float32)
 
 
 def write_bundle(root: Path, name: str = "small") -> Path:

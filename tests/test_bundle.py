@@ -33,7 +33,7 @@ def copy_of(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def test_it_opens_every_part_as_it_was_saved(bundle: Bundle) -> None:
-    opened = bundle.base() | bundle.controlnets()
+    opened = bundle.base() | dict(bundle.controlnets())
     for name in ("unet", "vae", "text_encoder", "canny", "scribble"):
         expected, got = parts()[name].state_dict(), opened[name].state_dict()
         assert expected.keys() == got.keys()

@@ -13,7 +13,7 @@ from controlnet.schema import openapi_schema
 from controlnet.serving import ROOT
 
 SCHEMAS = openapi_schema((ROOT / "predict.py").read_text())["components"]["schemas"]
-SCRIPTS = sorted(path for path in (ROOT / "script").iterdir() if path.is_file() and not path.suffix)
+SCRIPTS = sorted(path for path in (ROOT / "script").rglob("*") if path.is_file() and not path.suffix)
 
 
 def read_yaml(path: Path) -> Any:

@@ -9,19 +9,18 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from random_models import SMALL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from controlnet.loading import load_pretrained
 from controlnet.safety import FORBID_UNSAFE, SafetyChecker, SafetyError, check_disabling, open_safety_checker, withhold
 
 
 def tiny_model() -> StableDiffusionSafetyChecker:
     """The real class, small, with random weights that never flag: no cosine reaches its thresholds of 1."""
     torch.manual_seed(0)
-    network = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    vision = network | {"image_size": 32, "patch_size": 8}
-    text = network | {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1}
-    model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
+    model = StableDiffusionSafetyChecker(CLIPConfig(**SMALL["safety_checker"]))
     for block in model.modules():  # so that pictures differ by more than rounding in what comes out
         if isinstance(block, torch.nn.Linear | torch.nn.Conv2d):
             torch.nn.init.normal_(block.weight, std=0.5)
@@ -177,7 +176,11 @@ def test_the_container_need_not_forbid_disabling(monkeypatch: pytest.MonkeyPatch
 
 def bundle(folder: Path, safety_checker: str = "safety_checker") -> SimpleNamespace:
     manifest = SimpleNamespace(name="sd15", safety_checker=safety_checker, safety_note="made for tests")
-    return SimpleNamespace(manifest=manifest, folder=lambda part: folder / part, device="cpu", dtype=torch.float32)
+
+    def model(kind: type, part: str):
+        return load_pretrained(kind, folder / part, "cpu")
+
+    return SimpleNamespace(manifest=manifest, folder=lambda part: folder / part, device="cpu", model=model)
 
 
 @pytest.fixture(scope="module")

@@ -4,68 +4,24 @@ What the trained values do cannot be tested without them. That every file the ma
 and used by the class it is for, for all conditioners, can.
 """
 
-import copy
-import json
 import shutil
 from pathlib import Path
 
 import cog
 import numpy as np
 import pytest
-import torch
-from annotator_weights import make_part
 from PIL import Image
-from safetensors.torch import load_file
+from random_bundle import write_bundle
 from skimage import data
-from small_models import controlnet, parts
-from test_safety import processor, tiny_model
 
 import predict
 from controlnet.bundle import open_bundle
-from controlnet.manifest import WEIGHTS, Manifest, Part
-
-MANIFEST = Manifest.read(WEIGHTS / "sd15.toml")
-
-
-def write_tokenizer(folder: Path) -> None:
-    """In the published files: transformers itself writes a single tokenizer.json now."""
-    tokenizer = parts()["tokenizer"]
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]))
-    (folder / "special_tokens_map.json").write_text("{}")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.model_max_length}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def write_part(part: Part, root: Path) -> None:
-    small, folder = parts(), root / part.name
-    if part.name.startswith("annotator/"):
-        make_part(part.name, root)
-        if "pytorch_model.bin" in part.files:
-            file = folder / "model.safetensors"
-            torch.save(load_file(file), folder / "pytorch_model.bin")
-            file.unlink()
-    elif part.name == "tokenizer":
-        write_tokenizer(folder)
-    elif part.name == "scheduler":
-        small["scheduler"].save_pretrained(folder)
-    elif part.name == "feature_extractor":
-        processor().save_pretrained(folder)
-    else:
-        net = small["unet"]
-        model = tiny_model() if part.name == "safety_checker" else small.get(part.name)
-        model = controlnet(net) if part.name.startswith("controlnet/") else model
-        copy.deepcopy(model).half().save_pretrained(folder, variant="fp16")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    shutil.copy(WEIGHTS / "sd15.toml", folder)
-    for part in MANIFEST.parts:
-        write_part(part, folder / "sd15")
+    write_bundle("sd15", folder, small=True)
     return folder
 
 

@@ -1,6 +1,10 @@
-"""Every annotator's weights in their real file layout, made of seeded random numbers; small where the class can be."""
+"""Every annotator's weights in their real file layout, made of seeded random numbers; small where the class can be.
+
+For the tests, and for script/make-random-bundle, which asks for the published models' sizes.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,50 +38,71 @@ def make_normal_bae(folder: Path) -> None:
     torch.save({"model": tensors, "iter": 1}, folder / "scannet.pt")
 
 
-def make_depth_anything(folder: Path) -> None:
+def make_depth_anything(folder: Path, full: bool = False) -> None:
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
 
+    width, layers = (384, 12) if full else (16, 4)
     backbone = {
         "model_type": "dinov2",
-        "image_size": 28,
+        "image_size": 518 if full else 28,
         "patch_size": 14,
-        "hidden_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 6 if full else 2,
+        "out_features": [f"stage{layers * quarter // 4}" for quarter in (1, 2, 3, 4)],
         "reshape_hidden_states": False,
         "apply_layernorm": True,
     }
     config = DepthAnythingConfig(
         backbone_config=backbone,
-        reassemble_hidden_size=16,
-        neck_hidden_sizes=[4, 4, 8, 8],
-        fusion_hidden_size=8,
-        head_hidden_size=4,
-        initializer_range=0.3,  # with the usual 0.02 the depth is flat
+        reassemble_hidden_size=width,
+        neck_hidden_sizes=[48, 96, 192, 384] if full else [4, 4, 8, 8],
+        fusion_hidden_size=64 if full else 8,
+        head_hidden_size=32 if full else 4,
+        initializer_range=0.02 if full else 0.3,  # with the usual 0.02 a small model's depth is flat
     )
     model: Any = DepthAnythingForDepthEstimation(config)
     model.head.conv3.bias.data += 1  # the head ends in a ReLU
     model.save_pretrained(folder)
-    size = {"height": 70, "width": 70}
+    size = {"height": 518, "width": 518} if full else {"height": 70, "width": 70}
     DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
 
 
-def make_upernet(folder: Path) -> None:
+def make_upernet(folder: Path, full: bool = False) -> None:
     from transformers import ConvNextConfig, SegformerImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    sizes: dict[str, Any] = {"depths": [1, 1, 1, 1], "hidden_sizes": [4, 6, 8, 10], "out_features": stages}
+    depths, widths = ([3, 3, 27, 3], [96, 192, 384, 768]) if full else ([1, 1, 1, 1], [4, 6, 8, 10])
+    sizes: dict[str, Any] = {"depths": depths, "hidden_sizes": widths, "out_features": stages}
     backbone = ConvNextConfig(**sizes)
-    heads: dict[str, Any] = {"hidden_size": 16, "auxiliary_channels": 8, "auxiliary_in_channels": 8, "num_labels": 150}
+    heads: dict[str, Any] = {"hidden_size": 512 if full else 16, "auxiliary_channels": 256 if full else 8}
+    heads |= {"auxiliary_in_channels": widths[2], "num_labels": 150}
     config = UperNetConfig(backbone_config=backbone, **heads)
     UperNetForSemanticSegmentation(config).save_pretrained(folder)
     SegformerImageProcessor(size={"height": 512, "width": 512}).save_pretrained(folder)
 
 
-def make_person_detector(folder: Path) -> None:
+def make_person_detector(folder: Path, full: bool = False) -> None:
     """A detector that is sure of people everywhere, so that what comes after it has something to do."""
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
+
+    # RTDetrConfig's defaults are those of the published detector, but for the queries, each of which finds a person
+    # here: it looks for 300 things.
+    labels = {i: f"class {i}" for i in range(79)} | {79: "person"}
+    config = RTDetrConfig(num_queries=3, id2label=labels) if full else _small_rtdetr()
+    model: Any = RTDetrForObjectDetection(config)
+    for head in model.model.decoder.class_embed:
+        head.bias.data[:-1] = -4.0
+        head.bias.data[-1] = 4.0
+    for head in model.model.decoder.bbox_embed:
+        head.layers[-1].bias.data[2:] = 1  # large boxes
+    model.save_pretrained(folder)
+    size = {"height": 640, "width": 640} if full else {"height": 64, "width": 64}
+    RTDetrImageProcessor(size=size).save_pretrained(folder)
+
+
+def _small_rtdetr() -> Any:
+    from transformers import RTDetrConfig
 
     backbone = {
         "model_type": "rt_detr_resnet",
@@ -86,7 +111,7 @@ def make_person_detector(folder: Path) -> None:
         "depths": [1, 1, 1, 1],
         "out_features": ["stage2", "stage3", "stage4"],
     }
-    config = RTDetrConfig(
+    return RTDetrConfig(
         backbone_config=backbone,
         encoder_hidden_dim=16,
         encoder_in_channels=[8, 16, 16],
@@ -101,33 +126,27 @@ def make_person_detector(folder: Path) -> None:
         num_denoising=0,
         id2label={0: "bicycle", 1: "person"},
     )
-    model: Any = RTDetrForObjectDetection(config)
-    for head in model.model.decoder.class_embed:
-        head.bias.data[:] = torch.tensor([-4.0, 4.0])
-    for head in model.model.decoder.bbox_embed:
-        head.layers[-1].bias.data[2:] = 1  # large boxes
-    model.save_pretrained(folder)
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
 
 
-def make_vitpose(folder: Path) -> None:
+def make_vitpose(folder: Path, full: bool = False) -> None:
     from transformers import VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
 
+    (height, width), layers = ((256, 192), 12) if full else ((64, 48), 2)
     backbone = {
         "model_type": "vitpose_backbone",
-        "image_size": [64, 48],
+        "image_size": [height, width],
         "patch_size": [16, 16],
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "out_features": ["stage2"],
+        "hidden_size": 768 if full else 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 12 if full else 2,
+        "out_features": [f"stage{layers}"],
     }
     head: dict[str, Any] = {"use_simple_decoder": True, "num_labels": 17}
     config = VitPoseConfig(backbone_config=backbone, **head)
     model: Any = VitPoseForPoseEstimation(config)
     model.head.conv.bias.data += 1  # every joint is sure, wherever it lands
     model.save_pretrained(folder)
-    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
+    VitPoseImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
 
 
 def make_tiny(folder: Path) -> None:
@@ -152,13 +171,22 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
 """For each part of a bundle that an annotator may need: what writes it into an existing, empty folder."""
 
 
-def make_part(part: str, root: Path) -> Path:
+FULL_SIZE: dict[str, Callable[[Path], Any]] = {
+    "annotator/depth_anything": partial(make_depth_anything, full=True),
+    "annotator/upernet": partial(make_upernet, full=True),
+    "annotator/person_detector": partial(make_person_detector, full=True),
+    "annotator/vitpose": partial(make_vitpose, full=True),
+}
+"""In the place of those in MAKERS that are not of the published size anyway: the published sizes."""
+
+
+def make_part(part: str, root: Path, full: bool = False, seed: int = 0) -> Path:
     """The folder of the part's files below root, written first where it is not there. Always the same numbers."""
     folder = root / part
     if folder.exists():
         return folder
     folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        MAKERS[part](folder)
+        torch.manual_seed(seed)
+        (MAKERS | FULL_SIZE if full else MAKERS)[part](folder)
     return folder

@@ -1,0 +1,147 @@
+"""script/bench/setup: how long loading a bundle takes and how much memory, our way and by plain from_pretrained.
+
+Each way runs in a fresh process, once with the files dropped from the system's cache, as on a cold boot, and once with
+them in it. Importing libraries is not counted. Both ways load the same parts into the same precision on the same
+device; the .pth files of annotators are loaded by our code both times. On a CPU our way leaves the ControlNets in their
+files, and its seconds are those until the first picture has been made.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from controlnet.bundle import Bundle, open_bundle
+from controlnet.choice import BUNDLE
+from controlnet.generation import Generator
+from controlnet.load_log import peak_memory
+from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.safety import open_safety_checker
+
+ROOM = 2e9
+"""Bytes of memory to leave to the rest of the machine."""
+
+
+class PlainBundle(Bundle):
+    """A bundle whose models are opened as the libraries' documentation shows, one after the other."""
+
+    def read_ahead(self) -> None:
+        pass
+
+    def model(self, kind: Any, part: str, mapped: bool = False) -> Any:
+        with self.log(part, self.files(part)):
+            dtype = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": self.dtype}
+            variant = "fp16" if any(self.folder(part).glob("*.fp16.*")) else None
+            model = kind.from_pretrained(self.folder(part), variant=variant, local_files_only=True, **dtype)
+            return model.to(self.device)
+
+
+def load_ours(bundle: Bundle) -> None:
+    """As predict.py's setup()."""
+    generator = Generator(bundle)
+    kept = bundle.annotators(), open_safety_checker(bundle)
+    bundle.log.summarise()
+    generator.warm_up()
+    del kept
+
+
+def load_plain(bundle: Bundle) -> None:
+    """All parts by from_pretrained, held together as setup() holds them."""
+    plain = PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
+    kept = plain.base(), plain.controlnets(), plain.annotators(), open_safety_checker(plain)
+    del kept
+
+
+WAYS: dict[str, Callable[[Bundle], None]] = {"setup()": load_ours, "plain from_pretrained": load_plain}
+
+
+def measure(way: str, name: str, root: Path) -> dict[str, Any]:
+    """Load in this process. Seconds and peak memory."""
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        bundle = open_bundle({BUNDLE: name}, root)
+        WAYS[way](bundle)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - started, "memory": peak_memory()}
+
+
+def drop_from_cache(files: list[Path]) -> None:
+    """Have the system forget the files' contents, so that the next reading comes from the disk."""
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_into_cache(files: list[Path]) -> None:
+    """Read every byte of the files once."""
+    for file in files:
+        with file.open("rb") as opened:
+            while opened.read(1 << 24):
+                pass
+
+
+def shortage(size: int) -> str:
+    """Why a CPU should not load `size` bytes of half-precision files into float32; "" where it can, or nobody knows.
+
+    Running out of memory may end other programs than this one.
+    """
+    meminfo = Path("/proc/meminfo")
+    if torch.cuda.is_available() or not meminfo.exists():
+        return ""
+    free = next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
+    needed = 2 * size + ROOM
+    return f"not run: needs {needed / 1e9:.0f} GB" if needed > free else ""
+
+
+def row(way: str, cold: bool, options: argparse.Namespace, files: list[Path]) -> str:
+    """One line of the table, measured."""
+    size = sum(file.stat().st_size for file in files)
+    head = f"| {way} | {'cold' if cold else 'warm'} |"
+    if way != "setup()" and (why := shortage(size)):
+        return f"{head} {why} | | |"
+    (drop_from_cache if cold else read_into_cache)(files)
+    arguments = ["--bundle", options.bundle, "--weights", str(options.weights), "--way", way]
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return f"{head} failed with status {done.returncode} | | |"
+    got = json.loads(done.stdout.splitlines()[-1])
+    return f"{head} {got['seconds']:.1f} | {size / 1e9 / got['seconds']:.2f} | {got['memory']} |"
+
+
+def main() -> None:
+    """The command line: a Markdown table, row by row."""
+    parser = argparse.ArgumentParser(prog="script/bench/setup", description=__doc__)
+    parser.add_argument("--bundle", default="sd15")
+    parser.add_argument("--weights", metavar="DIR", type=Path, default=WEIGHTS, help="of bundle and manifest")
+    parser.add_argument("--called-from", type=Path, default=Path(), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.weights = options.called_from / options.weights
+    if options.way:
+        print(json.dumps(measure(options.way, options.bundle, options.weights)))
+        return
+    manifest = Manifest.read(options.weights / f"{options.bundle}.toml")
+    files = [options.weights / options.bundle / path for path in manifest.paths]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    size = sum(file.stat().st_size for file in files)
+    print(f"{options.bundle}: {len(manifest.parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")
+    print("| way | files in cache | seconds | GB/s | peak memory |\n| --- | --- | --- | --- | --- |")
+    for cold in (True, False):
+        for way in WAYS:
+            print(row(way, cold, options, files), flush=True)
+
+
+if __name__ == "__main__":
+    main()

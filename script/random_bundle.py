@@ -1,0 +1,168 @@
+"""script/make-random-bundle: every file that a bundle's manifest names, full of seeded random numbers.
+
+For measuring and testing where the trained weights cannot be had: sizes, classes, file formats and the names of the
+tensors are those of the published files. The pictures it makes are noise.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from itertools import islice, product
+from pathlib import Path
+
+import torch
+from annotator_weights import make_part
+from diffusers import PNDMScheduler
+from random_models import FULL, SMALL, Sizes, build, random_tensors
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPTokenizer
+
+from controlnet.manifest import WEIGHTS, Manifest, Part
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_bundle(
+    name: str, root: Path, small: bool = False, seed: int = 0, say: Callable[[str], None] = lambda line: None
+) -> Path:
+    """Write the bundle `name` into root/<name>, and last its manifest beside it. Returns the manifest's path.
+
+    One part is in memory at a time. `say` gets a line per part: name, size, seconds. Raises FileExistsError where the
+    folder is there already: it may hold real weights.
+    """
+    source = WEIGHTS / f"{name}.toml"
+    manifest = Manifest.read(source)
+    folder = root / name
+    if folder.exists() or root.resolve() == WEIGHTS:
+        raise FileExistsError(f"{folder} is there already, or belongs to real weights: name another folder.")
+    for part in manifest.parts:
+        started = time.perf_counter()
+        write_part(part, folder, SMALL if small else FULL, zlib.crc32(f"{seed} {part.name}".encode()))
+        size = sum((folder / path).stat().st_size for path in part.paths)
+        say(f"{part.name}: {size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
+    return Path(shutil.copy(source, root))
+
+
+def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
+    """Write the files that a manifest names for a part, and no others, into root/<part>."""
+    folder = root / part.name
+    if part.name.startswith("annotator/"):
+        make_part(part.name, root, full=sizes is FULL, seed=seed)
+        if "pytorch_model.bin" in part.files:
+            torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    else:
+        folder.mkdir(parents=True)
+        if part.name == "tokenizer":
+            write_tokenizer(folder, **sizes["tokenizer"])
+            if "tokenizer.json" in part.files:
+                CLIPTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
+        elif part.name == "scheduler":
+            write_scheduler(folder)
+        elif part.name == "feature_extractor":
+            side = sizes["safety_checker"]["vision_config"]["image_size"]
+            processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+            processor.save_pretrained(folder)
+        else:
+            write_model(part, folder, sizes, seed)
+    for file in list(folder.iterdir()):
+        if file.name not in part.files:
+            file.unlink()
+    if missing := [file for file in part.files if not (folder / file).exists()]:
+        raise NotImplementedError(f"{part.name}: nothing here makes {', '.join(missing)}.")
+
+
+def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
+    """A diffusers or transformers model: config.json, and tensors in the format that the file's name tells."""
+    model = build(part.name, sizes)
+    if hasattr(model, "save_config"):
+        model.save_config(folder)
+    else:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+    (file,) = (folder / name for name in part.files if name != "config.json")
+    tensors = random_tensors(model, seed, torch.float16 if ".fp16." in file.name else torch.float32)
+    published = {published_name(part.name, name): tensor for name, tensor in tensors.items()}
+    published |= position_ids(part.name, model)
+    if file.suffix == ".safetensors":
+        save_file(published, file, metadata={"format": "pt"})
+    else:
+        torch.save(published, file)
+
+
+def published_name(part: str, name: str) -> str:
+    """A tensor's name in the published file, which is older than the libraries' present names."""
+    if part == "text_encoder":
+        return f"text_model.{name}"
+    if part == "safety_checker" and name.startswith("vision_model."):
+        return f"vision_model.{name}"
+    if part == "vae" and ".attentions." in name:
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def position_ids(part: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensor that CLIP models held when they were published, and that today's make anew."""
+    prefix = {"text_encoder": "text_model", "safety_checker": "vision_model.vision_model"}.get(part)
+    if prefix is None:
+        return {}
+    length = next(tensor for name, tensor in model.state_dict().items() if "position_embedding" in name).shape[0]
+    return {f"{prefix}.embeddings.position_ids": torch.arange(length)[None]}
+
+
+def write_tokenizer(folder: Path, tokens: int, length: int) -> None:
+    """CLIP's byte pair encoding with that many tokens, made up: single bytes, then letters by twos and threes.
+
+    `length`: tokens that the text encoder reads at once. In the published files: transformers itself writes a single
+    tokenizer.json now.
+    """
+    alphabet = sorted(ByteLevel.alphabet())
+    symbols = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
+    letters = "etaoinshrdlcumwfgypbvkjxqz0123456789"
+    ends = [*letters, *(f"{letter}</w>" for letter in letters)]
+    pairs = product(letters, ends)
+    triples = product(("".join(pair) for pair in product(letters, letters)), ends)
+    merges = list(islice((pair for kind in (pairs, triples) for pair in kind), tokens - len(symbols) - 2))
+    words = [*symbols, *("".join(pair) for pair in merges), BEGIN, END]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    marks = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(marks), encoding="utf-8")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length} | marks
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_scheduler(folder: Path) -> None:
+    """Stable Diffusion 1.5's noise schedule."""
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(folder)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="script/make-random-bundle", description=__doc__)
+    parser.add_argument("bundle", help="a manifest in weights/, without its ending")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="gets <bundle>/ and <bundle>.toml")
+    parser.add_argument("--small", action="store_true", help="small configurations, written in seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--called-from", type=Path, default=Path(), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    root = options.called_from / options.folder
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        print(write_bundle(options.bundle, root, options.small, options.seed, lambda line: print(line, flush=True)))
+    except (FileExistsError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Configurations for script/random_bundle.py and the tests: those of the published models, and small ones.
+
+Of Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5) and of the ControlNets 1.1 for it, as their
+config.json files give them.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch import nn
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+
+Sizes = dict[str, dict[str, Any]]
+"""By part, what its class is built with; "tokenizer" holds the number of its tokens."""
+
+FULL: Sizes = {
+    "unet": {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+        "norm_num_groups": 32,
+    },
+    "controlnet": {"conditioning_embedding_out_channels": (16, 32, 96, 256)},
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+        "sample_size": 512,
+    },
+    "tokenizer": {"tokens": 49408, "length": 77},
+    "text_encoder": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+    },
+    "safety_checker": {
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+        },
+        "projection_dim": 768,
+    },
+}
+
+_SMALL_CLIP = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+SMALL: Sizes = {
+    "unet": {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+        "norm_num_groups": 4,
+    },
+    "controlnet": {"conditioning_embedding_out_channels": (4, 4, 8, 8)},
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (4, 4, 4, 4),
+        "latent_channels": 4,
+        "norm_num_groups": 2,
+        "sample_size": 64,
+    },
+    "tokenizer": {"tokens": 600, "length": 32},
+    "text_encoder": _SMALL_CLIP | {"projection_dim": 16},
+    "safety_checker": {
+        "vision_config": _SMALL_CLIP | {"image_size": 32, "patch_size": 8},
+        "text_config": _SMALL_CLIP | {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1},
+        "projection_dim": 8,
+    },
+}
+
+SHARED_WITH_UNET = (
+    "in_channels",
+    "down_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "norm_num_groups",
+)
+"""A ControlNet is a copy of the UNet's encoder: what the two configurations have in common."""
+POOLED = ("controlnet/shuffle",)
+"""ControlNets with global average pooling (ControlNet 1.1's shuffle)."""
+
+
+def build(part: str, sizes: Sizes) -> nn.Module:
+    """The model of a part on the meta device: all of its structure and none of its memory. KeyError: there is none."""
+    with torch.device("meta"):
+        if part.startswith("controlnet/"):
+            shared = {name: sizes["unet"][name] for name in SHARED_WITH_UNET}
+            return ControlNetModel(**shared, **sizes["controlnet"], global_pool_conditions=part in POOLED)
+        return _BUILD[part](sizes)
+
+
+def _text_encoder(sizes: Sizes) -> CLIPTextModel:
+    tokens, length = sizes["tokenizer"]["tokens"], sizes["tokenizer"]["length"]
+    # CLIP's begin and end marks are its last two tokens; it pads with the end mark.
+    marks = {"bos_token_id": tokens - 2, "eos_token_id": tokens - 1, "pad_token_id": tokens - 1}
+    config = CLIPTextConfig(vocab_size=tokens, max_position_embeddings=length, **marks, **sizes["text_encoder"])
+    return CLIPTextModel(config)
+
+
+_BUILD = {
+    "unet": lambda sizes: UNet2DConditionModel(**sizes["unet"]),
+    "vae": lambda sizes: AutoencoderKL(**sizes["vae"]),
+    "text_encoder": _text_encoder,
+    "safety_checker": lambda sizes: StableDiffusionSafetyChecker(CLIPConfig(**sizes["safety_checker"])),
+}
+
+
+def random_tensors(model: nn.Module, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Seeded random numbers for every tensor of a model's state dict, none of them all zero.
+
+    That includes a ControlNet's zero convolutions: a net that has them at zero outputs nothing, and every comparison
+    with it holds. Convolutions and linear layers about keep the variance of their inputs (arXiv 1502.01852).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, like in model.state_dict().items():
+        drawn = torch.randn(like.shape, generator=generator)
+        if like.ndim > 1:
+            # 4 where the map comes in: SiLU's slope at 0 is one half, and the map would fade in eight layers.
+            gain = 4 if "cond_embedding" in name else 2 if like.ndim == 4 else 1
+            drawn *= (gain / like[0].numel()) ** 0.5
+        else:
+            drawn *= 0.02
+            drawn += not name.endswith("bias")  # norms' weights, and the safety checker's thresholds
+        tensors[name] = drawn.to(dtype)
+    return tensors
