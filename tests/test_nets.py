@@ -91,6 +91,14 @@ def test_casting_leaves_the_stored_net_as_it_was(generator: Generator) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in stored.state_dict().items())
 
 
+def test_a_cast_net_shares_no_memory_with_the_stored_one() -> None:
+    stored = torch.nn.Sequential(torch.nn.Linear(2, 2).half(), torch.nn.BatchNorm1d(2))  # has a counter
+    made = cast(stored, torch.float32)
+    places = [tensor.data_ptr() for net in (stored, made) for tensor in net.state_dict().values()]
+    assert len(set(places)) == len(places) and made[0].weight.dtype == torch.float32
+    assert made[1].num_batches_tracked.dtype == torch.int64
+
+
 def test_an_unknown_name_is_a_key_error_and_changes_nothing(nets: ControlNets) -> None:
     held = nets["canny"]
     with pytest.raises(KeyError):
