@@ -51,14 +51,18 @@ def load_pretrained(
     A file in half precision (".fp16.") is taken where the folder holds one. Raises WeightsMismatch, naming the tensors,
     where the libraries would fill in random numbers for a missing tensor, or drop an unknown one, and only log it.
     """
-    transformers = issubclass(model_class, PreTrainedModel)
+    if issubclass(model_class, PreTrainedModel):
+        options: dict[str, Any] = {"dtype": dtype, "weights_only": True}
+    else:
+        # diffusers never runs a pickle's code, but would log an error with the path of one that it was not told of.
+        options = {"torch_dtype": dtype, "use_safetensors": any(folder.glob("*.safetensors"))}
     model, report = model_class.from_pretrained(
         folder,
         variant="fp16" if any(folder.glob("*.fp16.*")) else None,
         local_files_only=True,
         ignore_mismatched_sizes=True,  # so that they reach the report, which names them
         output_loading_info=True,
-        **({"dtype": dtype, "weights_only": True} if transformers else {"torch_dtype": dtype}),
+        **options,
     )
     reshaped = (name for name, *_ in report["mismatched_keys"])
     check_tensors(folder.name, report["missing_keys"], report["unexpected_keys"], reshaped)

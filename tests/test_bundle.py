@@ -1,5 +1,6 @@
 """Opening bundles: the small random models, written as a bundle's files and read back by the real loading code."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,39 @@ def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_pat
     with pytest.raises(WeightsMismatch, match=told):
         broken.base()
         broken.controlnets()
+
+
+def test_a_controlnet_in_a_pickle_is_opened_as_strictly_and_without_a_word(
+    bundle, tmp_path, monkeypatch, caplog, capfd
+) -> None:
+    """The tile net was only ever published as one. diffusers would put an error with the folder's path into the log."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    pickled = copy_of(bundle, tmp_path)
+    (file,) = pickled.folder("controlnet/canny").glob("*.safetensors")
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    file.unlink()
+    file = file.with_name("diffusion_pytorch_model.bin")
+    torch.save(tensors, file)
+    opened = pickled.controlnets()["canny"].state_dict()
+    assert opened.keys() == tensors.keys()
+    assert all(torch.equal(opened[name], tensor) for name, tensor in tensors.items())
+    assert not caplog.messages
+    torch.save(tensors | {"stray.weight": torch.zeros(2)}, file)
+    with pytest.raises(WeightsMismatch, match=r"^canny does not fit its network \(unexpected: stray.weight\)"):
+        pickled.controlnets()
+    del tensors["conv_in.bias"]
+    torch.save(tensors, file)
+    with pytest.raises(WeightsMismatch, match=r"^canny does not fit its network \(missing: conv_in.bias\)"):
+        pickled.controlnets()
+    torch.save({"conv_in.bias": Spell()}, file)
+    with pytest.raises(OSError):
+        pickled.controlnets()
+    assert "was run" not in capfd.readouterr().out
+
+
+class Spell:
+    def __reduce__(self) -> tuple:
+        return (print, ("code of a pickle was run",))
 
 
 def test_all_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_path: Path) -> None:
