@@ -56,8 +56,12 @@ def write_part(part: Part, root: Path) -> None:
     else:
         net = small["unet"]
         model = tiny_model() if part.name == "safety_checker" else small.get(part.name)
-        model = controlnet(net) if part.name.startswith("controlnet/") else model
-        copy.deepcopy(model).half().save_pretrained(folder, variant="fp16")
+        if part.name.startswith("controlnet/"):
+            model = controlnet(net, global_pool_conditions=part.name == "controlnet/shuffle")
+        if "diffusion_pytorch_model.bin" in part.files:
+            model.save_pretrained(folder, safe_serialization=False)
+        else:
+            copy.deepcopy(model).half().save_pretrained(folder, variant="fp16")
 
 
 @pytest.fixture(scope="module")
