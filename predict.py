@@ -23,7 +23,21 @@ from controlnet.output import sweep, write_pictures
 from controlnet.safety import check_disabling, open_safety_checker, withhold
 from controlnet.stopwatch import Stopwatch
 
-CONDITIONERS = ["canny", "hed", "mlsd", "depth", "openpose", "scribble", "seg", "normal"]
+CONDITIONERS = [
+    "canny",
+    "hed",
+    "mlsd",
+    "depth",
+    "openpose",
+    "scribble",
+    "seg",
+    "normal",
+    "lineart",
+    "lineart_anime",
+    "shuffle",
+    "tile",
+    "ip2p",
+]
 SCHEDULERS = [
     "DDIM",
     "DPMSolverMultistep",
@@ -65,7 +79,7 @@ class Predictor(BasePredictor):
         conditioner: str = Input(
             default="canny",
             choices=CONDITIONERS,
-            description="Which structure is taken from the image: canny (hard edges), hed (soft edges), mlsd (straight lines), depth, openpose (people's poses), scribble (rough strokes or a doodle), seg (what is where), normal (how surfaces face).",
+            description="Which structure is taken from the image: canny (hard edges), hed (soft edges), mlsd (straight lines), depth, openpose (people's poses), scribble (rough strokes or a doodle), seg (what is where), normal (how surfaces face), lineart (drawn lines), lineart_anime (lines as in anime), shuffle (colours and textures without the layout), tile (coarse shapes; details are painted anew), ip2p (the image itself, for prompts such as 'make it winter'). sd15 has all of them, tiny only some.",
         ),
         negative_prompt: str = Input(
             default="",

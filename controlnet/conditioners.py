@@ -45,6 +45,11 @@ CONDITIONERS: tuple[Conditioner, ...] = (
         "seg", "what is where, by class", "rearranging scenes by their regions", resample=Image.Resampling.NEAREST
     ),
     Conditioner("normal", "which way surfaces face", "relief and lighting of objects"),
+    Conditioner("lineart", "drawn lines", "colouring a drawing, or redrawing a photo line by line", lines=True),
+    Conditioner("lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", lines=True),
+    Conditioner("shuffle", "colours and textures, but not the layout", "other scenes in the style of the image"),
+    Conditioner("tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew"),
+    Conditioner("ip2p", "the image itself", 'instructions such as "make it winter"; experimental'),
 )
 
 BY_NAME: dict[str, Conditioner] = {conditioner.name: conditioner for conditioner in CONDITIONERS}

@@ -149,6 +149,20 @@ def make_vitpose(folder: Path, full: bool = False) -> None:
     VitPoseImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
 
 
+def make_lineart(folder: Path) -> None:
+    from controlnet.annotators.lineart import build_lineart
+
+    torch.save(build_lineart().state_dict(), folder / "sk_model.pth")
+
+
+def make_lineart_anime(folder: Path) -> None:
+    from controlnet.annotators.lineart_anime import build_lineart_anime
+
+    # Half of the published file's precision: its 54 million numbers are many for a test.
+    tensors = {f"module.{name}": tensor for name, tensor in build_lineart_anime().half().state_dict().items()}
+    torch.save(tensors, folder / "netG.pth")
+
+
 def make_tiny(folder: Path) -> None:
     from controlnet.annotators.tiny_network import TinyVisionModel
 
@@ -166,6 +180,8 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "annotator/upernet": make_upernet,
     "annotator/person_detector": make_person_detector,
     "annotator/vitpose": make_vitpose,
+    "annotator/lineart": make_lineart,
+    "annotator/lineart_anime": make_lineart_anime,
     "annotator/tiny": make_tiny,
 }
 """For each part of a bundle that an annotator may need: what writes it into an existing, empty folder."""

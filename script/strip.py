@@ -10,7 +10,6 @@ from PIL import Image
 
 from controlnet.choice import BUNDLE
 from controlnet.client import decode_data_url
-from controlnet.conditioners import CONDITIONERS
 from controlnet.serving import Server
 from tinyworld.sheets import square
 
@@ -111,11 +110,11 @@ def make(server: Server, conditioner: str) -> Image.Image:
 
 
 def main() -> None:
-    """Write examples/strip-<conditioner>.jpg for every conditioner."""
+    """Write examples/strip-<conditioner>.jpg for every conditioner of the tiny bundle."""
     with Server(dict(os.environ) | {BUNDLE: "tiny"}) as server:
         server.wait_ready()
-        for conditioner in CONDITIONERS:
-            make(server, conditioner.name).save(EXAMPLES / f"strip-{conditioner.name}.jpg", quality=90)
+        for conditioner in STRIPS:
+            make(server, conditioner).save(EXAMPLES / f"strip-{conditioner}.jpg", quality=90)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,23 @@ from annotator_weights import make_part
 from PIL import Image
 from skimage import data
 
-from controlnet.annotators import ANNOTATORS, hed, hed_scribble, mlsd, network, normal_bae, openpose, upernet
+from controlnet.annotators import (
+    ANNOTATORS,
+    hed,
+    hed_scribble,
+    lineart,
+    lineart_anime,
+    mlsd,
+    network,
+    normal_bae,
+    openpose,
+    upernet,
+)
 from controlnet.annotators.depth_anything import depth_map
 from controlnet.loading import WeightsMismatch
 
 with network.quiet_controlnet_aux():
-    from controlnet_aux import HEDdetector, MLSDdetector, NormalBaeDetector
+    from controlnet_aux import HEDdetector, LineartAnimeDetector, LineartDetector, MLSDdetector, NormalBaeDetector
     from controlnet_aux.open_pose import BodyResult, Keypoint, PoseResult, draw_poses
     from controlnet_aux.util import ade_palette
 
@@ -77,6 +88,29 @@ def test_normal_bae_equals_controlnet_aux(network_of: Callable) -> None:
     assert same(normal_bae.draw_normal_bae(net, small, 64), theirs)
 
 
+def test_line_art_equals_controlnet_aux(network_of: Callable) -> None:
+    net = network_of("lineart")
+    theirs = LineartDetector(net, coarse_model=None)
+    assert same(lineart.draw_lineart(net, PHOTO, 128), theirs(PHOTO, **AT_OWN_SIZE))
+
+
+def test_anime_line_art_equals_controlnet_aux(network_of: Callable) -> None:
+    net = network_of("lineart_anime")
+    assert same(lineart_anime.draw_lineart_anime(net, PHOTO, 128), LineartAnimeDetector(net)(PHOTO, **AT_OWN_SIZE))
+
+
+def test_line_art_is_white_on_black_at_any_size(network_of: Callable) -> None:
+    paper = np.full((8, 12), 260.0, np.float32)
+    paper[:, 5] = -3
+    drawn = np.array(lineart.white_lines(paper))
+    assert drawn.shape == (8, 12, 3) and drawn[:, 5].min() == 255
+    assert not np.delete(drawn, 5, axis=1).any()
+    for size in ((2048, 64), (64, 2048), (2048, 1024)):
+        image = PHOTO.resize(size)
+        assert lineart.draw_lineart(network_of("lineart"), image, 64).size == size
+        assert lineart_anime.draw_lineart_anime(network_of("lineart_anime"), image, 64).size == size
+
+
 class Recorder(torch.nn.Module):
     """Stands in for HED's network and notes the size that it is given."""
 
@@ -95,6 +129,18 @@ def test_networks_look_at_512_pixels_of_short_side() -> None:
     for size in ((512, 680), (64, 64), (97, 131), (1024, 2048), (64, 2048)):
         assert hed.draw_hed(recorder, Image.new("RGB", size)).size == size
     assert recorder.seen == [(512, 672), (512, 512), (512, 688), (512, 1024), (64, 2048)]
+
+
+class AnimeRecorder(Recorder):
+    def forward(self, batch: torch.Tensor) -> Any:
+        return super().forward(batch)[0]
+
+
+def test_anime_line_art_is_looked_at_in_multiples_of_256_and_never_made_smaller_for_it() -> None:
+    recorder = AnimeRecorder()
+    for size in ((512, 620), (64, 64), (1024, 2048), (64, 2048)):
+        lineart_anime.draw_lineart_anime(recorder, Image.new("RGB", size))
+    assert recorder.seen == [(512, 768), (512, 512), (512, 1024), (256, 2048)]
 
 
 def test_an_old_pickle_without_batch_norms_counters_loads(tmp_path: Path) -> None:

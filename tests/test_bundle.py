@@ -1,16 +1,18 @@
 """Opening bundles: the small random models, written as a bundle's files and read back by the real loading code."""
 
+import logging
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 from small_models import parts, write_bundle
 
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
-from controlnet.conditioners import BY_NAME
-from controlnet.loading import WeightsMismatch
+from controlnet.loading import WeightsMismatch, load_pretrained
 from controlnet.manifest import Manifest
 from controlnet.weights import WeightsError
 
@@ -47,7 +49,7 @@ def test_it_opens_every_part_as_it_was_saved(bundle: Bundle) -> None:
 
 
 def test_annotators_come_by_conditioner(bundle: Bundle) -> None:
-    assert list(bundle.annotators()) == list(bundle.manifest.conditioners) == list(BY_NAME)
+    assert list(bundle.annotators()) == list(bundle.manifest.conditioners)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet/canny"])
@@ -68,6 +70,39 @@ def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_pat
     with pytest.raises(WeightsMismatch, match=told):
         broken.base()
         broken.controlnets()
+
+
+def test_a_controlnet_in_a_pickle_is_opened_as_strictly_and_without_a_word(
+    bundle, tmp_path, monkeypatch, caplog, capfd
+) -> None:
+    """The tile net was only ever published as one. diffusers would put an error with the folder's path into the log."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    pickled = copy_of(bundle, tmp_path)
+    (file,) = pickled.folder("controlnet/canny").glob("*.safetensors")
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    file.unlink()
+    file = file.with_name("diffusion_pytorch_model.bin")
+    torch.save(tensors, file)
+    opened = load_pretrained(ControlNetModel, file.parent, "cpu").state_dict()
+    assert opened.keys() == tensors.keys()
+    assert all(torch.equal(opened[name], tensor) for name, tensor in tensors.items())
+    assert not caplog.messages
+    torch.save(tensors | {"stray.weight": torch.zeros(2)}, file)
+    with pytest.raises(WeightsMismatch, match=r"^canny does not fit its network \(unexpected: stray.weight\)"):
+        load_pretrained(ControlNetModel, file.parent, "cpu")
+    del tensors["conv_in.bias"]
+    torch.save(tensors, file)
+    with pytest.raises(WeightsMismatch, match=r"^canny does not fit its network \(missing: conv_in.bias\)"):
+        load_pretrained(ControlNetModel, file.parent, "cpu")
+    torch.save({"conv_in.bias": Spell()}, file)
+    with pytest.raises(UnpicklingError):
+        load_pretrained(ControlNetModel, file.parent, "cpu")
+    assert "was run" not in capfd.readouterr().out
+
+
+class Spell:
+    def __reduce__(self) -> tuple:
+        return (print, ("code of a pickle was run",))
 
 
 def test_all_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_only_dark_on_white_line_maps_are_inverted(conditioner) -> None:
     drawn = draw_control_map(conditioner.name, paper, (60, 40), False, {conditioner.name: never})
     corner = (0, 0, 0) if conditioner.lines else (255, 255, 255)
     assert drawn.getpixel((0, 0)) == corner
-    assert conditioner.lines == (conditioner.name in ("canny", "hed", "mlsd", "scribble"))
+    assert conditioner.lines == (conditioner.name in ("canny", "hed", "mlsd", "scribble", "lineart", "lineart_anime"))
 
 
 def test_label_colours_are_never_mixed() -> None:
@@ -47,6 +47,14 @@ def test_label_colours_are_never_mixed() -> None:
 def test_a_conditioner_that_the_bundle_lacks_gets_one_sentence_with_those_it_has() -> None:
     with pytest.raises(ConditionerError, match="has no hed conditioner; it has canny, scribble"):
         draw_control_map("hed", PICTURE, (64, 64), True, {"canny": never, "scribble": never})
+
+
+def test_a_picture_that_is_its_own_map_may_be_dark_on_white() -> None:
+    """A dark house before a white sky is no line map: tile, shuffle and ip2p see it as it is."""
+    for name in ("tile", "shuffle", "ip2p"):
+        paper = Image.new("RGB", (64, 64), "white")
+        paper.paste("black", (20, 0, 30, 64))
+        assert draw_control_map(name, paper, (64, 64), False, {name: never}).tobytes() == paper.tobytes()
 
 
 def test_names_are_unique() -> None:

@@ -34,19 +34,39 @@ def pixels(images: list[Image.Image]) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_a_request_equals_diffusers_own_pipeline(generator: Generator) -> None:
+def diffusers_own(conditioner: str, output_type: str, scale: float = 1.0):
+    """What diffusers' pipeline makes of request(), without our generator."""
     small = parts()
     pipeline = StableDiffusionControlNetPipeline(
         **SmallBundle().base() | {"scheduler": DDIMScheduler.from_config(small["scheduler"].config)},
-        controlnet=small["canny"],
+        controlnet=small[conditioner],
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     settings = {"image": hint(1), "num_inference_steps": 3, "guidance_scale": 4.0}
-    plain = pipeline("a red ball", **settings, generator=torch.Generator().manual_seed(5)).images[0]
+    settings |= {"controlnet_conditioning_scale": scale, "output_type": output_type}
+    return pipeline("a red ball", **settings, generator=torch.Generator().manual_seed(5)).images
+
+
+def test_a_request_equals_diffusers_own_pipeline(generator: Generator) -> None:
+    (plain,) = diffusers_own("canny", "pil")
     (ours,) = generator.generate(request())
     assert np.abs(np.asarray(ours, int) - np.asarray(plain, int)).max() <= 1
+
+
+@pytest.mark.parametrize("conditioner", ["canny", "shuffle"])  # a plain net, and one with global pooling
+def test_latents_equal_diffusers_own(generator: Generator, conditioner: str, monkeypatch) -> None:
+    latents = []
+    decode = generator._decode
+    monkeypatch.setattr(generator, "_decode", lambda made, pipeline: latents.append(made) or decode(made, pipeline))
+    generator.generate(request(control={"conditioner": conditioner}))
+    generator.generate(request(control={"conditioner": conditioner, "scale": 0.0}))
+    ours, uncontrolled = latents
+    assert ours.dtype == torch.float32
+    assert (ours - diffusers_own(conditioner, "latent")).abs().max() <= 1e-4
+    assert (uncontrolled - diffusers_own(conditioner, "latent", scale=0.0)).abs().max() <= 1e-4
+    assert (ours - uncontrolled).abs().max() > 1e-2, "the comparison is empty: control changes nothing"
 
 
 def test_picture_i_of_seed_s_is_picture_0_of_seed_s_plus_i(generator: Generator) -> None:

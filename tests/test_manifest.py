@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from controlnet.annotators import ANNOTATORS
+from controlnet.conditioners import CONDITIONERS
 from controlnet.manifest import WEIGHTS, Manifest, ManifestError, bundle_names
 
 MINIMAL = """
@@ -147,8 +148,8 @@ def test_the_projects_manifests_have_all_that_their_annotators_need(name: str) -
     assert needed == {part for part in parts if part.startswith("annotator/")}, "a part that no annotator needs"
 
 
-def test_sd15_has_the_eight_conditioners() -> None:
+def test_sd15_has_every_conditioner() -> None:
     manifest = Manifest.read(WEIGHTS / "sd15.toml")
-    assert list(manifest.conditioners) == ["canny", "hed", "mlsd", "depth", "openpose", "scribble", "seg", "normal"]
+    assert list(manifest.conditioners) == [conditioner.name for conditioner in CONDITIONERS]
     parts = {part.name for part in manifest.parts}
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor"} <= parts

@@ -23,13 +23,13 @@ from server import Running, Server
 
 import predict
 from controlnet.annotators.tiny_network import TinyVisionModel
-from controlnet.conditioners import CONDITIONERS
 from controlnet.loading import load_pretrained
+from controlnet.manifest import WEIGHTS, Manifest
 from tinyworld.evaluate import Case, measure
 from tinyworld.export import EVALUATOR
 from tinyworld.judge import Judge
 
-NAMES = [conditioner.name for conditioner in CONDITIONERS]
+NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 
 # ---- what it can do
 

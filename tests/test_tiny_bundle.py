@@ -16,15 +16,14 @@ from PIL import Image
 from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.bundle import open_bundle
 from controlnet.choice import BUNDLE
-from controlnet.conditioners import CONDITIONERS
 from controlnet.loading import load_pretrained
-from controlnet.manifest import WEIGHTS
+from controlnet.manifest import WEIGHTS, Manifest
 from tinyworld.evaluate import held_out, shows_people
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
 from tinyworld.models import make_scheduler
 
-NAMES = [conditioner.name for conditioner in CONDITIONERS]
+NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 COUNT = 16
 
 

@@ -1,7 +1,7 @@
 """What annotators with a network share: quiet imports, and a private resolution for the network."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ def quiet_controlnet_aux() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message=message, category=category)
         yield
+
+
+def unwrap(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict of a network inside DataParallel, as some were published -> the network's own."""
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def load_processor(folder: Path) -> Any:

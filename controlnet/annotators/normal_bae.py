@@ -2,12 +2,10 @@
 Surface Normal Estimation", ICCV 2021."""
 
 import io
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from torchvision.transforms.functional import normalize
 from controlnet.loading import load_network
 
 from . import Annotator
-from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
+from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
 
 with quiet_controlnet_aux():
     from controlnet_aux.normalbae.nets.NNET import NNET
@@ -31,7 +29,9 @@ IMAGENET_SPREAD = [0.229, 0.224, 0.225]
 
 def load(folder: Path, device: torch.device) -> Annotator:
     """Raises WeightsMismatch where the file's tensors are not the network's."""
-    return partial(draw_normal_bae, load_network(build_bae, folder / FILE, device, tensors_of=unwrap))
+    # The file is a training checkpoint.
+    network = load_network(build_bae, folder / FILE, device, tensors_of=lambda checkpoint: unwrap(checkpoint["model"]))
+    return partial(draw_normal_bae, network)
 
 
 def build_bae() -> torch.nn.Module:
@@ -39,11 +39,6 @@ def build_bae() -> torch.nn.Module:
     # The two ratios are read in training only. Building prints two lines of chatter, which are kept out of the log.
     with quiet_controlnet_aux(), redirect_stdout(io.StringIO()):
         return NNET(SimpleNamespace(architecture="BN", sampling_ratio=0.4, importance_ratio=0.7))
-
-
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """scannet.pt's contents, a training checkpoint of a DataParallel wrapper -> the state dict."""
-    return {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
 
 
 def draw_normal_bae(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
