@@ -1,5 +1,6 @@
 """The maps that are pictures themselves: shuffle, tile, and the raw one of ip2p."""
 
+import zlib
 from functools import cache
 
 import cv2
@@ -58,19 +59,18 @@ def test_another_picture_is_shuffled_another_way() -> None:
 
 def test_shuffle_equals_controlnet_aux_with_the_same_numbers() -> None:
     image = photo(size=(192, 128))
-    np.random.seed(5)
+    np.random.seed(zlib.crc32(image.tobytes()))
     theirs = ContentShuffleDetector()(image, f=64, detect_resolution=128, image_resolution=128)
-    flow = shuffle.shuffle_flow(image.size, np.random.RandomState(5))
-    assert np.array_equal(cv2.remap(np.asarray(image), flow, None, cv2.INTER_LINEAR), np.asarray(theirs))
+    assert shuffle.draw_shuffle(image).tobytes() == theirs.tobytes()
 
 
 def test_the_flow_of_shuffle_reaches_all_sides_and_scales_with_the_picture() -> None:
     small = shuffle.shuffle_flow((128, 96), np.random.RandomState(0))
     large = shuffle.shuffle_flow((1024, 768), np.random.RandomState(0))
     for flow, (width, height) in ((small, (128, 96)), (large, (1024, 768))):
-        assert flow.min(axis=(0, 1)).tolist() == [0, 0]
-        assert flow.max(axis=(0, 1)) == pytest.approx([width - 1, height - 1])
-    shrunk = cv2.resize(large, (128, 96), interpolation=cv2.INTER_AREA) / 8
+        assert flow.min(axis=(1, 2)).tolist() == [0, 0]
+        assert flow.max(axis=(1, 2)) == pytest.approx([width - 1, height - 1])
+    shrunk = [cv2.resize(one, (128, 96), interpolation=cv2.INTER_AREA) / 8 for one in large]
     assert np.abs(shrunk - small).mean() < 4, "a large picture is not cut into smaller pieces than a small one"
 
 

@@ -5,6 +5,7 @@ Conditional Adversarial Networks", CVPR 2017."""
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -32,7 +33,8 @@ def load(folder: Path, device: torch.device) -> Annotator:
 
 def build_lineart_anime() -> torch.nn.Module:
     """The network in the variant of netG.pth, with random weights."""
-    return UnetGenerator(3, 1, num_downs=8, norm_layer=torch.nn.InstanceNorm2d)
+    norm_layer: Any = torch.nn.InstanceNorm2d  # the default, batch normalisation, is all that the class's types know
+    return UnetGenerator(3, 1, num_downs=8, norm_layer=norm_layer)
 
 
 def draw_lineart_anime(

@@ -26,19 +26,19 @@ def draw_shuffle(image: Image.Image) -> Image.Image:
     """
     pixels = np.array(image.convert("RGB"))
     # RandomState and not default_rng: NumPy keeps its numbers the same in all versions (NEP 19).
-    flow = shuffle_flow(image.size, np.random.RandomState(zlib.crc32(pixels)))
-    return Image.fromarray(cv2.remap(pixels, flow, None, cv2.INTER_LINEAR))
+    across, down = shuffle_flow(image.size, np.random.RandomState(zlib.crc32(pixels.tobytes())))
+    return Image.fromarray(cv2.remap(pixels, across, down, cv2.INTER_LINEAR))
 
 
 def shuffle_flow(size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """Where to take each pixel of a picture of (width, height) `size` from: x and y, float32 [height, width, 2].
+    """Where to take each pixel of a picture of (width, height) `size` from: x and y, float32 [2, height, width].
 
     All four sides of the picture are reached, and no place outside it.
     """
     width, height = size
     step = max(1, round(WAVELENGTH * min(size)))
     across, down = (smooth_noise(size, step, random) * (side - 1) for side in (width, height))
-    return np.dstack([across, down]).astype(np.float32)
+    return np.stack([across, down]).astype(np.float32)
 
 
 def smooth_noise(size: tuple[int, int], step: int, random: np.random.RandomState) -> np.ndarray:

@@ -61,6 +61,7 @@ class TinyVisionModel(ModelMixin, ConfigMixin):
         self.up = nn.ModuleList(_block(wide + thin, thin) for thin, wide in reversed(pairs))
         self.fine = nn.Conv2d(widths[0], 4 * (FINE + len(classes)), 3, padding=1)
         self.coarse = nn.Conv2d(widths[0], JOINTS + 2, 1)
+        assert self.coarse.bias is not None  # for the type checker: a convolution has one unless told otherwise
         nn.init.constant_(self.coarse.bias[:JOINTS], -4.0)  # next to no pixel is a joint
 
     def forward(self, pictures: torch.Tensor) -> Seen:
