@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from annotator_weights import make_part
@@ -79,7 +80,7 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
 
 def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
     """A diffusers or transformers model: config.json, and tensors in the format that the file's name tells."""
-    model = build(part.name, sizes)
+    model: Any = build(part.name, sizes)
     if hasattr(model, "save_config"):
         model.save_config(folder)
     else:

@@ -39,7 +39,7 @@ class PlainBundle(Bundle):
 
     def model(self, kind: Any, part: str, mapped: bool = False) -> Any:
         with self.log(part, self.files(part)):
-            dtype = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": self.dtype}
+            dtype: Any = {"dtype" if PreTrainedModel in kind.__mro__ else "torch_dtype": self.dtype}
             variant = "fp16" if any(self.folder(part).glob("*.fp16.*")) else None
             model = kind.from_pretrained(self.folder(part), variant=variant, local_files_only=True, **dtype)
             return model.to(self.device)
