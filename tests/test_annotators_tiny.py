@@ -162,3 +162,12 @@ def test_every_kind_draws_with_its_own_function(kind: str, tmp_path_factory: pyt
     loaded: Callable = ANNOTATORS[f"tiny_{kind}"].load(lambda part: make_part(part, root), torch.device("cpu"))
     picture = Image.effect_noise((96, 64), 80).convert("RGB")
     assert np.array_equal(np.array(loaded(picture)), np.array(tiny.DRAWINGS[kind](loaded.args[0], picture)))
+
+
+def test_all_kinds_share_one_network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.getbasetemp() / "bundle"
+    kinds = [
+        ANNOTATORS[f"tiny_{kind}"].load(lambda part: make_part(part, root), torch.device("cpu"))
+        for kind in tiny.DRAWINGS
+    ]
+    assert len({id(loaded.args[0]) for loaded in kinds}) == 1

@@ -12,6 +12,7 @@ from PIL import Image
 from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.loading import load_pretrained
 from tinyworld import evaluate
+from tinyworld.cases import Case, held_out, shows_people
 from tinyworld.dataset import HELD_OUT
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
@@ -27,10 +28,10 @@ class Paints(SimpleNamespace):
 
     size = (128, 128)
 
-    def __init__(self, picture_of: Callable[[evaluate.Case], Image.Image]) -> None:
+    def __init__(self, picture_of: Callable[[Case], Image.Image]) -> None:
         super().__init__(picture_of=picture_of, cases=[], prompts=[])
 
-    def control_map(self, conditioner: str, case: evaluate.Case) -> Image.Image:
+    def control_map(self, conditioner: str, case: Case) -> Image.Image:
         self.cases.append(case)
         return draw_from_truth(HINTS[conditioner], case.sample)
 
@@ -43,7 +44,7 @@ class Paints(SimpleNamespace):
 def test_the_scene_itself_reaches_the_ceiling_and_another_scene_does_not(conditioner: str) -> None:
     perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), JUDGE, COUNT)
     assert perfect.share == pytest.approx(1) and perfect.score == perfect.ceiling > perfect.floor + 0.1
-    stranger = Image.fromarray(next(evaluate.held_out(128, evaluate.shows_people)).sample.picture[:, ::-1].copy())
+    stranger = Image.fromarray(next(held_out(128, shows_people)).sample.picture[:, ::-1].copy())
     blind = evaluate.measure(conditioner, Paints(lambda case: stranger), JUDGE, COUNT)
     assert abs(blind.share) < 0.35, blind
 
@@ -55,19 +56,19 @@ def test_pose_is_measured_on_scenes_with_people_only() -> None:
 
 
 def test_no_held_out_scene_is_one_of_training() -> None:
-    assert next(evaluate.held_out(128)).scene.caption == make_scene(HELD_OUT).caption
+    assert next(held_out(128)).scene.caption == make_scene(HELD_OUT).caption
 
 
 def test_a_picture_that_ignores_the_prompt_has_the_wrong_colour() -> None:
     painter = Paints(lambda case: case.picture)
-    figures = evaluate.measure_colours(painter, JUDGE, COUNT)
+    figures = evaluate.measure_colours(painter, COUNT)
     assert (figures["right"], figures["ceiling"]) == (0, 1)
     for prompt, case in zip(painter.prompts, painter.cases, strict=True):
         assert prompt != case.scene.caption and len(case.scene.things) == 1
 
 
 def test_a_larger_bundle_gets_larger_pictures_of_the_same_scene() -> None:
-    small, large = (next(evaluate.held_out(size)).picture for size in (128, 256))
+    small, large = (next(held_out(size)).picture for size in (128, 256))
     assert large.size == (256, 256)
     assert np.abs(np.asarray(large.resize((128, 128), Image.Resampling.BOX)).astype(int) - np.asarray(small)).mean() < 4
 

@@ -25,7 +25,8 @@ import predict
 from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.loading import load_pretrained
 from controlnet.manifest import WEIGHTS, Manifest
-from tinyworld.evaluate import Case, measure
+from tinyworld.cases import Case
+from tinyworld.evaluate import measure
 from tinyworld.export import EVALUATOR
 from tinyworld.judge import Judge
 

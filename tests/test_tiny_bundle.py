@@ -18,7 +18,7 @@ from controlnet.bundle import open_bundle
 from controlnet.choice import BUNDLE
 from controlnet.loading import load_pretrained
 from controlnet.manifest import WEIGHTS, Manifest
-from tinyworld.evaluate import held_out, shows_people
+from tinyworld.cases import held_out, shows_people
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
 from tinyworld.models import make_scheduler

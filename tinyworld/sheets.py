@@ -2,7 +2,6 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,10 +9,9 @@ from PIL import Image, ImageDraw
 from controlnet.conditioners import draw_control_map
 from controlnet.geometry import canvas_size
 from controlnet.images import open_image
+from tinyworld.cases import SUBJECTS, held_out, shows_anything
+from tinyworld.painter import Painter
 from tinyworld.scene import recoloured
-
-if TYPE_CHECKING:
-    from tinyworld.evaluate import Painter
 
 TILE = 192
 CAPTION = 54
@@ -32,10 +30,8 @@ Row = list[tuple[Image.Image, str]]
 """Pictures from left to right, each with what is written below it."""
 
 
-def scenes(painter: "Painter", conditioners: list[str]) -> Image.Image:
+def scenes(painter: Painter, conditioners: list[str]) -> Image.Image:
     """One row per conditioner: a held-out scene, its map, and results for its own caption and two in other colours."""
-    from tinyworld.evaluate import SUBJECTS, held_out, shows_anything
-
     rows = []
     for number, name in enumerate(conditioners):
         fits = SUBJECTS.get(name, shows_anything)
@@ -48,7 +44,7 @@ def scenes(painter: "Painter", conditioners: list[str]) -> Image.Image:
     return sheet(rows)
 
 
-def photographs(painter: "Painter", conditioners: list[str]) -> Image.Image:
+def photographs(painter: Painter, conditioners: list[str]) -> Image.Image:
     """Two rows per photograph, one for each prompt: the photograph, then map and result of each conditioner."""
     rows = []
     for file, prompts in PHOTOGRAPHS.items():

@@ -1,7 +1,7 @@
 """The tiny bundle's annotators: six control maps from one small network (tiny_network.py), which all of them share."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -39,7 +39,13 @@ REACH = 12.0
 
 def load(draw: str, folder: Path, device: torch.device) -> Annotator:
     """`draw` is a key of DRAWINGS. Raises WeightsMismatch where the file's tensors are not the network's."""
-    return partial(DRAWINGS[draw], load_pretrained(TinyVisionModel, folder, device))
+    return partial(DRAWINGS[draw], _load_network(folder, device))
+
+
+@lru_cache(maxsize=1)
+def _load_network(folder: Path, device: torch.device) -> TinyVisionModel:
+    """Loaded once for the six that share it; nothing writes to it."""
+    return load_pretrained(TinyVisionModel, folder, device)
 
 
 def see(network: TinyVisionModel, image: Image.Image) -> Seen:

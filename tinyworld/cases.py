@@ -1,0 +1,68 @@
+"""Held-out scenes: what evaluation and contact sheets show a bundle, and which scenes say something about what."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from tinyworld.dataset import HELD_OUT, SIZE, Sample, sample_of
+from tinyworld.render import FIRST_SOLID, render
+from tinyworld.scene import Scene, make_scene
+
+JOINTS_IN_VIEW = 9
+"""A scene says something about poses where this many joints of somebody can be seen."""
+PIXELS_OF_LINES = 40
+"""A scene says something about straight lines where so many pixels of them can be seen."""
+MAIN_SOLIDS = {"ball", "box", "cone", "cylinder", "pyramid", "table", "chair", "tree", "house", "shirt"}
+"""The solids that have the colour which the caption names, of things that have solids of other colours too."""
+
+Fits = Callable[[Scene, Sample], bool]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A held-out scene: as it is, as a picture of the bundle's size, and its truth at 128 pixels."""
+
+    scene: Scene
+    picture: Image.Image
+    sample: Sample
+
+
+def shows_people(_: Scene, sample: Sample) -> bool:
+    return bool(((sample.people[..., 2] > 0).sum(1) >= JOINTS_IN_VIEW).any())
+
+
+def shows_lines(_: Scene, sample: Sample) -> bool:
+    return int((sample.straight > 0).sum()) >= PIXELS_OF_LINES
+
+
+def shows_anything(*_: object) -> bool:
+    return True
+
+
+SUBJECTS: dict[str, Fits] = {"openpose": shows_people, "mlsd": shows_lines}
+"""Which scenes say something about a conditioner, where not all do."""
+
+
+def shows_one_thing(scene: Scene, _: Sample) -> bool:
+    return len(scene.things) == 1 and main_pixels(scene).sum() >= 100
+
+
+def main_pixels(scene: Scene) -> np.ndarray:
+    """(128, 128) bool: where the first thing's solids of its named colour are seen."""
+    solids = scene.things[0].solids
+    numbers = [FIRST_SOLID + i for i, solid in enumerate(solids) if solid.label in MAIN_SOLIDS]
+    return np.isin(render(scene, SIZE).ids, numbers)
+
+
+def held_out(size: int, fits: Fits = shows_anything) -> Iterator[Case]:
+    """Scenes after the last that training may see, which `fits`, with pictures of `size` pixels a side."""
+    seed = HELD_OUT
+    while True:
+        scene = make_scene(seed)
+        sample = sample_of(scene)
+        if fits(scene, sample):
+            picture = sample.picture if size == SIZE else render(scene, size).picture
+            yield Case(scene, Image.fromarray(picture), sample)
+        seed += 1

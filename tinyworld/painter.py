@@ -1,0 +1,49 @@
+"""The bundle under test, asked for control maps and pictures in this process."""
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+
+from PIL import Image
+
+from controlnet.bundle import open_bundle
+from controlnet.choice import BUNDLE
+from controlnet.conditioners import draw_control_map
+from controlnet.generation import Control, Generator, Request
+from controlnet.manifest import WEIGHTS
+from tinyworld.cases import Case
+from tinyworld.hints import HINTS, draw_from_truth
+
+
+class Painter:
+    """The bundle under test: draws control maps and generates pictures as a request with its defaults would."""
+
+    def __init__(self, bundle_name: str, maps: str, weights: Path = WEIGHTS) -> None:
+        """`maps`: "drawn", by the bundle's annotators from the scene's picture, or "truth", by the renderer."""
+        self.bundle = open_bundle({BUNDLE: bundle_name}, weights)
+        self.generator = Generator(self.bundle)
+        self.annotators = self.bundle.annotators()
+        self.maps = maps
+        self.size = (self.bundle.manifest.defaults.resolution,) * 2
+
+    def control_map(self, conditioner: str, case: Case) -> Image.Image:
+        # canny and scribble have no truth: their maps are what their annotators make of a picture.
+        if self.maps == "drawn" or HINTS[conditioner].from_picture is None:
+            return draw_control_map(conditioner, case.picture, self.size, True, self.annotators)
+        ready = draw_from_truth(HINTS[conditioner], case.sample)
+        return draw_control_map(conditioner, ready, self.size, False, self.annotators)
+
+    def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
+        defaults = self.bundle.manifest.defaults
+        request = Request(
+            prompt=prompt,
+            negative_prompt="",
+            controls=(Control(conditioner, control_map),),
+            num_outputs=1,
+            num_inference_steps=defaults.num_inference_steps,
+            guidance_scale=defaults.guidance_scale,
+            scheduler=defaults.scheduler,
+            seed=seed,
+        )
+        with redirect_stderr(io.StringIO()):  # no bar for each of hundreds of pictures
+            return self.generator.generate(request)[0]
