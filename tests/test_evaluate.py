@@ -16,7 +16,7 @@ from tinyworld.cases import Case, held_out, shows_people
 from tinyworld.dataset import HELD_OUT
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
-from tinyworld.judge import Judge
+from tinyworld.judge import READINGS, Judge
 from tinyworld.scene import make_scene, recoloured
 
 JUDGE = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
@@ -40,7 +40,7 @@ class Paints(SimpleNamespace):
         return self.picture_of(self.cases[-1])
 
 
-@pytest.mark.parametrize("conditioner", HINTS)
+@pytest.mark.parametrize("conditioner", READINGS)
 def test_the_scene_itself_reaches_the_ceiling_and_another_scene_does_not(conditioner: str) -> None:
     perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), JUDGE, COUNT)
     assert perfect.share == pytest.approx(1) and perfect.score == perfect.ceiling > perfect.floor + 0.1

@@ -8,7 +8,7 @@ from PIL import Image
 from controlnet.annotators.tiny_network import Seen
 from tinyworld.dataset import Sample, sample_of
 from tinyworld.hints import HINTS, draw_from_truth
-from tinyworld.judge import READINGS, colour_of, wanted
+from tinyworld.judge import READINGS, Look, colour_of, wanted
 from tinyworld.render import FIRST_SOLID, render
 from tinyworld.scene import make_scene
 from tinyworld.things import COLOURS
@@ -17,8 +17,10 @@ from tinyworld.vision import targets
 
 NUMBERS = np.array([number for _, number in CLASSES])
 SCENES = [seed for seed in range(200) if {"person", "box"} <= set(make_scene(seed).caption.split())][:4]
-LEAST = {"scribble": 0.5, "canny": 0.5, "mlsd": 0.95, "hed": 0.99, "depth": 0.99, "normal": 0.99, "seg": 0.99}
-"""A doodle wobbles by up to two pixels, and canny maps have random thresholds."""
+LEAST = {"scribble": 0.5, "canny": 0.5, "lineart": 0.25, "tile": 0.85, "mlsd": 0.95}
+LEAST |= dict.fromkeys(("hed", "depth", "normal", "seg"), 0.99)
+"""A doodle wobbles by up to two pixels, canny maps have random thresholds, lineart draws what is darker than its
+surroundings and of one of these scenes mostly its texture, and tile maps are blurred more or less."""
 
 
 def perfect_view(sample: Sample) -> Seen:
@@ -40,12 +42,16 @@ def perfect_view(sample: Sample) -> Seen:
     )
 
 
+def look_at(sample: Sample) -> Look:
+    return Look(sample.picture, perfect_view(sample), NUMBERS)
+
+
 @pytest.mark.parametrize("conditioner", READINGS)
 def test_the_truth_obeys_its_own_map_and_no_other(conditioner: str) -> None:
     reading = READINGS[conditioner]
     samples = [sample_of(make_scene(seed)) for seed in SCENES]
     asked = [wanted(conditioner, draw_from_truth(HINTS[conditioner], s), s.people) for s in samples]
-    found = [reading.found(perfect_view(sample), NUMBERS) for sample in samples]
+    found = [reading.found(look_at(sample)) for sample in samples]
     own = [reading.compare(one, other)[1] for one, other in zip(found, asked, strict=True)]
     others = [reading.compare(found[i], asked[i - 1])[1] for i in range(len(SCENES))]
     assert min(own) >= LEAST.get(conditioner, 0.9), own
@@ -56,12 +62,13 @@ def test_the_truth_obeys_its_own_map_and_no_other(conditioner: str) -> None:
 def test_a_negated_map_is_not_obeyed(conditioner: str) -> None:
     reading, sample = READINGS[conditioner], sample_of(make_scene(SCENES[0]))
     control_map = Image.fromarray(255 - np.asarray(draw_from_truth(HINTS[conditioner], sample)))
-    found = reading.found(perfect_view(sample), NUMBERS)
+    found = reading.found(look_at(sample))
     assert reading.compare(found, wanted(conditioner, control_map, []))[1] < 0.2
 
 
 def test_there_is_a_reading_for_every_control_map_that_is_trained() -> None:
-    assert set(READINGS) == set(HINTS)
+    """But for inpaint's: what goes into a hole is free, and around it the picture itself comes back."""
+    assert set(READINGS) == set(HINTS) - {"inpaint"}
 
 
 @pytest.mark.parametrize("colour", COLOURS)

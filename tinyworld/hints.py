@@ -14,7 +14,9 @@ from PIL import Image
 
 from controlnet.annotators import tiny
 from controlnet.annotators.hed import safe_levels
+from controlnet.annotators.lineart_standard import draw_lineart_standard
 from controlnet.annotators.openpose import draw_skeletons
+from controlnet.annotators.tile import draw_tile
 from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.annotators.upernet import segmentation_map
 from controlnet.annotators.xdog import xdog_strokes
@@ -33,12 +35,14 @@ JOINT_LOSS = 0.1
 
 @dataclass(frozen=True)
 class Hint:
-    """How one ControlNet's control maps are drawn, each (128, 128) or (128, 128, 3) uint8."""
+    """How one ControlNet's control maps are drawn, each (128, 128) or (128, 128, 3), of 0 to 255."""
 
     from_truth: FromTruth
     from_picture: FromPicture | None = None
     people_only: bool = False
     """Whether only scenes with people say anything; nine tenths of the scenes are taken from those then."""
+    weight: int = 1
+    """How many batches its net gets for one of another's."""
 
 
 def control_maps(
@@ -49,7 +53,8 @@ def control_maps(
     flips: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Control maps of these rows, mirrored where `flips` is 1: (B, 3, 128, 128) float32 in [0, 1]."""
+    """Control maps of these rows, mirrored where `flips` is 1: (B, 3, 128, 128) float32 in [0, 1]; inpaint's are -1 in
+    their holes."""
     seeds = torch.randint(2**31, (len(rows),), generator=generator).tolist()
     maps = []
     for row, flip, seed in zip(rows.tolist(), flips.tolist(), seeds, strict=True):
@@ -102,6 +107,32 @@ def hed_map(sample: Sample, rng: Random) -> np.ndarray:
     return safe_levels(edges) if rng.random() < 0.75 else np.rint(edges * 255).astype(np.uint8)
 
 
+def lineart_map(sample: Sample, rng: Random) -> np.ndarray:
+    """Two thirds what the annotator makes of the picture, the rest a fine pen's lines along the outlines."""
+    if rng.random() < 2 / 3:
+        return np.asarray(draw_lineart_standard(Image.fromarray(sample.picture)))
+    soft = cv2.GaussianBlur(sample.outlines.astype(np.float32), (0, 0), rng.uniform(0.5, 1.0))
+    return (soft * (255 / max(float(soft.max()), 1))).astype(np.uint8)
+
+
+def tile_map(sample: Sample, rng: Random) -> np.ndarray:
+    """The annotator's, or blurred more or less than that."""
+    picture = Image.fromarray(sample.picture)
+    return np.asarray(draw_tile(picture, 8 if rng.random() < 0.5 else int(rng.integers(2, 17))))
+
+
+def inpaint_map(sample: Sample, rng: Random) -> np.ndarray:
+    """The picture, as int16, with holes of -255: -1 where the net sees it, below what any colour is."""
+    holes = np.zeros((SIZE, SIZE), np.uint8)
+    for _ in range(rng.integers(1, 4)):
+        x, y, width, height = (int(v) for v in (*rng.integers(0, SIZE, 2), *rng.integers(8, SIZE * 3 // 4, 2)))
+        if rng.random() < 0.5:
+            cv2.ellipse(holes, (x, y), (width // 2, height // 2), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+        else:
+            cv2.rectangle(holes, (x - width // 2, y - height // 2), (x + width // 2, y + height // 2), 1, -1)
+    return np.where(holes[..., None] > 0, np.int16(-255), sample.picture.astype(np.int16))
+
+
 def normal_colours(sample: Sample, rng: Random) -> np.ndarray:
     """As normal_bae.normal_map colours them."""
     return ((sample.normals / np.float32(127) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
@@ -129,5 +160,8 @@ HINTS: dict[str, Hint] = {
     "depth": Hint(lambda sample, rng: sample.nearness, tiny.draw_depth),
     "normal": Hint(normal_colours, tiny.draw_normal),
     "seg": Hint(class_colours, tiny.draw_seg),
-    "openpose": Hint(skeletons, tiny.draw_openpose, people_only=True),
+    "openpose": Hint(skeletons, tiny.draw_openpose, people_only=True, weight=3),
+    "lineart": Hint(lineart_map),
+    "tile": Hint(tile_map),
+    "inpaint": Hint(inpaint_map),
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -26,6 +27,17 @@ Marks = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Look:
+    """A picture, and what the evaluation network sees in it."""
+
+    pixels: np.ndarray
+    """(128, 128, 3) uint8."""
+    seen: Seen
+    numbers: np.ndarray
+    """Which ADE20K class each of the network's is."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """How obedience to one conditioner is measured."""
 
@@ -33,8 +45,8 @@ class Reading:
     """What it is called in the field."""
     wanted: Callable[[np.ndarray, People], Any]
     """What a control map, (128, 128, 3) uint8, asks for; of people the joints that it shows are handed in too."""
-    found: Callable[[Seen, np.ndarray], Any]
-    """What the network sees of that in a picture; `np.ndarray` says of a segmentation which ADE20K class is which."""
+    found: Callable[["Look"], Any]
+    """What of that is in a picture."""
     compare: Callable[[Any, Any], Marks]
     """Found and wanted -> marks."""
 
@@ -74,37 +86,62 @@ def _probable(logits: torch.Tensor) -> np.ndarray:
     return logits[0, 0].sigmoid().cpu().numpy()
 
 
-def _edges(seen: Seen, _: np.ndarray) -> np.ndarray:
-    return skeletonize(_probable(seen.edges) > LINE_THRESHOLD)
+def _edges(look: Look) -> np.ndarray:
+    return skeletonize(_probable(look.seen.edges) > LINE_THRESHOLD)
 
 
-def _outlines(seen: Seen, _: np.ndarray) -> np.ndarray:
-    return skeletonize(_probable(seen.outlines) > LINE_THRESHOLD)
+def _outlines(look: Look) -> np.ndarray:
+    return skeletonize(_probable(look.seen.outlines) > LINE_THRESHOLD)
 
 
+def _coarse(pixels: np.ndarray) -> np.ndarray:
+    """The mean colour of each square of 8 pixels."""
+    return cv2.resize(pixels, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _colour_error(found: np.ndarray, wanted: np.ndarray) -> Marks:
+    """RMSE, and 1 − RMSE / 128: as far off as grey is from black scores 0."""
+    error = float(np.sqrt(np.square(found - wanted).mean()))
+    return error, max(0.0, 1 - error / 128)
+
+
+FAINT_LINE = 63
+"""Of 255: what of a soft line counts as one. The usual line of a picture is drawn at 127 (lineart_standard.py)."""
 READINGS: dict[str, Reading] = {
     "canny": Reading("F1 of edges, 2 px", _bright, _edges, _score(edge_f1)),
     "scribble": Reading("F1 of strokes, 2 px", _thin, _outlines, _score(edge_f1)),
-    "mlsd": Reading("F1 of lines, 2 px", _bright, lambda seen, _: thin_lines(seen.straight), _score(edge_f1)),
+    "mlsd": Reading("F1 of lines, 2 px", _bright, lambda look: thin_lines(look.seen.straight), _score(edge_f1)),
     "hed": Reading(
         "multi-scale SSIM",
         lambda control_map, _: control_map[..., 0],
-        lambda seen, _: safe_levels(_probable(seen.outlines)),
+        lambda look: safe_levels(_probable(look.seen.outlines)),
         _score(ms_ssim),
     ),
     "depth": Reading(
         "RMSE of depth, 0–255",
         lambda control_map, _: control_map[..., 0],
-        lambda seen, _: seen.nearness[0, 0].cpu().numpy(),
+        lambda look: look.seen.nearness[0, 0].cpu().numpy(),
         depth_error,
     ),
     "normal": Reading(
-        "mean angle, degrees", _facing, lambda seen, _: seen.normals[0].permute(1, 2, 0).cpu().numpy(), normal_error
+        "mean angle, degrees", _facing, lambda look: look.seen.normals[0].permute(1, 2, 0).cpu().numpy(), normal_error
     ),
     "seg": Reading(
-        "mIoU", _numbers, lambda seen, numbers: numbers[seen.classes[0].argmax(0).cpu().numpy()], _score(mean_iou)
+        "mIoU", _numbers, lambda look: look.numbers[look.seen.classes[0].argmax(0).cpu().numpy()], _score(mean_iou)
     ),
-    "openpose": Reading("PCK at 0.2", lambda _, people: people, lambda seen, _: find_people(seen), _score(pck)),
+    "lineart": Reading(
+        "F1 of lines, 2 px",
+        lambda control_map, _: skeletonize(control_map.max(axis=2) > FAINT_LINE),
+        _edges,
+        _score(edge_f1),
+    ),
+    "tile": Reading(
+        "RMSE of colours at an eighth",
+        lambda control_map, _: _coarse(control_map),
+        lambda look: _coarse(look.pixels),
+        _colour_error,
+    ),
+    "openpose": Reading("PCK at 0.2", lambda _, people: people, lambda look: find_people(look.seen), _score(pck)),
 }
 
 
@@ -117,7 +154,7 @@ class Judge:
 
     def found(self, conditioner: str, picture: Image.Image) -> Any:
         """What the RGB picture, (128, 128), holds of what the conditioner is about."""
-        return READINGS[conditioner].found(see(self.network, picture), self.numbers)
+        return READINGS[conditioner].found(Look(np.asarray(picture), see(self.network, picture), self.numbers))
 
 
 def wanted(conditioner: str, control_map: Image.Image, people: People) -> Any:

@@ -27,19 +27,22 @@ class Plan:
 def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
     """`module` with the weights of a bundle's part, so that training goes on from there.
 
-    Left as it is where there is no such part or where that is of another shape: then it learns from nothing.
+    Tensors that only one of the two has are passed over, and told; where one that both have is of another shape, all
+    are left: then it learns from nothing, as it does where there is no such part.
     """
     if part is None or not (part / "config.json").exists():
         return module
     found = type(module).from_pretrained(part, variant="fp16", torch_dtype=torch.float32).state_dict()
-    fits = {name: value.shape for name, value in found.items()} == {
-        name: value.shape for name, value in module.state_dict().items()
-    }
+    own = module.state_dict()
+    shared = found.keys() & own.keys()
+    if any(found[name].shape != own[name].shape for name in shared):
+        print(f"{part.name}: learns from nothing: another shape than the one of --start")
+        return module
     print(
-        f"{part.name}: {'begins as the one' if fits else 'learns from nothing: another shape than the one'} of --start"
+        f"{part.name}: begins as the one of --start, {len(own) - len(shared)} tensors new, "
+        f"{len(found) - len(shared)} of its left out"
     )
-    if fits:
-        module.load_state_dict(found)
+    module.load_state_dict({name: found[name] for name in shared}, strict=False)
     return module
 
 

@@ -1,4 +1,4 @@
-"""Trains the tiny bundle: VAE, then text encoder and UNet, then one ControlNet per conditioner.
+"""Trains the tiny bundle: VAE, then text encoder and UNet, then one ControlNet per conditioner together with them.
 
 Every stage writes RUNS/<stage>.pt as it goes and carries on from there when it is started again. The same seed, steps
 and device give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
@@ -7,7 +7,7 @@ and device give the same weights: batch i of a stage draws from a generator seed
 import argparse
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,23 +16,16 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from controlnet.annotators.tiny_network import TinyVisionModel
 from tinyworld import models
 from tinyworld.dataset import SIZE, Dataset, load_dataset
+from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.export import EVALUATOR, export
-from tinyworld.hints import HINTS, control_maps, rows_with_people
+from tinyworld.hints import HINTS
 from tinyworld.plots import plot_losses
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 from tinyworld.vision import train_vision
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "tiny"
-PROMPT_DROP = 0.1
-"""Share of prompts replaced by the empty one, so that classifier-free guidance works (arXiv 2207.12598)."""
-HINT_PROMPT_DROP = 0.3
-"""More while a ControlNet learns, so that it reads the control map itself (arXiv 2302.05543, section 3.3)."""
-
-
-NET = Plan(450, 24, 5e-4)
 FIRST_NET = "canny"
 """Learns together with the base what a control map is; the other nets begin as copies of it."""
 PLANS = {
@@ -40,12 +33,9 @@ PLANS = {
     "annotator": Plan(800, 16, 1e-3),
     "evaluator": Plan(800, 16, 1e-3),
     "base": Plan(3200, 32, 1e-3),
-    **dict.fromkeys(HINTS, NET),
-    FIRST_NET: Plan(2800, 24, 8e-4),
-    "openpose": Plan(1750, 24, 5e-4),  # thin limbs are the most to learn
+    "first": Plan(2800, 24, 8e-4),
+    "nets": Plan(6000, 24, 6e-4),
 }
-BASE_SHARE = 0.15
-"""Share of samples without control while base and first ControlNet learn together."""
 SMOKE_STEPS = 3
 
 
@@ -97,101 +87,6 @@ def encode_dataset(vae: nn.Module, dataset: Dataset, device: torch.device, folde
     return latents, factor
 
 
-@dataclass
-class Noising:
-    """The diffusion side of a step: draws latents, prompts, noise and times, and gives the v-prediction target."""
-
-    latents: torch.Tensor
-    tokens: torch.Tensor
-    empty: torch.Tensor
-    device: torch.device
-
-    def __post_init__(self) -> None:
-        self.scheduler = models.make_scheduler()
-
-    def draw(
-        self, generator: torch.Generator, batch: int, drop: float, favoured: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """rows, flips, noisy latents, times, token ids, target; nine tenths of the rows from `favoured` if given."""
-        rows = torch.randint(self.latents.shape[1], (batch,), generator=generator)
-        if favoured is not None and len(favoured):
-            chosen = favoured[torch.randint(len(favoured), (batch,), generator=generator)]
-            rows = torch.where(torch.rand(batch, generator=generator) < 0.9, chosen, rows)
-        flips = torch.randint(2, (batch,), generator=generator)
-        clean = self.latents[flips, rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(1000, (batch,), generator=generator)
-        dropped = torch.rand(batch, generator=generator) < drop
-        tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows])
-        noisy = self.scheduler.add_noise(clean, noise, times)
-        target = self.scheduler.get_velocity(clean, noise, times)
-        return rows, flips, *(x.to(self.device) for x in (noisy, times, tokens, target))
-
-
-def train_base(
-    noising: Noising, tokenizer, plan: Plan, device: torch.device, folder: Path, start: Path | None
-) -> dict[str, nn.Module]:
-    """Text encoder and UNet together."""
-    torch.manual_seed(SEED + 1)
-    text_encoder = begin_as(models.make_text_encoder(tokenizer), start and start / "text_encoder").to(device)
-    unet = begin_as(models.make_unet(), start and start / "unet").to(device)
-
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        _, _, noisy, times, tokens, target = noising.draw(generator, batch, PROMPT_DROP)
-        with half(device):
-            words = text_encoder(tokens).last_hidden_state
-            predicted = unet(noisy, times, encoder_hidden_states=words).sample
-        return F.mse_loss(predicted.float(), target)
-
-    return train_stage("base", plan, {"text_encoder": text_encoder, "unet": unet}, loss_of, device, folder)
-
-
-def train_controlnet(
-    name: str,
-    start: nn.Module,
-    base: dict[str, nn.Module],
-    noising: Noising,
-    dataset: Dataset,
-    annotator: TinyVisionModel | None,
-    plan: Plan,
-    *,
-    joint: bool,
-    device: torch.device,
-    folder: Path,
-) -> dict[str, nn.Module]:
-    """One ControlNet, beginning as a copy of `start`; returned with the base under their names.
-
-    With `joint` the base goes on learning beside it (ControlNet's own "unlocked" training), part of the time without
-    control, so that it still paints by itself; otherwise it is frozen, as in the paper.
-    """
-    controlnet = copy.deepcopy(start).to(device).train().requires_grad_(True)
-    base = {key: copy.deepcopy(module).to(device).requires_grad_(joint) for key, module in base.items()}
-    text_encoder, unet = base["text_encoder"], base["unet"]
-    hint = HINTS[name]
-    favoured = rows_with_people(dataset) if hint.people_only else None
-
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        rows, flips, noisy, times, tokens, target = noising.draw(generator, batch, HINT_PROMPT_DROP, favoured)
-        control = control_maps(hint, annotator, dataset, rows, flips, generator).to(device)
-        used = (torch.rand(batch, generator=generator) >= (BASE_SHARE if joint else 0)).to(device)[:, None, None, None]
-        with half(device):
-            words = text_encoder(tokens).last_hidden_state
-            down, mid = controlnet(
-                noisy, times, encoder_hidden_states=words, controlnet_cond=control, return_dict=False
-            )
-            predicted = unet(
-                noisy,
-                times,
-                encoder_hidden_states=words,
-                down_block_additional_residuals=[residual * used for residual in down],
-                mid_block_additional_residual=mid * used,
-            ).sample
-        return F.mse_loss(predicted.float(), target)
-
-    learning = {"controlnet": controlnet, **(base if joint else {})}
-    return base | train_stage(name, plan, learning, loss_of, device, folder)
-
-
 def train(
     folder: Path,
     scenes: int,
@@ -201,56 +96,51 @@ def train(
     start: Path | None = None,
 ) -> dict:
     """The stages named in `only` (empty: all) and what they build on; returns what export needs. `start` is a bundle
-    that every stage goes on from, as far as its parts are of the same shape and its tokenizer knows the same words.
+    that every stage goes on from, as far as its parts are of the same shape, with its tokenizer; what the stages build
+    on is taken from there as it is.
 
     That is the modules by name, the ControlNets under "controlnets", the tokenizer and the latents' factor.
     """
     wanted = set(only) or set(plans)
     dataset = load_dataset(folder / "data", scenes)
-    nets = [name for name in HINTS if name in wanted]
-    if nets and FIRST_NET not in nets:
-        nets.insert(0, FIRST_NET)
-    trained: dict = {"controlnets": {}}
+    trained: dict = {}
+
+    def plan_of(stage: str) -> Plan:
+        return plans[stage] if stage in wanted or start is None else replace(plans[stage], steps=0)
+
     # One half of the scenes for each network that sees, so that the one judges what it has never been shown.
     halves = {"annotator": range(0, scenes, 2), "evaluator": range(1, scenes, 2)}
     for name, rows in halves.items():
-        if name in wanted or (name == "annotator" and set(nets) - {FIRST_NET}):
+        if name in wanted or (name == "annotator" and "nets" in wanted):
             seeing = start and {"annotator": start / "annotator" / "tiny", "evaluator": EVALUATOR}[name]
-            trained[name] = train_vision(name, dataset, rows, plans[name], device, folder, seeing)
-    if not nets and not wanted & {"vae", "base"}:
+            trained[name] = train_vision(name, dataset, rows, plan_of(name), device, folder, seeing)
+    if wanted <= {*halves}:
         return trained
-    trained["vae"] = train_vae(dataset, plans["vae"], device, folder, start)
+    trained["vae"] = train_vae(dataset, plan_of("vae"), device, folder, start)
     if wanted <= {"vae", *halves}:
         return trained
     latents, trained["factor"] = encode_dataset(trained["vae"], dataset, device, folder)
-    trained["tokenizer"] = tokenizer = models.make_tokenizer(dataset.captions)
+    trained["tokenizer"] = tokenizer = (
+        CLIPTokenizer.from_pretrained(start / "tokenizer") if start else models.make_tokenizer(dataset.captions)
+    )
     tokens = tokenizer(dataset.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
     noising = Noising(latents, tokens, empty, device)
-    same_words = (
-        start is not None and CLIPTokenizer.from_pretrained(start / "tokenizer").get_vocab() == tokenizer.get_vocab()
-    )
-    start = start if same_words else None
-    base = train_base(noising, tokenizer, plans["base"], device, folder, start)
-    torch.manual_seed(SEED + 2)
-    first = models.make_controlnet(base["unet"])
-    for name in nets:
-        result = train_controlnet(
-            name,
-            begin_as(copy.deepcopy(first), start and start / "controlnet" / name),
-            base,
-            noising,
-            dataset,
-            trained.get("annotator"),
-            plans[name],
-            joint=name == FIRST_NET,
-            device=device,
-            folder=folder,
+    base = train_base(noising, tokenizer, plan_of("base"), device, folder, start)
+    if wanted & {"first", "nets"}:
+        torch.manual_seed(SEED + 2)
+        net = begin_as(models.make_controlnet(base["unet"]), start and start / "controlnet" / FIRST_NET)
+        seeing = trained.get("annotator")
+        base, nets = train_nets(
+            "first", {FIRST_NET: net}, base, noising, dataset, seeing, plan_of("first"), device, folder
         )
-        trained["controlnets"][name] = result.pop("controlnet")
-        if name == FIRST_NET:
-            base, first = result, trained["controlnets"][name]
-    return trained | base
+        if "nets" in wanted:
+            nets = {
+                name: begin_as(copy.deepcopy(nets[FIRST_NET]), start and start / "controlnet" / name) for name in HINTS
+            }
+            base, nets = train_nets("nets", nets, base, noising, dataset, seeing, plans["nets"], device, folder)
+        trained["controlnets"] = nets
+    return {"controlnets": {}} | trained | base
 
 
 def main() -> None:

@@ -72,6 +72,7 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
             "annotator/vitpose",
         ),
         _kind("lineart", "Lines as a hand draws them, by Informative Drawings.", "annotator/lineart"),
+        _kind("lineart_standard", "Lines as a soft pen draws them, by difference of Gaussians."),
         _kind("lineart_anime", "Lines as in anime, by Anime2Sketch.", "annotator/lineart_anime"),
         _kind("shuffle", "The picture's colours and textures, moved about by a smooth random flow."),
         _kind("tile", "The picture at an eighth of its sides, enlarged again."),

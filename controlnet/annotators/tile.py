@@ -16,14 +16,14 @@ def load(device: object) -> Annotator:
     return draw_tile
 
 
-def draw_tile(image: Image.Image) -> Image.Image:
-    """RGB picture -> what is left of it at an eighth of its sides, enlarged to its own size again.
+def draw_tile(image: Image.Image, factor: int = FACTOR) -> Image.Image:
+    """RGB picture -> what is left of it at an eighth of its sides (1 / factor), enlarged to its own size again.
 
     Averaging on the way down keeps the colours, and a cubic curve on the way up blurs without blocks or a blur of its
     own. A picture that was enlarged already, to have its details painted, loses little; to lose nothing, it is sent
     as a ready-made map.
     """
     pixels = np.array(image.convert("RGB"))
-    small = [max(1, round(side / FACTOR)) for side in image.size]
+    small = [max(1, round(side / factor)) for side in image.size]
     coarse = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
     return Image.fromarray(cv2.resize(coarse, image.size, interpolation=cv2.INTER_CUBIC))

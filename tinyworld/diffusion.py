@@ -1,0 +1,118 @@
+"""The diffusion side of the training: text encoder and UNet, then the ControlNets together with them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from controlnet.annotators.tiny_network import TinyVisionModel
+from tinyworld import models
+from tinyworld.dataset import Dataset
+from tinyworld.hints import HINTS, control_maps, rows_with_people
+from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
+
+PROMPT_DROP = 0.1
+"""Share of prompts replaced by the empty one, so that classifier-free guidance works (arXiv 2207.12598)."""
+HINT_PROMPT_DROP = 0.2
+"""More while ControlNets learn, so that they read the control map itself (arXiv 2302.05543, section 3.3)."""
+BASE_SHARE = 0.15
+"""Share of samples without control while base and ControlNets learn together, so that the base paints by itself too."""
+
+
+@dataclass
+class Noising:
+    """The diffusion side of a step: draws latents, prompts, noise and times, and gives the v-prediction target."""
+
+    latents: torch.Tensor
+    tokens: torch.Tensor
+    empty: torch.Tensor
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.scheduler = models.make_scheduler()
+
+    def draw(
+        self, generator: torch.Generator, batch: int, drop: float, favoured: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """rows, flips, noisy latents, times, token ids, target; nine tenths of the rows from `favoured` if given."""
+        rows = torch.randint(self.latents.shape[1], (batch,), generator=generator)
+        if favoured is not None and len(favoured):
+            chosen = favoured[torch.randint(len(favoured), (batch,), generator=generator)]
+            rows = torch.where(torch.rand(batch, generator=generator) < 0.9, chosen, rows)
+        flips = torch.randint(2, (batch,), generator=generator)
+        clean = self.latents[flips, rows].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.randint(1000, (batch,), generator=generator)
+        dropped = torch.rand(batch, generator=generator) < drop
+        tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows])
+        noisy = self.scheduler.add_noise(clean, noise, times)
+        target = self.scheduler.get_velocity(clean, noise, times)
+        return rows, flips, *(x.to(self.device) for x in (noisy, times, tokens, target))
+
+
+def train_base(
+    noising: Noising, tokenizer, plan: Plan, device: torch.device, folder: Path, start: Path | None
+) -> dict[str, nn.Module]:
+    """Text encoder and UNet together."""
+    torch.manual_seed(SEED + 1)
+    text_encoder = begin_as(models.make_text_encoder(tokenizer), start and start / "text_encoder").to(device)
+    unet = begin_as(models.make_unet(), start and start / "unet").to(device)
+
+    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
+        _, _, noisy, times, tokens, target = noising.draw(generator, batch, PROMPT_DROP)
+        with half(device):
+            words = text_encoder(tokens).last_hidden_state
+            predicted = unet(noisy, times, encoder_hidden_states=words).sample
+        return F.mse_loss(predicted.float(), target)
+
+    return train_stage("base", plan, {"text_encoder": text_encoder, "unet": unet}, loss_of, device, folder)
+
+
+def train_nets(
+    stage: str,
+    nets: dict[str, nn.Module],
+    base: dict[str, nn.Module],
+    noising: Noising,
+    dataset: Dataset,
+    annotator: TinyVisionModel | None,
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """The base and ControlNets, by conditioner, learning together: base and nets as they are then.
+
+    Each batch is one net's. The base goes on learning with all of them (ControlNet's own "unlocked" training): frozen,
+    as the paper has it, so small a base never learns to paint the thin limbs that a skeleton asks for.
+    """
+    base = {key: module.to(device).train().requires_grad_(True) for key, module in base.items()}
+    nets = {name: net.to(device).train().requires_grad_(True) for name, net in nets.items()}
+    text_encoder, unet = base["text_encoder"], base["unet"]
+    people, names = rows_with_people(dataset), list(nets)
+    weights = torch.tensor([HINTS[name].weight for name in names], dtype=torch.float)
+
+    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
+        name = names[int(torch.multinomial(weights, 1, generator=generator))]
+        hint = HINTS[name]
+        rows, flips, noisy, times, tokens, target = noising.draw(
+            generator, batch, HINT_PROMPT_DROP, people if hint.people_only else None
+        )
+        control = control_maps(hint, annotator, dataset, rows, flips, generator).to(device)
+        used = (torch.rand(batch, generator=generator) >= BASE_SHARE).to(device)[:, None, None, None]
+        with half(device):
+            words = text_encoder(tokens).last_hidden_state
+            down, mid = nets[name](
+                noisy, times, encoder_hidden_states=words, controlnet_cond=control, return_dict=False
+            )
+            predicted = unet(
+                noisy,
+                times,
+                encoder_hidden_states=words,
+                down_block_additional_residuals=[residual * used for residual in down],
+                mid_block_additional_residual=mid * used,
+            ).sample
+        return F.mse_loss(predicted.float(), target)
+
+    averaged = train_stage(stage, plan, base | nets, loss_of, device, folder)
+    return {key: averaged[key] for key in base}, {name: averaged[name] for name in names}
