@@ -33,6 +33,14 @@ class Conditioner:
     resample: Image.Resampling = Image.Resampling.LANCZOS
     """How a ready-made map is brought to size. Label colours must not be mixed."""
 
+    @property
+    def blank(self) -> int | None:
+        """The grey, 0–255, of a map where there is nothing; None where a map has something everywhere."""
+        return 0 if self.lines or self.name == "openpose" else None
+
+
+INPAINT = "inpaint"
+"""The one whose map is not drawn from its image alone: the mask's holes are in it."""
 
 CONDITIONERS: tuple[Conditioner, ...] = (
     Conditioner("canny", "hard edges", "objects whose outlines and details should stay", lines=True),
@@ -49,6 +57,7 @@ CONDITIONERS: tuple[Conditioner, ...] = (
     Conditioner("lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", lines=True),
     Conditioner("shuffle", "colours and textures, but not the layout", "other scenes in the style of the image"),
     Conditioner("tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew"),
+    Conditioner(INPAINT, "everything but a masked part", "repainting a part, and painting beyond the edges"),
     Conditioner("ip2p", "the image itself", 'instructions such as "make it winter"; experimental'),
 )
 

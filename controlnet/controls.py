@@ -1,0 +1,131 @@
+"""The controls of a request: up to three, each with its own picture, strength, window and region."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from controlnet.annotators import Annotator
+from controlnet.canvas import Canvas, Pictures
+from controlnet.conditioners import BY_NAME, INPAINT, check_conditioner, draw_control_map
+from controlnet.geometry import extend, filled, reshape
+from controlnet.inputs import pick_seed
+from controlnet.repaint import Start
+from controlnet.request import Control, Request
+
+SUFFIXES = ("", "_2", "_3")
+"""What the inputs of the first, second and third control end with."""
+DEFAULTS = {"preprocess": True, "conditioning_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
+"""Of the second and third: left out they are None, so that one without its conditioner can be told."""
+
+
+def named(ask: SimpleNamespace) -> list[str]:
+    """The suffixes of the controls that a request names."""
+    return [suffix for suffix in SUFFIXES if getattr(ask, f"conditioner{suffix}") is not None]
+
+
+def check_conditioners(ask: SimpleNamespace, annotators: Mapping[str, Annotator]) -> None:
+    """Raise ConditionerError where the bundle whose annotators these are lacks a conditioner of the request."""
+    for suffix in named(ask):
+        check_conditioner(getattr(ask, f"conditioner{suffix}"), annotators)
+
+
+def windows(ask: SimpleNamespace) -> list[tuple[str, float, float]]:
+    """Suffix, start and end of each control."""
+    return [(suffix, _value(ask, "control_start", suffix), _value(ask, "control_end", suffix)) for suffix in named(ask)]
+
+
+def make_request(ask: SimpleNamespace, controls: tuple[Control, ...], start: Start | None) -> Request:
+    """What the generator is asked for; its seed is the request's, or one drawn now."""
+    return Request(
+        prompt=ask.prompt,
+        negative_prompt=ask.negative_prompt,
+        controls=controls,
+        num_outputs=ask.num_outputs,
+        num_inference_steps=ask.num_inference_steps,
+        guidance_scale=ask.guidance_scale,
+        scheduler=ask.scheduler,
+        seed=pick_seed(ask.seed),
+        control_mode=ask.control_mode,
+        start=start,
+    )
+
+
+def draw_controls(
+    ask: SimpleNamespace,
+    pictures: Pictures,
+    canvas: Canvas,
+    start: Start | None,
+    annotators: Mapping[str, Annotator],
+) -> tuple[Control, ...]:
+    """Every control that the request names, in order, its map and region of the canvas' size."""
+    return tuple(_control(ask, suffix, pictures, canvas, start, annotators) for suffix in named(ask))
+
+
+def _control(
+    ask: SimpleNamespace,
+    suffix: str,
+    pictures: Pictures,
+    canvas: Canvas,
+    start: Start | None,
+    annotators: Mapping[str, Annotator],
+) -> Control:
+    name = getattr(ask, f"conditioner{suffix}")
+    region = None
+    if f"control_mask{suffix}" in pictures:
+        region = canvas.lay_mask(pictures[f"control_mask{suffix}"], canvas.size, f"control_mask{suffix}")
+    holes = None
+    if name == INPAINT:
+        assert start is not None and start.mask is not None  # combinations.py refuses the others
+        holes = start.mask
+        control_map = Image.composite(Image.new("RGB", canvas.size), start.picture, _hard(holes))
+    else:
+        source = pictures.get(f"image{suffix}", pictures["image"])
+        # What is painted outwards is beyond the picture's own map: there its net does not act.
+        within = bool(canvas.margins) and start is not None and source is pictures.get("init_image", pictures["image"])
+        preprocess = _value(ask, "preprocess", suffix)
+        control_map = _map(name, source, canvas, canvas.kept if within else canvas.size, preprocess, annotators)
+        if within:
+            reach = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
+            control_map = extend(control_map, canvas.margins, BY_NAME[name].blank)
+            region = reach if region is None else ImageChops.multiply(region, reach)
+    return Control(
+        conditioner=name,
+        control_map=control_map,
+        scale=_value(ask, "conditioning_scale", suffix),
+        start=_value(ask, "control_start", suffix),
+        end=_value(ask, "control_end", suffix),
+        region=region,
+        holes=holes,
+    )
+
+
+def _value(ask: SimpleNamespace, name: str, suffix: str) -> Any:
+    sent = getattr(ask, name + suffix)
+    return DEFAULTS[name] if sent is None else sent
+
+
+def _map(
+    name: str,
+    source: Image.Image,
+    canvas: Canvas,
+    size: tuple[int, int],
+    preprocess: bool,
+    annotators: Mapping[str, Annotator],
+) -> Image.Image:
+    """The control map of one picture, of `size`."""
+    blank = BY_NAME[name].blank
+    shaped = reshape(source, size, canvas.mode, None if preprocess else blank)
+    control_map = draw_control_map(name, shaped, size, preprocess, annotators)
+    free = filled(source.size, size) if canvas.mode == "fill" else None
+    if preprocess and free and blank is not None:
+        # The annotator has seen the picture's edges continued there: those are no lines of the picture.
+        inner = control_map.crop(free.inside(size))
+        control_map = extend(inner, free, blank)
+    return control_map
+
+
+def _hard(mask: Image.Image) -> Image.Image:
+    return Image.fromarray(np.where(np.asarray(mask) > 127, 255, 0).astype(np.uint8))
