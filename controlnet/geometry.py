@@ -25,9 +25,9 @@ def canvas_size(
     the aspect ratio. Halves round up, in integers, so that the result is the same everywhere.
     """
     if width is not None or height is not None:
-        own = width if width is not None else _nearest((height or 0) * size[0], size[1])
-        other = height if height is not None else _nearest(own * size[1], size[0])
-        return max(SMALLEST, _nearest(own, 1)), max(SMALLEST, _nearest(other, 1))
+        given = [None if side is None else max(SMALLEST, _nearest(side, 1)) for side in (width, height)]
+        wide = given[0] or max(SMALLEST, _nearest((given[1] or 0) * size[0], size[1]))
+        return wide, given[1] or max(SMALLEST, _nearest(wide * size[1], size[0]))
     short, long = sorted(size)
     canvas_short = max(SMALLEST, _nearest(resolution, 1))
     canvas_long = max(canvas_short, _nearest(canvas_short * long, short))
