@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 
 from controlnet.annotators import ANNOTATORS, Annotator
+from controlnet.annotators.skeletons import PoseAnnotator
 
 CPU = torch.device("cpu")
 OWN_RESOLUTION = {"hed", "hed_scribble", "mlsd", "normal_bae", "upernet", "lineart", "lineart_anime"}
@@ -69,9 +70,15 @@ def test_a_map_is_rgb_of_the_same_size_and_the_same_every_time(
     assert capfd.readouterr().out == ""
 
 
+def networks_of(annotator: Any) -> list[torch.nn.Module]:
+    """Every network that an annotator was made with."""
+    pieces = [annotator.find, *annotator.more.values()] if isinstance(annotator, PoseAnnotator) else [annotator]
+    return [part for piece in pieces for part in piece.args if isinstance(part, torch.nn.Module)]
+
+
 @pytest.mark.parametrize("kind", sorted({kind.name for kind in ANNOTATORS.values() if kind.parts}))
 def test_networks_are_loaded_for_inference_in_float32(kind: str, annotator_of: Callable[[str], Annotator]) -> None:
-    networks = [part for part in annotator_of(kind).args if isinstance(part, torch.nn.Module)]
+    networks = networks_of(annotator_of(kind))
     assert len(networks) == len(ANNOTATORS[kind].parts)
     for network in networks:
         assert not any(module.training for module in network.modules())
