@@ -65,9 +65,9 @@ class Bundle:
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
-        kinds = {entry.annotator for entry in self.manifest.conditioners.values()}
-        loaded = {kind: self._annotator(kind) for kind in sorted(kinds)}
-        return {name: loaded[entry.annotator] for name, entry in self.manifest.conditioners.items()}
+        kinds = {name: self.manifest.annotator(name) for name in self.manifest.conditioners}
+        loaded = {kind: self._annotator(kind) for kind in sorted(set(kinds.values()))}
+        return {name: loaded[kind] for name, kind in kinds.items()}
 
     def model(self, kind: type, part: str, mapped: bool = False) -> Any:
         """A part as a model of class `kind`. Raises WeightsMismatch where its tensors are not the model's.
@@ -78,12 +78,12 @@ class Bundle:
             return load_pretrained(kind, self.folder(part), self.device, None if mapped else self.dtype)
 
     def read_ahead(self) -> None:
-        """Have the files of all parts come from the disk from now on, in the manifest's order: the base first."""
+        """Have the files of all needed parts come from the disk from now on, in their order: the base first."""
         read_ahead(self.files())
 
     def files(self, *parts: str) -> list[Path]:
-        """The files of parts; of all where none is named."""
-        chosen = (part for part in self.manifest.parts if part.name in parts or not parts)
+        """The files of parts; of all that are needed where none is named."""
+        chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / self.manifest.name / path for part in chosen for path in part.paths]
 
     def resolve(self, inputs: Mapping[str, Any]) -> SimpleNamespace:
@@ -122,7 +122,7 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     weights are fetched first, and an unlocked manifest is refused.
     """
     name, reason = choose_bundle(environ, root)
-    manifest = Manifest.read(root / f"{name}.toml")
+    manifest = Manifest.read(root / f"{name}.toml", environ)
     in_container = environ.get(DOWNLOAD) == "1"
     if in_container and not manifest.embedded and read_lock(manifest, root) is None:
         raise WeightsError(

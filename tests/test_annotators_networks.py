@@ -23,6 +23,7 @@ from controlnet.annotators import (
     network,
     normal_bae,
     openpose,
+    skeletons,
     upernet,
 )
 from controlnet.annotators.depth_anything import depth_map
@@ -255,9 +256,9 @@ def test_skeletons_equal_controlnet_auxs_drawing() -> None:
         for p in (person, friend)
     ]
     theirs = draw_poses(poses, 512, 640, draw_hand=False, draw_face=False)
-    assert np.array_equal(np.array(openpose.draw_skeletons([person, friend], (640, 512))), theirs)
+    assert np.array_equal(np.array(skeletons.draw_skeletons([person, friend], (640, 512))), theirs)
     double = [[joint and (joint[0] * 2, joint[1] * 2) for joint in p] for p in (person, friend)]
-    large = np.array(openpose.draw_skeletons(double, (1280, 1024)))
+    large = np.array(skeletons.draw_skeletons(double, (1280, 1024)))
     assert np.array_equal(large, theirs.repeat(2, 0).repeat(2, 1)), "limbs widen with the picture, colours do not blend"
 
 

@@ -71,6 +71,7 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
             "annotator/person_detector",
             "annotator/vitpose",
         ),
+        _kind("openpose_cmu", "Skeletons with hands and faces, by OpenPose's own networks.", "annotator/openpose_cmu"),
         _kind("lineart", "Lines as a hand draws them, by Informative Drawings.", "annotator/lineart"),
         _kind("lineart_standard", "Lines as a soft pen draws them, by difference of Gaussians."),
         _kind("lineart_anime", "Lines as in anime, by Anime2Sketch.", "annotator/lineart_anime"),

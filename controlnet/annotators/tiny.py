@@ -12,13 +12,14 @@ from PIL import Image
 from skimage.morphology import skeletonize
 
 from controlnet.loading import load_pretrained
+from controlnet.pose import Pose
 
 from . import Annotator
 from .depth_anything import depth_map
 from .hed import safe_levels
 from .network import as_batch, device_of, private_pixels, restore_soft
 from .normal_bae import normal_map
-from .openpose import draw_skeletons
+from .skeletons import PoseAnnotator, draw_poses
 from .tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
 from .upernet import label_map, segmentation_map
 
@@ -39,7 +40,10 @@ REACH = 12.0
 
 def load(draw: str, folder: Path, device: torch.device) -> Annotator:
     """`draw` is a key of DRAWINGS. Raises WeightsMismatch where the file's tensors are not the network's."""
-    return partial(DRAWINGS[draw], _load_network(folder, device))
+    network = _load_network(folder, device)
+    if draw == "openpose":  # the one whose findings can be asked for, too
+        return PoseAnnotator(partial(find_poses, network))
+    return partial(DRAWINGS[draw], network)
 
 
 @lru_cache(maxsize=1)
@@ -87,14 +91,18 @@ def draw_seg(network: TinyVisionModel, image: Image.Image) -> Image.Image:
 
 def draw_openpose(network: TinyVisionModel, image: Image.Image) -> Image.Image:
     """RGB picture -> the skeletons of the people in it, on black."""
+    return draw_poses(find_poses(network, image), image.size)
+
+
+def find_poses(network: TinyVisionModel, image: Image.Image) -> list[Pose]:
+    """RGB picture -> the bodies of the people in it, in its pixels."""
     seen = see(network, image)
     height, width = seen.outlines.shape[-2:]
     across, down = image.width / width, image.height / height
-    people = [
-        [(float(x * across), float(y * down)) if score else None for x, y, score in person]
+    return [
+        Pose(tuple((float(x * across), float(y * down)) if score else None for x, y, score in person))
         for person in find_people(seen)
     ]
-    return draw_skeletons(people, image.size)
 
 
 def thin_lines(logits: torch.Tensor) -> np.ndarray:

@@ -133,10 +133,10 @@ def main() -> None:
         print(json.dumps(measure(options.way, options.bundle, options.weights)))
         return
     manifest = Manifest.read(options.weights / f"{options.bundle}.toml")
-    files = [options.weights / options.bundle / path for path in manifest.paths]
+    files = [options.weights / options.bundle / path for path in manifest.needed_paths]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     size = sum(file.stat().st_size for file in files)
-    print(f"{options.bundle}: {len(manifest.parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")
+    print(f"{options.bundle}: {len(manifest.needed_parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")
     print("| way | files in cache | seconds | GB/s | peak memory |\n| --- | --- | --- | --- | --- |")
     for cold in (True, False):
         for way in WAYS:
