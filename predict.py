@@ -15,7 +15,7 @@ from cog import BasePredictor, Input, Path
 from controlnet.bundle import open_bundle
 from controlnet.canvas import lay_out, open_pictures, start_of
 from controlnet.combinations import check_combinations
-from controlnet.controls import check_conditioners, draw_controls, make_request, windows
+from controlnet.controls import check_conditioners, draw_controls, found_poses, make_request, windows
 from controlnet.errors import plain_errors
 from controlnet.generation import Generator
 from controlnet.geometry import check_pixels
@@ -50,6 +50,7 @@ SCHEDULERS = [
     "PNDM",
     "UniPCMultistep",
 ]
+POSE_PARTS = ["body", "body_hands", "body_face", "all"]
 CONTROL_MODES = ["balanced", "prompt", "control", "unbalanced"]
 RESIZE_MODES = ["crop", "fill", "stretch"]
 FORMATS = ["webp", "jpg", "png"]
@@ -74,7 +75,7 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="What the picture should show, in plain words. A long one is used to its end: with sd15, 1500 tokens (about a thousand words) fit.",
+            description="What the picture should show, in plain words. A long one is used to its end: with sd15, 1500 tokens (about a thousand words) fit. (word:1.3) gives a word more weight and (word:0.7) less; a backslash before a bracket leaves it a bracket.",
         ),
         image: Path = Input(
             description="The picture whose structure is kept: a photo, a drawing, or (with preprocess off) a ready-made control map. PNG, JPEG, WebP, GIF, BMP or TIFF, at least 16 pixels on each side and at most 4 times as long as wide.",
@@ -114,6 +115,15 @@ class Predictor(BasePredictor):
             ge=0,
             le=1,
             description="Share of the steps after which control ends. 0.5 to 0.8 keeps the layout and leaves the details to the prompt. Must be above control_start.",
+        ),
+        pose_parts: Optional[str] = Input(
+            default=None,
+            choices=POSE_PARTS,
+            description="What openpose finds and draws of people. Hands and faces need OpenPose's own networks (sd15 with CONTROLNET_OPENPOSE_CMU=1), or a pose_json that has them. Left out: body, and all that is in a pose_json.",
+        ),
+        pose_json: Optional[str] = Input(
+            default=None,
+            description="People's poses for openpose, in place of those found in image: OpenPose's JSON, as pose editors write it. It is stretched to the canvas; image only sets the size.",
         ),
         control_mode: str = Input(
             default="balanced",
@@ -280,6 +290,12 @@ class Predictor(BasePredictor):
             le=30,
             description="How closely the picture follows the prompt. 1 or less: no guidance; above 15, colours burn out. Left out: 7.5 with sd15, 3 with tiny.",
         ),
+        clip_skip: int = Input(
+            default=1,
+            ge=1,
+            le=12,
+            description="Which layer of the text encoder the prompt is read from, counted from the last: 1 is what sd15 was trained with, 2 suits anime and lineart_anime. sd15 has 12 layers, tiny 2.",
+        ),
         scheduler: Optional[str] = Input(
             default=None,
             choices=SCHEDULERS,
@@ -294,6 +310,10 @@ class Predictor(BasePredictor):
         return_control_map: bool = Input(
             default=False,
             description="Return the control map too, as the first file, before the pictures.",
+        ),
+        return_pose_json: bool = Input(
+            default=False,
+            description="Return the poses that openpose found too, as poses.json, after the control maps: to be edited and sent back as pose_json.",
         ),
         output_format: str = Input(
             default="webp",
@@ -328,9 +348,9 @@ class Predictor(BasePredictor):
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
             controls = draw_controls(ask, pictures, canvas, start, self.annotators)
-        maps = [control.control_map for control in controls]
+        maps, poses = [control.control_map for control in controls], found_poses(ask, controls)
         if ask.map_only:
-            return write_pictures(maps, [], ask.output_format, ask.output_quality)
+            return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)
 
         request = make_request(ask, controls, start)
         print(f"seed: {request.seed}")
@@ -341,7 +361,7 @@ class Predictor(BasePredictor):
         self._record(withheld=len(pictures) - len(allowed))
         with timed("output"):
             returned = maps if ask.return_control_map else []
-            return write_pictures(returned, allowed, ask.output_format, ask.output_quality)
+            return write_pictures(returned, allowed, ask.output_format, ask.output_quality, poses)
 
     def _record(self, **figures: int) -> None:
         """Put figures of this request into the metrics of its response, with the bundle and the device."""

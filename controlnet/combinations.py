@@ -6,7 +6,7 @@ Read before defaults are filled in, so that what was sent can be told from what 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from controlnet.conditioners import INPAINT
+from controlnet.conditioners import INPAINT, OPENPOSE
 from controlnet.controls import SUFFIXES
 from controlnet.request import RequestError
 
@@ -85,6 +85,24 @@ def _mode_without_guidance(inputs: Inputs) -> list[str]:
     return []
 
 
+def _poses(inputs: Inputs) -> list[str]:
+    sent = [name for name in ("pose_json", "pose_parts", "return_pose_json") if inputs[name] not in (None, False)]
+    if not sent:
+        return []
+    suffixes = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] == OPENPOSE]
+    if not suffixes:
+        return [f"{_listed(sent)}: of openpose alone: choose that conditioner, or leave {_these(sent)} out."]
+    if len(suffixes) > 1:
+        return [f"{_listed(sent)} needs to know which openpose control is meant: name openpose once."]
+    image, preprocess = f"image{suffixes[0]}", f"preprocess{suffixes[0]}"
+    faults = []
+    if inputs["pose_json"] is not None and suffixes[0] and inputs[image] is not None:
+        faults.append(f"pose_json takes the place of {image}: send one of them.")
+    if inputs[preprocess] is False:
+        faults.append(f"{_listed(sent)} goes with preprocess: with {preprocess} off, the map is used as it is.")
+    return faults
+
+
 RULES: tuple[Callable[[Inputs], list[str]], ...] = (
     _orphans,
     _two_sizes,
@@ -92,6 +110,7 @@ RULES: tuple[Callable[[Inputs], list[str]], ...] = (
     _inpaint,
     _repainting_a_map,
     _mode_without_guidance,
+    _poses,
 )
 
 

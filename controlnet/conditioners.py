@@ -36,9 +36,11 @@ class Conditioner:
     @property
     def blank(self) -> int | None:
         """The grey, 0–255, of a map where there is nothing; None where a map has something everywhere."""
-        return 0 if self.lines or self.name == "openpose" else None
+        return 0 if self.lines or self.name == OPENPOSE else None
 
 
+OPENPOSE = "openpose"
+"""The one whose map can be sent and returned as poses."""
 INPAINT = "inpaint"
 """The one whose map is not drawn from its image alone: the mask's holes are in it."""
 
@@ -47,7 +49,7 @@ CONDITIONERS: tuple[Conditioner, ...] = (
     Conditioner("hed", "soft edges", "repainting and restyling, with softer detail than canny", lines=True),
     Conditioner("mlsd", "straight lines", "rooms and buildings", lines=True),
     Conditioner("depth", "how far away things are", "layouts with a foreground and a background"),
-    Conditioner("openpose", "the poses of people", "people in the same pose, with everything else free"),
+    Conditioner(OPENPOSE, "the poses of people", "people in the same pose, with everything else free"),
     Conditioner("scribble", "rough strokes", "sketches and doodles", lines=True),
     Conditioner(
         "seg", "what is where, by class", "rearranging scenes by their regions", resample=Image.Resampling.NEAREST

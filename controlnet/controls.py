@@ -1,6 +1,6 @@
 """The controls of a request: up to three, each with its own picture, strength, window and region."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,15 +8,19 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from controlnet.annotators import Annotator
+from controlnet.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.canvas import Canvas, Pictures
-from controlnet.conditioners import BY_NAME, INPAINT, check_conditioner, draw_control_map
+from controlnet.conditioners import BY_NAME, INPAINT, OPENPOSE, check_conditioner, draw_control_map
 from controlnet.geometry import extend, filled, reshape
 from controlnet.inputs import pick_seed
+from controlnet.pose import Pose, parse_poses, poses_to_json
 from controlnet.repaint import Start
 from controlnet.request import Control, Request
 
 SUFFIXES = ("", "_2", "_3")
 """What the inputs of the first, second and third control end with."""
+BODY, ALL = "body", "all"
+"""What is drawn of people (keys of POSE_PARTS): of those found, and of those sent, unless pose_parts says otherwise."""
 DEFAULTS = {"preprocess": True, "conditioning_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
 """Of the second and third: left out they are None, so that one without its conditioner can be told."""
 
@@ -49,6 +53,7 @@ def make_request(ask: SimpleNamespace, controls: tuple[Control, ...], start: Sta
         scheduler=ask.scheduler,
         seed=pick_seed(ask.seed),
         control_mode=ask.control_mode,
+        clip_skip=ask.clip_skip,
         start=start,
     )
 
@@ -76,7 +81,7 @@ def _control(
     region = None
     if f"control_mask{suffix}" in pictures:
         region = canvas.lay_mask(pictures[f"control_mask{suffix}"], canvas.size, f"control_mask{suffix}")
-    holes = None
+    holes = poses = None
     if name == INPAINT:
         assert start is not None and start.mask is not None  # combinations.py refuses the others
         holes = start.mask
@@ -85,8 +90,12 @@ def _control(
         source = pictures.get(f"image{suffix}", pictures["image"])
         # What is painted outwards is beyond the picture's own map: there its net does not act.
         within = bool(canvas.margins) and start is not None and source is pictures.get("init_image", pictures["image"])
-        preprocess = _value(ask, "preprocess", suffix)
-        control_map = _map(name, source, canvas, canvas.kept if within else canvas.size, preprocess, annotators)
+        size = canvas.kept if within else canvas.size
+        if name == OPENPOSE and (ask.pose_json is not None or ask.return_pose_json):
+            poses = _poses(ask, source, canvas, size, annotators)
+            control_map = draw_poses(poses, size, ask.pose_parts or (ALL if ask.pose_json is not None else BODY))
+        else:
+            control_map = _map(name, source, canvas, size, _value(ask, "preprocess", suffix), annotators)
         if within:
             reach = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
             control_map = extend(control_map, canvas.margins, BY_NAME[name].blank)
@@ -99,7 +108,31 @@ def _control(
         end=_value(ask, "control_end", suffix),
         region=region,
         holes=holes,
+        poses=poses,
     )
+
+
+def found_poses(ask: SimpleNamespace, controls: Sequence[Control]) -> str | None:
+    """The poses of the request's openpose map as JSON, where they are asked for."""
+    if not ask.return_pose_json:
+        return None
+    control = next(control for control in controls if control.poses is not None)
+    return poses_to_json(control.poses or (), control.control_map.size)
+
+
+def _poses(
+    ask: SimpleNamespace,
+    source: Image.Image,
+    canvas: Canvas,
+    size: tuple[int, int],
+    annotators: Mapping[str, Annotator],
+) -> tuple[Pose, ...]:
+    """The people of an openpose map, in pixels of `size`: those sent, or those found in the picture."""
+    if ask.pose_json is not None:
+        return tuple(parse_poses(ask.pose_json, size))
+    annotator = annotators[OPENPOSE]
+    assert isinstance(annotator, PoseAnnotator)
+    return tuple(annotator.poses(canvas.lay(source, size), ask.pose_parts or BODY))
 
 
 def _value(ask: SimpleNamespace, name: str, suffix: str) -> Any:

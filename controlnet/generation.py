@@ -58,7 +58,9 @@ class Generator:
     def _pictures(self, request: Request, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
         tokenizer, text_encoder = self.base["tokenizer"], self.base["text_encoder"]
         with timed("encode"):
-            prompt, negative = encode_prompts(request.prompt, request.negative_prompt, tokenizer, text_encoder)
+            prompt, negative = encode_prompts(
+                request.prompt, request.negative_prompt, tokenizer, text_encoder, request.clip_skip
+            )
         for i in range(request.num_outputs):
             pipeline = self._pipeline(request)
             name = f"picture {i + 1}/{request.num_outputs}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from controlnet.pose import Pose
 from controlnet.repaint import Start
 
 SEEDS = 2**32  # seeds are 0 to 2³² − 1; the one after the last is 0
@@ -31,6 +32,9 @@ class Control:
     holes: Image.Image | None = None
     """Of mode L and the map's size: where it is above 127 the net sees −1 in place of a colour. inpaint's net takes
     that for what is to be painted."""
+
+    poses: tuple[Pose, ...] | None = None
+    """The people that an openpose map shows, in its pixels; None where they are not asked for."""
 
     def parameters(self) -> dict[str, Any]:
         """Its plain values, without pictures."""

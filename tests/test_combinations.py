@@ -30,6 +30,11 @@ REFUSED: list[tuple[dict, str]] = [
     ({"conditioner_2": "inpaint", "mask": FILE, "image_2": FILE}, "leave image_2 out"),
     ({"mask": FILE, "preprocess": False}, "send the picture to repaint as init_image"),
     ({"outpaint_left": 8, "preprocess": False}, "send the picture to repaint as init_image"),
+    ({"pose_parts": "all"}, "pose_parts: of openpose alone"),
+    ({"return_pose_json": True, "pose_json": "{}"}, "pose_json and return_pose_json: of openpose alone"),
+    ({"conditioner": "openpose", "conditioner_3": "openpose", "pose_json": "{}"}, "name openpose once"),
+    ({"conditioner_2": "openpose", "image_2": FILE, "pose_json": "{}"}, "pose_json takes the place of image_2"),
+    ({"conditioner": "openpose", "preprocess": False, "return_pose_json": True}, "with preprocess off"),
     ({"control_mode": "control", "guidance_scale": 1}, "control_mode control works through guidance"),
     ({"control_mode": "unbalanced", "guidance_scale": 0.5}, "control_mode unbalanced works through guidance"),
 ]
@@ -63,6 +68,8 @@ ALLOWED: list[dict] = [
     {"mask": FILE, "init_image": FILE, "preprocess": False},
     {"control_mode": "prompt", "guidance_scale": 1},
     {"control_mode": "control"},
+    {"conditioner": "openpose", "pose_json": "{}", "pose_parts": "all", "return_pose_json": True},
+    {"conditioner_2": "openpose", "image_2": FILE, "pose_parts": "body"},
 ]
 
 

@@ -22,6 +22,7 @@ ANNOTATORS = {"canny": invert, "depth": lambda picture: picture.copy(), "inpaint
 
 def request(**sent) -> SimpleNamespace:
     own = {name + suffix: None for suffix in SUFFIXES for name in ("conditioner", *DEFAULTS)}
+    own |= {"pose_json": None, "pose_parts": None, "return_pose_json": False}
     return asked(**(own | {"conditioner": "canny"} | DEFAULTS | sent))
 
 

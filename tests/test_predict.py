@@ -13,6 +13,7 @@ from controlnet.conditioners import CONDITIONERS
 from controlnet.geometry import RESIZE_MODES
 from controlnet.manifest import Manifest
 from controlnet.output import FORMATS
+from controlnet.pose import POSE_PARTS
 from controlnet.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ def test_every_choice_is_known_to_what_it_dispatches_to() -> None:
     assert list(FORMATS) == predict.FORMATS
     assert list(CONTROL_MODES) == predict.CONTROL_MODES
     assert list(RESIZE_MODES) == predict.RESIZE_MODES
+    assert list(POSE_PARTS) == predict.POSE_PARTS
 
 
 def test_the_full_bundle_has_every_conditioner() -> None:
@@ -46,10 +48,11 @@ def test_the_important_inputs_come_first_and_names_are_final() -> None:
     others = [f"{name}_{number}" for number in (2, 3) for name in (*of_a_control, "control_mask")]
     assert list(PARAMETERS) == [
         "prompt", "image", "conditioner", "negative_prompt", "preprocess", "map_only", "conditioning_scale",
-        "control_start", "control_end", "control_mode", "control_mask", *others, "init_image", "prompt_strength",
-        "mask", "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom", "num_outputs", "resolution",
-        "width", "height", "resize_mode", "num_inference_steps", "guidance_scale", "scheduler", "seed",
-        "return_control_map", "output_format", "output_quality", "disable_safety_checker",
+        "control_start", "control_end", "pose_parts", "pose_json", "control_mode", "control_mask", *others,
+        "init_image", "prompt_strength", "mask", "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom",
+        "num_outputs", "resolution", "width", "height", "resize_mode", "num_inference_steps", "guidance_scale",
+        "clip_skip", "scheduler", "seed", "return_control_map", "return_pose_json", "output_format", "output_quality",
+        "disable_safety_checker",
     ]  # fmt: skip
 
 
