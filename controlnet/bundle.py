@@ -22,8 +22,11 @@ from controlnet.download import download
 from controlnet.load_log import LoadLog
 from controlnet.loading import load_pretrained, read_ahead
 from controlnet.lockfile import read_lock
+from controlnet.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
 from controlnet.manifest import WEIGHTS, Manifest
 from controlnet.nets import ControlNets
+from controlnet.packing import Packed
+from controlnet.precision import working_dtype
 from controlnet.weights import WeightsError, check
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
@@ -32,13 +35,16 @@ VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 class Bundle:
-    """The parts of one bundle, opened on one device in one dtype."""
+    """The parts of one bundle, opened on one device in one dtype; in low-memory mode its ControlNets in main memory."""
 
-    def __init__(self, manifest: Manifest, root: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, manifest: Manifest, root: Path, device: torch.device, dtype: torch.dtype, low_memory: bool = False
+    ) -> None:
         self.manifest = manifest
         self.root = root
         self.device = device
         self.dtype = dtype
+        self.low_memory = low_memory
         self.log = LoadLog(root)
 
     def folder(self, part: str) -> Path:
@@ -59,9 +65,12 @@ class Bundle:
     def controlnets(self) -> ControlNets:
         """Every ControlNet of the bundle, by conditioner. On a CPU their numbers stay in the files until used."""
         mapped = self.device.type == "cpu"
-        names = self.manifest.conditioners
-        stored = {name: self.model(ControlNetModel, f"controlnet/{name}", mapped) for name in names}
-        return ControlNets(stored, self.dtype)
+        parts = {name: f"controlnet/{name}" for name in self.manifest.conditioners}
+        if self.low_memory:
+            stored = {name: self.packed(ControlNetModel, part) for name, part in parts.items()}
+        else:
+            stored = {name: self.model(ControlNetModel, part, mapped) for name, part in parts.items()}
+        return ControlNets(stored, self.dtype, self.device)
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
@@ -76,6 +85,12 @@ class Bundle:
         """
         with self.log(part, self.files(part), mapped):
             return load_pretrained(kind, self.folder(part), self.device, None if mapped else self.dtype)
+
+    def packed(self, kind: type, part: str) -> Packed:
+        """A part as a model of class `kind`, packed in main memory for moves to the device. Raises WeightsMismatch."""
+        with self.log(part, self.files(part)):
+            model = load_pretrained(kind, self.folder(part), "cpu", None)  # its tensors still in the file
+            return Packed(model, self.dtype, pinned=self.device.type == "cuda")
 
     def read_ahead(self) -> None:
         """Have the files of all needed parts come from the disk from now on, in their order: the base first."""
@@ -116,18 +131,36 @@ class Bundle:
 
 
 def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:
-    """The bundle at work, its files checked for presence and size; on the GPU in fp16 where there is one.
+    """The bundle at work, its files checked for presence and size; on the GPU where there is one.
 
     Raises WeightsError with every fault and the command that repairs them. Where CONTROLNET_DOWNLOAD is 1, absent
-    weights are fetched first, and an unlocked manifest is refused.
+    weights are fetched first, and an unlocked manifest is refused. Raises PrecisionError and LowMemoryError for their
+    environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml", environ)
-    in_container = environ.get(DOWNLOAD) == "1"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, asked = working_dtype(device, environ), asked_mode(environ)
+    _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
+    disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
+    precision = str(dtype).removeprefix("torch.")
+    print(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}", flush=True)
+    low_memory = False
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        low_memory, why = choose_mode(asked, free, needed_memory(manifest, root, dtype))
+        print(why, flush=True)
+    elif asked:
+        print(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used", flush=True)
+    return Bundle(manifest, root, device, dtype, low_memory)
+
+
+def _make_present(manifest: Manifest, root: Path, in_container: bool) -> None:
+    """Check a bundle's files, and in the container fetch what is absent. Raises WeightsError."""
     if in_container and not manifest.embedded and read_lock(manifest, root) is None:
         raise WeightsError(
-            f"The container starts with locked weights only, and {name} has no lock: run script/lock-weights {name} "
-            "and build it again."
+            f"The container starts with locked weights only, and {manifest.name} has no lock: run script/lock-weights "
+            f"{manifest.name} and build it again."
         )
     try:
         check(manifest, root)
@@ -136,8 +169,3 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
             raise
         download(manifest, root, require_lock=True)
         check(manifest, root)
-    cuda = torch.cuda.is_available()
-    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.float16 if cuda else torch.float32
-    disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
-    print(f"bundle: {name} on {device.type}{f' ({reason})' if reason else ''}", flush=True)
-    return Bundle(manifest, root, device, dtype)

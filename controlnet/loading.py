@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 
 THREADS = 16
 """The most that move bytes at once, on a machine with as many cores."""
+TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
+"""Endings of the files that hold tensors."""
 T = TypeVar("T")
 _REPAIR = " Run script/verify-weights; where it finds no fault, install the versions in requirements.txt."
 

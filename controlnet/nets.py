@@ -1,44 +1,69 @@
-"""The ControlNets of a bundle: all at hand at once, in the precision that the device works in when they are used.
+"""The ControlNets of a bundle: all at hand at once, ready to work when a request names them.
 
-On a GPU they are simply there. On a CPU, which is slow in half precision, fourteen of them in float32 are 20 GB: there
-they stay in their files, mapped into memory, and only the nets of the request at work are cast.
+On a GPU with room for all they are simply there. Elsewhere only the nets of the request at work are made ready:
+
+- On a CPU, which is slow in half precision, fourteen of them in float32 are 20 GB. They stay in their files, mapped
+  into memory, and are cast.
+- On a GPU without the room (controlnet/low_memory.py) they stay in main memory, packed, and are moved.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from diffusers import ControlNetModel
 
 from controlnet.loading import in_parallel
+from controlnet.packing import Packed, tensors_of, with_tensors
+from controlnet.stopwatch import Stopwatch
 
 
 class ControlNets(Mapping[str, ControlNetModel]):
-    """ControlNets by conditioner, ready to run in `dtype`.
+    """ControlNets by conditioner, ready to run in `dtype`, packed ones on `device`.
 
-    What a request gets depends on its own names alone: a cast net is a fresh copy of a stored one, equal bit for bit to
-    one that was loaded in that precision. Copies of the last request are kept for the next one.
+    What a request gets depends on its own names alone: a net that was made ready is a fresh copy of a stored one, equal
+    bit for bit to one that was loaded in that precision on that device. The last request's copies are kept for the next
+    one. A request that breaks off, wherever it does, leaves whole copies only, and the stored nets as they were.
     """
 
-    def __init__(self, stored: Mapping[str, ControlNetModel], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        stored: Mapping[str, ControlNetModel | Packed[ControlNetModel]],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`stored`: where the nets live. One that is not packed and is in `dtype` is used as it is."""
         self._stored = dict(stored)
         self._dtype = dtype
-        self._cast: dict[str, ControlNetModel] = {}
+        self._device = device
+        self._ready: dict[str, ControlNetModel] = {
+            name: net for name, net in self._stored.items() if not isinstance(net, Packed) and net.dtype == dtype
+        }
+        self._copies: dict[str, ControlNetModel] = {}
 
-    def together(self, names: Sequence[str]) -> list[ControlNetModel]:
+    def together(self, names: Sequence[str], timed: Stopwatch | None = None) -> list[ControlNetModel]:
         """The nets of one request, in the order of `names`; a name given twice is one net. KeyError: there is none.
 
-        Copies of other nets are let go of first, so that memory holds no more of them than one request needs.
+        Copies of other nets are let go of first, so that memory holds no more of them than one request needs. `timed`
+        gets the phase swap where a net has to be made ready.
         """
-        needed = [name for name in dict.fromkeys(names) if self._stored[name].dtype != self._dtype]
-        self._cast = {name: net for name, net in self._cast.items() if name in needed}
-        for name in needed:
-            if name not in self._cast:
-                self._cast[name] = cast(self._stored[name], self._dtype)
-        return [self._cast.get(name, self._stored[name]) for name in names]
+        asked = {name: self._stored[name] for name in names}
+        self._copies = {name: net for name, net in self._copies.items() if name in asked}
+        missing = [name for name in asked if name not in self._ready and name not in self._copies]
+        if missing:
+            with (timed or Stopwatch())("swap"):
+                for name in missing:
+                    self._copies[name] = self._copy(asked[name])
+        ready = self._ready | self._copies
+        return [ready[name] for name in names]
+
+    def _copy(self, net: ControlNetModel | Packed[ControlNetModel]) -> ControlNetModel:
+        return net.on(self._device) if isinstance(net, Packed) else cast(net, self._dtype)
 
     def __getitem__(self, name: str) -> ControlNetModel:
         return self.together([name])[0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # Mapping's own would make the net ready to find out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -49,11 +74,7 @@ class ControlNets(Mapping[str, ControlNetModel]):
 
 def cast(net: ControlNetModel, dtype: torch.dtype) -> ControlNetModel:
     """A copy of a net with its numbers in `dtype`, in memory of its own; the net itself is untouched."""
-    tensors = [*net.parameters(), *net.buffers()]
-    copies = in_parallel(lambda tensor: tensor.to(dtype if tensor.is_floating_point() else None, copy=True), tensors)
-    # A deep copy takes from its memo what is there: the structure is copied, and no number in its old precision.
-    memo = {
-        id(old): torch.nn.Parameter(new, requires_grad=False) if isinstance(old, torch.nn.Parameter) else new
-        for old, new in zip(tensors, copies, strict=True)
-    }
-    return copy.deepcopy(net, memo)
+    copies = in_parallel(
+        lambda tensor: tensor.to(dtype if tensor.is_floating_point() else None, copy=True), tensors_of(net)
+    )
+    return with_tensors(net, copies)

@@ -19,6 +19,9 @@ BRACKETS = {"(": 1.1, "[": 1 / 1.1}
 
 OPENING = {")": "(", "]": "["}
 
+# Our own: compel (2.5.1) runs with the pinned versions, but reads another syntax, (word)1.2 and word++; sd_embed is on
+# no package index.
+#
 # An escaped mark, a bracket, or a closing bracket with its number. No two repeats can match the same characters: a
 # prompt that is made for it would else take minutes.
 MARK = re.compile(r"\\[\\()\[\]] | [()\[\]] | :\s* ([+-]? (?: \d+ (?:\.\d*)? | \.\d+ )) \s*\)", re.VERBOSE)

@@ -126,9 +126,10 @@ def test_a_weight_out_of_range_is_refused(prompt: str) -> None:
             encode(*pair)
 
 
-def test_deep_nesting_overflows_into_the_same_error() -> None:
-    with pytest.raises(PromptError, match='"red" has'):
-        weighted_parts("(" * 9000 + "[" * 9000 + "red" + "]" * 9000 + ")" * 9000)
+@pytest.mark.parametrize(("word", "weight"), [("red", "inf"), ("(red:0)", "nan")])
+def test_deep_nesting_overflows_into_the_same_error(word: str, weight: str) -> None:
+    with pytest.raises(PromptError, match=f'"red" has {weight}'):
+        weighted_parts("(" * 9000 + word + ")" * 9000)
 
 
 @pytest.mark.parametrize("prompt", ["a (red:1) ball", "a ([red]) ball", "a re(d ba:1.0)ll", "(a red:1.0) ball()"])

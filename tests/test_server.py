@@ -104,7 +104,7 @@ def test_progress_is_in_the_log(server: Server) -> None:
 def test_the_log_says_what_was_loaded_and_nothing_that_nobody_can_act_on(server: Server) -> None:
     run(server)
     said = [line for line in server.logs.splitlines() if line.strip() and not line.startswith(("seed: ", "picture "))]
-    assert said[0] == f"bundle: tiny on {'cuda' if torch.cuda.is_available() else 'cpu'}"
+    assert said[0] == f"bundle: tiny on {'cuda in float16' if torch.cuda.is_available() else 'cpu in float32'}"
     assert not [line for line in said if re.search("warn|ignored|deprecat|expected", line, re.IGNORECASE)]
 
 

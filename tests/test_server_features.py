@@ -1,11 +1,16 @@
 """Every way to start and to control, through the real server on the tiny bundle: that each input changes the picture as
 it says, that left out it changes nothing, and that no two of them crash or are ignored together."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
-from requests_to_tiny import CAT, HALF, OTHER, PHOTO, SQUARE, differ, made, pixels, url
+from requests_to_tiny import CAT, HALF, OTHER, PHOTO, SQUARE, answer, differ, made, pixels, url
 from server import Server
+
+from controlnet.annotators.skeletons import draw_skeletons
+from tinyworld.cases import held_out, shows_people
 
 
 def one(server: Server, **inputs) -> np.ndarray:
@@ -13,6 +18,15 @@ def one(server: Server, **inputs) -> np.ndarray:
     return pixels(picture)
 
 
+SCENE, TRUTH = next((case.picture, case.sample.people) for case in held_out(128, shows_people))
+"""A held-out scene with people, whose joints are known."""
+POSE = json.dumps(
+    {
+        "people": [{"pose_keypoints_2d": [float(v) for joint in person for v in joint]} for person in TRUTH],
+        "canvas_width": 128,
+        "canvas_height": 128,
+    }
+)
 CHANGES: list[dict] = [
     {"control_mode": "prompt"},
     {"control_mode": "control"},
@@ -26,6 +40,8 @@ CHANGES: list[dict] = [
     {"outpaint_right": 16},
     {"outpaint_top": 16},
     {"outpaint_bottom": 16},
+    {"clip_skip": 2},
+    {"prompt": "a (red:1.5) ball on grass under a blue sky"},
 ]
 OF_OTHERS: list[tuple[dict, dict]] = [
     ({"conditioner_2": "depth"}, {"image_2": OTHER}),
@@ -40,6 +56,7 @@ OF_OTHERS: list[tuple[dict, dict]] = [
     ({"conditioner_3": "depth"}, {"control_start_3": 0.5}),
     ({"conditioner_3": "depth"}, {"control_end_3": 0.5}),
     ({"conditioner_3": "depth"}, {"control_mask_3": HALF}),
+    ({"conditioner": "openpose"}, {"pose_json": POSE}),
     ({"init_image": PHOTO}, {"prompt_strength": 0.5}),
     ({"mask": HALF}, {"prompt_strength": 0.5}),
     ({"resolution": None, "width": 64, "height": 64}, {"resize_mode": "fill"}),
@@ -103,6 +120,28 @@ def test_several_maps_come_back_in_order(server: Server) -> None:
     assert canny == made(server, map_only=True)[0]
     assert depth == made(server, map_only=True, conditioner="depth")[0]
     assert made(server, map_only=True, conditioner_2="depth") == [canny, depth]
+
+
+def test_poses_come_back_as_json_and_go_in_again(server: Server) -> None:
+    asked = {"image": url(SCENE), "conditioner": "openpose", "resolution": 128}
+    control_map, told, picture = made(server, **asked, return_control_map=True, return_pose_json=True)
+    assert json.loads(told)["canvas_width"] == 128 and json.loads(told)["people"]
+    again = made(server, **asked, pose_json=told.decode(), return_control_map=True)
+    assert not differ(again, [control_map, picture])
+    assert json.loads(made(server, **asked, map_only=True, return_pose_json=True)[1]) == json.loads(told)
+
+
+def test_a_pose_sent_is_the_pose_drawn(server: Server) -> None:
+    asked = {"image": PHOTO, "conditioner": "openpose", "width": 128, "height": 128, "resolution": None}
+    (drawn,) = made(server, **asked, pose_json=POSE, map_only=True)
+    expected = draw_skeletons([[(x, y) if seen else None for x, y, seen in person] for person in TRUTH], (128, 128))
+    assert np.array_equal(pixels(drawn), np.asarray(expected))
+
+
+def test_a_bad_pose_is_told_in_one_sentence(server: Server) -> None:
+    for sent in ("no json", '{"people": [{"pose_keypoints_2d": [1, 2]}]}', '{"people": 3}'):
+        got = answer(server, conditioner="openpose", pose_json=sent)
+        assert got.status == "failed" and "pose JSON" in got.error and "Traceback" not in got.error, got.error
 
 
 def test_a_scale_of_zero_is_as_if_the_control_were_not_there(server: Server) -> None:

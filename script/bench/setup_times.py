@@ -2,8 +2,9 @@
 
 Each way runs in a fresh process, once with the files dropped from the system's cache, as on a cold boot, and once with
 them in it. Importing libraries is not counted. Both ways load the same parts into the same precision on the same
-device; the .pth files of annotators are loaded by our code both times. On a CPU our way leaves the ControlNets in their
-files, and its seconds are those until the first picture has been made.
+device; the .pth files of annotators are loaded by our code both times. Where our way leaves the ControlNets, the table
+says: on a CPU they are in their files, in low-memory mode in main memory. Its seconds are those until the first picture
+has been made.
 """
 
 import argparse
@@ -24,11 +25,15 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.choice import BUNDLE
 from controlnet.generation import Generator
 from controlnet.load_log import peak_memory
+from controlnet.low_memory import LOW_MEMORY
 from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.precision import DTYPE
 from controlnet.safety import open_safety_checker
 
 ROOM = 2e9
 """Bytes of memory to leave to the rest of the machine."""
+UNKNOWN = " |" * 4
+"""The cells of a row that are empty where nothing was measured."""
 
 
 class PlainBundle(Bundle):
@@ -45,34 +50,46 @@ class PlainBundle(Bundle):
             return model.to(self.device)
 
 
-def load_ours(bundle: Bundle) -> None:
-    """As predict.py's setup()."""
+def load_ours(bundle: Bundle) -> Bundle:
+    """As predict.py's setup(). Returns what was loaded from."""
     generator = Generator(bundle)
     kept = bundle.annotators(), open_safety_checker(bundle)
     bundle.log.summarise()
     generator.warm_up()
     del kept
+    return bundle
 
 
-def load_plain(bundle: Bundle) -> None:
-    """All parts by from_pretrained, held together as setup() holds them."""
+def load_plain(bundle: Bundle) -> Bundle:
+    """All parts by from_pretrained, held together as setup() holds them, on the device whatever the mode."""
     plain = PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
     kept = plain.base(), plain.controlnets(), plain.annotators(), open_safety_checker(plain)
     del kept
+    return plain
 
 
-WAYS: dict[str, Callable[[Bundle], None]] = {"setup()": load_ours, "plain from_pretrained": load_plain}
+WAYS: dict[str, Callable[[Bundle], Bundle]] = {"setup()": load_ours, "plain from_pretrained": load_plain}
 
 
 def measure(way: str, name: str, root: Path) -> dict[str, Any]:
-    """Load in this process. Seconds and peak memory."""
+    """Load in this process. Seconds, peak memory, the precision, and where the ControlNets are."""
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        bundle = open_bundle({BUNDLE: name}, root)
-        WAYS[way](bundle)
+        chosen = {variable: os.environ.get(variable, "") for variable in (DTYPE, LOW_MEMORY)}
+        loaded = WAYS[way](open_bundle(chosen | {BUNDLE: name}, root))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - started, "memory": peak_memory()}
+    seconds = time.perf_counter() - started
+    precision = str(loaded.dtype).removeprefix("torch.")
+    return {"seconds": seconds, "memory": peak_memory(), "precision": precision, "nets": where_nets_are(loaded)}
+
+
+def where_nets_are(bundle: Bundle) -> str:
+    """Where a bundle leaves its ControlNets until a request uses them."""
+    if bundle.low_memory:
+        return "main memory (low-memory mode)"
+    in_files = bundle.device.type == "cpu" and not isinstance(bundle, PlainBundle)
+    return "files" if in_files else bundle.device.type
 
 
 def drop_from_cache(files: list[Path]) -> None:
@@ -109,15 +126,16 @@ def row(way: str, cold: bool, options: argparse.Namespace, files: list[Path]) ->
     size = sum(file.stat().st_size for file in files)
     head = f"| {way} | {'cold' if cold else 'warm'} |"
     if way != "setup()" and (why := shortage(size)):
-        return f"{head} {why} | | |"
+        return f"{head} {why} |{UNKNOWN}"
     (drop_from_cache if cold else read_into_cache)(files)
     arguments = ["--bundle", options.bundle, "--weights", str(options.weights), "--way", way]
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        return f"{head} failed with status {done.returncode} | | |"
+        return f"{head} failed with status {done.returncode} |{UNKNOWN}"
     got = json.loads(done.stdout.splitlines()[-1])
-    return f"{head} {got['seconds']:.1f} | {size / 1e9 / got['seconds']:.2f} | {got['memory']} |"
+    speed = size / 1e9 / got["seconds"]
+    return f"{head} {got['seconds']:.1f} | {speed:.2f} | {got['memory']} | {got['precision']} | {got['nets']} |"
 
 
 def main() -> None:
@@ -137,7 +155,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     size = sum(file.stat().st_size for file in files)
     print(f"{options.bundle}: {len(manifest.needed_parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")
-    print("| way | files in cache | seconds | GB/s | peak memory |\n| --- | --- | --- | --- | --- |")
+    print("| way | files in cache | seconds | GB/s | peak memory | precision | ControlNets in |")
+    print(f"|{' --- |' * 7}")
     for cold in (True, False):
         for way in WAYS:
             print(row(way, cold, options, files), flush=True)
