@@ -125,10 +125,10 @@ class Predictor(BasePredictor):
             default=None,
             description="People's poses for openpose, in place of those found in image: OpenPose's JSON, as pose editors write it. It is stretched to the canvas; image only sets the size.",
         ),
-        control_mode: str = Input(
-            default="balanced",
+        control_mode: Optional[str] = Input(
+            default=None,
             choices=CONTROL_MODES,
-            description="How prompt and control map share the picture: balanced; prompt (fine layers are controlled less, so that the prompt wins where the two disagree); control (the same, with control amplified by guidance_scale); unbalanced (control in full, amplified by guidance_scale). shuffle is amplified in every mode: its net knows no other way.",
+            description="How prompt and control map share the picture: balanced; prompt (fine layers are controlled less, so that the prompt wins where the two disagree); control (the same, with control amplified by guidance_scale); unbalanced (control in full, amplified by guidance_scale). shuffle is amplified in every mode: its net knows no other way. Left out: balanced with sd15, unbalanced with tiny.",
         ),
         control_mask: Optional[Path] = Input(
             default=None,

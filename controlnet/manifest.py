@@ -38,6 +38,8 @@ class Defaults:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    control_mode: str = "balanced"
+    """A key of composite.CONTROL_MODES."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def _read_defaults(table: Table) -> Defaults:
         num_inference_steps=table.number("num_inference_steps", 1),
         guidance_scale=table.number("guidance_scale", 0, float),
         scheduler=table.text("scheduler"),
+        control_mode=table.text("control_mode", "balanced"),
     )
     table.close()
     return defaults

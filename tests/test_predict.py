@@ -56,7 +56,7 @@ def test_the_important_inputs_come_first_and_names_are_final() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["resolution", "num_inference_steps", "guidance_scale", "scheduler"])
+@pytest.mark.parametrize("name", ["resolution", "num_inference_steps", "guidance_scale", "scheduler", "control_mode"])
 @pytest.mark.parametrize("bundle", ["sd15", "tiny"])
 def test_what_depends_on_the_bundle_says_its_default(name: str, bundle: str) -> None:
     effective = getattr(Manifest.read(ROOT / f"weights/{bundle}.toml").defaults, name)

@@ -47,6 +47,7 @@ class Painter:
             num_inference_steps=defaults.num_inference_steps,
             guidance_scale=defaults.guidance_scale,
             scheduler=defaults.scheduler,
+            control_mode=defaults.control_mode,
             seed=seed,
         )
         with redirect_stderr(io.StringIO()):  # no bar for each of hundreds of pictures
