@@ -13,6 +13,7 @@ from PIL import Image
 from controlnet.annotators import Annotator
 from controlnet.geometry import fit
 from controlnet.images import white_on_black
+from controlnet.map_resizing import resize_map
 
 
 class ConditionerError(ValueError):
@@ -28,25 +29,30 @@ class Conditioner:
     """What it keeps of the image, in a few words."""
     good_for: str
     """When to choose it, in a few words."""
-    lines: bool = False
-    """The map is white lines on black: a ready-made one that is dark on white is inverted."""
-    resample: Image.Resampling = Image.Resampling.LANCZOS
-    """How a ready-made map is brought to size. Label colours must not be mixed."""
+    kind: str = "dense"
+    """What its map consists of, which is how it is brought to another size: a key of controlnet.map_resizing.KINDS."""
+
+    @property
+    def lines(self) -> bool:
+        """The map is white lines on black: a ready-made one that is dark on white is inverted."""
+        return self.kind in ("lines", "soft_lines")
 
 
 CONDITIONERS: tuple[Conditioner, ...] = (
-    Conditioner("canny", "hard edges", "objects whose outlines and details should stay", lines=True),
-    Conditioner("hed", "soft edges", "repainting and restyling, with softer detail than canny", lines=True),
-    Conditioner("mlsd", "straight lines", "rooms and buildings", lines=True),
+    Conditioner("canny", "hard edges", "objects whose outlines and details should stay", kind="lines"),
+    Conditioner("hed", "soft edges", "repainting and restyling, with softer detail than canny", kind="soft_lines"),
+    Conditioner("mlsd", "straight lines", "rooms and buildings", kind="lines"),
     Conditioner("depth", "how far away things are", "layouts with a foreground and a background"),
-    Conditioner("openpose", "the poses of people", "people in the same pose, with everything else free"),
-    Conditioner("scribble", "rough strokes", "sketches and doodles", lines=True),
     Conditioner(
-        "seg", "what is where, by class", "rearranging scenes by their regions", resample=Image.Resampling.NEAREST
+        "openpose", "the poses of people", "people in the same pose, with everything else free", kind="skeletons"
     ),
+    Conditioner("scribble", "rough strokes", "sketches and doodles", kind="lines"),
+    Conditioner("seg", "what is where, by class", "rearranging scenes by their regions", kind="labels"),
     Conditioner("normal", "which way surfaces face", "relief and lighting of objects"),
-    Conditioner("lineart", "drawn lines", "colouring a drawing, or redrawing a photo line by line", lines=True),
-    Conditioner("lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", lines=True),
+    Conditioner("lineart", "drawn lines", "colouring a drawing, or redrawing a photo line by line", kind="soft_lines"),
+    Conditioner(
+        "lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", kind="soft_lines"
+    ),
     Conditioner("shuffle", "colours and textures, but not the layout", "other scenes in the style of the image"),
     Conditioner("tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew"),
     Conditioner("ip2p", "the image itself", 'instructions such as "make it winter"; experimental'),
@@ -67,8 +73,8 @@ def draw_control_map(
     conditioner = BY_NAME[check_conditioner(name, annotators)]
     if preprocess:
         return annotators[name](fit(picture, size, Image.Resampling.LANCZOS))
-    control_map = fit(picture, size, conditioner.resample)
-    return white_on_black(control_map) if conditioner.lines else control_map
+    control_map = white_on_black(picture) if conditioner.lines else picture
+    return resize_map(control_map, size, conditioner.kind)
 
 
 def check_conditioner(name: str, annotators: Mapping[str, Annotator]) -> str:
