@@ -205,11 +205,9 @@ def _shares(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _palette(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [height, width, 3] -> its colours, uint8 [n, 3], and the number of each pixel's, [height, width]."""
     packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    numbers = np.zeros(1 << 24, np.int32)
-    numbers[packed] = 1
-    found = np.flatnonzero(numbers)
-    numbers[found] = np.arange(len(found))
-    return np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8), numbers[packed]
+    found = np.unique(packed)
+    colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
+    return colours, np.searchsorted(found, packed)
 
 
 def _scaled(positions: np.ndarray, before: int, after: int) -> np.ndarray:

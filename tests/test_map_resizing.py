@@ -14,7 +14,7 @@ from controlnet.conditioners import CONDITIONERS
 from controlnet.map_resizing import KINDS, centre_lines, resize_map, thick_strokes
 
 FACTORS = (0.25, 0.5, 1.5, 4)
-ANGLES = tuple(range(0, 180, 15))
+ANGLES = (0, 20, 45, 75, 90, 135, 170)
 RED, BLUE, WALL, SKY = (153, 0, 0), (0, 0, 153), (120, 120, 120), (6, 230, 230)
 
 
