@@ -163,7 +163,7 @@ KEY = {
     "detect_resolution": 64,
 }  # fmt: skip
 CHANGES = {
-    "name": "normal", "picture": PICTURE.point(lambda value: value ^ 64), "size": (96, 72), "preprocess": False,
+    "name": "normal", "picture": PICTURE.point(lambda value: value ^ 64), "size": (192, 128), "preprocess": False,
     "knobs": {"strength": 2}, "detect_resolution": 80,
 }  # fmt: skip
 
@@ -173,13 +173,12 @@ def test_every_part_of_the_question_tells_two_maps_apart(part: str) -> None:
     recorder, cache = Recorder(), MapCache()
     annotator = loaded(recorder, "strength", "short_side")
     ask = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)
+    if part == "preprocess":  # which takes no settings when off; nothing else may tell the two apart
+        ask |= {"size": PICTURE.size, "knobs": {}, "detect_resolution": None}
     first = draw_control_map(**ask)
     assert draw_control_map(**ask).tobytes() == first.tobytes()
     assert (cache.misses, cache.hits, len(recorder.calls)) == (1, 1, 1)
-    other = dict(ask, **{part: CHANGES[part]})
-    if part == "preprocess":
-        other |= {"knobs": {}, "detect_resolution": None}
-    draw_control_map(**other)
+    draw_control_map(**dict(ask, **{part: CHANGES[part]}))
     assert (cache.misses, cache.hits) == (2, 1)
 
 

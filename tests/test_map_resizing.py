@@ -230,6 +230,7 @@ def test_a_path_keeps_its_ends_its_branches_and_its_single_pixels() -> None:
     drawn[3, 36] = True
     large = centre_lines(drawn, (160, 160))
     assert label(large, connectivity=2).max() == 2
+    assert label(~large, connectivity=1).max() == 1, "a loop where the lines cross"
     rows, columns = np.nonzero(large[30:, :])
     assert columns.min() in (21, 22) and columns.max() in (141, 142) and rows.max() + 30 in (141, 142)
     assert large[12:16, 144:148].sum() == 1
