@@ -15,11 +15,12 @@ from cog import BasePredictor, Input, Path
 from controlnet.bundle import open_bundle
 from controlnet.canvas import lay_out, open_pictures, start_of
 from controlnet.combinations import check_combinations
-from controlnet.controls import check_conditioners, draw_controls, found_poses, make_request, windows
+from controlnet.controls import check_conditioners, check_knobs_sent, draw_controls, found_poses, make_request, windows
 from controlnet.errors import plain_errors
 from controlnet.generation import Generator
 from controlnet.geometry import check_pixels
 from controlnet.inputs import check_inputs
+from controlnet.map_cache import MapCache
 from controlnet.output import sweep, write_pictures
 from controlnet.safety import check_disabling, open_safety_checker, withhold
 from controlnet.stopwatch import Stopwatch
@@ -67,6 +68,7 @@ class Predictor(BasePredictor):
         self.bundle = open_bundle()
         self.generator = Generator(self.bundle)
         self.annotators = self.bundle.annotators()
+        self.maps = MapCache()
         self.safety_checker = open_safety_checker(self.bundle)
         self.bundle.log.summarise()
         self.generator.warm_up()
@@ -115,6 +117,36 @@ class Predictor(BasePredictor):
             ge=0,
             le=1,
             description="Share of the steps after which control ends. 0.5 to 0.8 keeps the layout and leaves the details to the prompt. Must be above control_start.",
+        ),
+        detect_resolution: Optional[int] = Input(
+            default=None,
+            ge=64,
+            le=2048,
+            description="Short side in pixels at which the annotator sees the image: more finds finer structure, less only the large. Left out: that of the picture to be made, and for most networks the 512 they were trained at.",
+        ),
+        low_threshold: Optional[int] = Input(
+            default=None,
+            ge=0,
+            le=255,
+            description="canny: edges weaker than this are dropped, whatever they touch. Lower finds more. Left out: 100.",
+        ),
+        high_threshold: Optional[int] = Input(
+            default=None,
+            ge=0,
+            le=255,
+            description="canny: edges stronger than this are kept, and the weaker ones that touch them. Lower finds more. Left out: 200.",
+        ),
+        mlsd_score_threshold: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="mlsd: how sure a line must be. Lower finds more. Left out: 0.1 with sd15, 0.5 with tiny.",
+        ),
+        mlsd_distance_threshold: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=20,
+            description="mlsd: how long a line must be, in pixels of the network. Higher leaves out short ones. Left out: 0.1 with sd15, 6 with tiny.",
         ),
         pose_parts: Optional[str] = Input(
             default=None,
@@ -339,6 +371,7 @@ class Predictor(BasePredictor):
         """The way of a request, whose inputs `ask` holds by name: look, draw the control maps, generate, check, write."""
         sweep()
         check_conditioners(ask, self.annotators)
+        check_knobs_sent(ask, self.annotators)
         check_disabling(ask.disable_safety_checker)
         pictures = open_pictures(ask)
         canvas = lay_out(ask, pictures)
@@ -347,7 +380,7 @@ class Predictor(BasePredictor):
         self.generator.check(ask.scheduler, ask.num_inference_steps, start, windows(ask))
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
-            controls = draw_controls(ask, pictures, canvas, start, self.annotators)
+            controls = draw_controls(ask, pictures, canvas, start, self.annotators, self.maps)
         maps, poses = [control.control_map for control in controls], found_poses(ask, controls)
         if ask.map_only:
             return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet import schedulers
-from controlnet.annotators import ANNOTATORS, Annotator
+from controlnet.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.choice import choose_bundle
 from controlnet.download import download
 from controlnet.load_log import LoadLog
@@ -125,9 +125,9 @@ class Bundle:
     def _annotator(self, name: str) -> Annotator:
         kind = ANNOTATORS[name]
         if not kind.parts:
-            return kind.load(self.folder, self.device)
+            return LoadedAnnotator(kind, kind.load(self.folder, self.device))
         with self.log(f"annotator {name}", self.files(*kind.parts)):
-            return kind.load(self.folder, self.device)
+            return LoadedAnnotator(kind, kind.load(self.folder, self.device))
 
 
 def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:

@@ -7,12 +7,23 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
-from controlnet.annotators import Annotator
+from controlnet.annotators import Annotator, LoadedAnnotator, knobs_of
 from controlnet.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.canvas import Canvas, Pictures
-from controlnet.conditioners import BY_NAME, INPAINT, OPENPOSE, check_conditioner, draw_control_map
+from controlnet.conditioners import (
+    BY_NAME,
+    DETECT_RESOLUTION,
+    INPAINT,
+    OPENPOSE,
+    check_conditioner,
+    check_knobs,
+    detect_size,
+    draw_control_map,
+)
 from controlnet.geometry import extend, filled, reshape
+from controlnet.images import white_on_black
 from controlnet.inputs import pick_seed
+from controlnet.map_cache import MapCache
 from controlnet.pose import Pose, parse_poses, poses_to_json
 from controlnet.repaint import Start
 from controlnet.request import Control, Request
@@ -21,6 +32,8 @@ SUFFIXES = ("", "_2", "_3")
 """What the inputs of the first, second and third control end with."""
 BODY, ALL = "body", "all"
 """What is drawn of people (keys of POSE_PARTS): of those found, and of those sent, unless pose_parts says otherwise."""
+KNOBS = ("low_threshold", "high_threshold", "mlsd_score_threshold", "mlsd_distance_threshold", "pose_parts")
+"""Inputs that are annotators' own: each goes to those of the request's annotators that take it."""
 DEFAULTS = {"preprocess": True, "conditioning_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
 """Of the second and third: left out they are None, so that one without its conditioner can be told."""
 
@@ -58,15 +71,27 @@ def make_request(ask: SimpleNamespace, controls: tuple[Control, ...], start: Sta
     )
 
 
+def check_knobs_sent(ask: SimpleNamespace, annotators: Mapping[str, Annotator]) -> None:
+    """Raise KnobError where a knob that is sent is none of any control whose map is drawn."""
+    for knob in (*KNOBS, DETECT_RESOLUTION):
+        if getattr(ask, knob) is None:
+            continue
+        drawn = [(getattr(ask, f"conditioner{s}"), bool(_value(ask, "preprocess", s))) for s in named(ask)]
+        if not any(draws and _takes(name, knob, annotators) for name, draws in drawn):
+            name, draws = drawn[0]
+            check_knobs(name, {knob: getattr(ask, knob)}, annotators, draws)
+
+
 def draw_controls(
     ask: SimpleNamespace,
     pictures: Pictures,
     canvas: Canvas,
     start: Start | None,
     annotators: Mapping[str, Annotator],
+    cache: MapCache | None = None,
 ) -> tuple[Control, ...]:
     """Every control that the request names, in order, its map and region of the canvas' size."""
-    return tuple(_control(ask, suffix, pictures, canvas, start, annotators) for suffix in named(ask))
+    return tuple(_control(ask, suffix, pictures, canvas, start, annotators, cache) for suffix in named(ask))
 
 
 def _control(
@@ -76,6 +101,7 @@ def _control(
     canvas: Canvas,
     start: Start | None,
     annotators: Mapping[str, Annotator],
+    cache: MapCache | None,
 ) -> Control:
     name = getattr(ask, f"conditioner{suffix}")
     region = None
@@ -95,7 +121,7 @@ def _control(
             poses = _poses(ask, source, canvas, size, annotators)
             control_map = draw_poses(poses, size, ask.pose_parts or (ALL if ask.pose_json is not None else BODY))
         else:
-            control_map = _map(name, source, canvas, size, _value(ask, "preprocess", suffix), annotators)
+            control_map = _map(ask, suffix, source, canvas, size, annotators, cache)
         if within:
             reach = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
             control_map = extend(control_map, canvas.margins, BY_NAME[name].blank)
@@ -131,8 +157,11 @@ def _poses(
     if ask.pose_json is not None:
         return tuple(parse_poses(ask.pose_json, size))
     annotator = annotators[OPENPOSE]
-    assert isinstance(annotator, PoseAnnotator)
-    return tuple(annotator.poses(canvas.lay(source, size), ask.pose_parts or BODY))
+    finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
+    assert isinstance(finder, PoseAnnotator)
+    seen = detect_size(size, ask.detect_resolution)
+    people = finder.poses(canvas.lay(source, seen), ask.pose_parts or BODY)
+    return tuple(person.scaled(size[0] / seen[0], size[1] / seen[1]) for person in people)
 
 
 def _value(ask: SimpleNamespace, name: str, suffix: str) -> Any:
@@ -140,23 +169,33 @@ def _value(ask: SimpleNamespace, name: str, suffix: str) -> Any:
     return DEFAULTS[name] if sent is None else sent
 
 
+def _takes(name: str, knob: str, annotators: Mapping[str, Annotator]) -> bool:
+    return name != INPAINT and (knob == DETECT_RESOLUTION or knob in knobs_of(annotators[name]))
+
+
 def _map(
-    name: str,
+    ask: SimpleNamespace,
+    suffix: str,
     source: Image.Image,
     canvas: Canvas,
     size: tuple[int, int],
-    preprocess: bool,
     annotators: Mapping[str, Annotator],
+    cache: MapCache | None,
 ) -> Image.Image:
     """The control map of one picture, of `size`."""
+    name, preprocess = getattr(ask, f"conditioner{suffix}"), _value(ask, "preprocess", suffix)
     blank = BY_NAME[name].blank
-    shaped = reshape(source, size, canvas.mode, None if preprocess else blank)
-    control_map = draw_control_map(name, shaped, size, preprocess, annotators)
+    if not preprocess:
+        # Before margins are added, which are black: else they would be inverted with a dark-on-white map.
+        ready = white_on_black(source) if BY_NAME[name].lines else source
+        return draw_control_map(name, reshape(ready, size, canvas.mode, blank), size, False, annotators, cache=cache)
+    knobs = {knob: getattr(ask, knob) for knob in KNOBS if _takes(name, knob, annotators)}
+    shaped = reshape(source, size, canvas.mode)
+    control_map = draw_control_map(name, shaped, size, True, annotators, knobs, ask.detect_resolution, cache)
     free = filled(source.size, size) if canvas.mode == "fill" else None
-    if preprocess and free and blank is not None:
+    if free and blank is not None:
         # The annotator has seen the picture's edges continued there: those are no lines of the picture.
-        inner = control_map.crop(free.inside(size))
-        control_map = extend(inner, free, blank)
+        control_map = extend(control_map.crop(free.inside(size)), free, blank)
     return control_map
 
 

@@ -10,7 +10,7 @@ from annotator_weights import make_part
 from PIL import Image
 from test_tinyworld_truth import small_dataset
 
-from controlnet.annotators import ANNOTATORS, tiny
+from controlnet.annotators import ANNOTATORS, AnnotatorError, tiny
 from controlnet.annotators.network import quiet_controlnet_aux
 from controlnet.annotators.tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
 from controlnet.loading import WeightsMismatch
@@ -67,6 +67,34 @@ def test_mlsd_thins_lines_and_drops_specks(size: tuple[int, int]) -> None:
     rows = np.flatnonzero(drawn[:, int(30 * scale)])
     assert abs(len(rows) - max(1, scale)) < 1 and abs(rows.mean() - 21 * scale) < 1.5
     assert not drawn[int(40 * scale) :].any(), "a speck is no line"
+
+
+def test_mlsds_thresholds_are_a_probability_and_a_length() -> None:
+    logits = torch.full((1, 1, SIZE, SIZE), -9.0)
+    logits[..., 10, 5:60] = 1.0  # a probability of 0.73
+    logits[..., 20, 5:60] = -1.0  # of 0.27
+    logits[..., 30, 5:20] = 9.0
+
+    def rows(**knobs: float) -> set[int]:
+        drawn = tiny.draw_mlsd(Sees(straight=logits), Image.new("RGB", (SIZE, SIZE)), **knobs)
+        return set(np.flatnonzero(np.array(drawn)[..., 0].any(1)))
+
+    assert rows() == {10, 30}
+    assert rows(mlsd_score_threshold=0.2) == {10, 20, 30}
+    assert rows(mlsd_score_threshold=0.8) == {30}
+    assert rows(mlsd_distance_threshold=20) == {10}
+    with pytest.raises(AnnotatorError, match="mlsd_score_threshold is 2: expected a number from 0 to 1"):
+        rows(mlsd_score_threshold=2)
+
+
+def test_the_network_sees_the_short_side_asked_for() -> None:
+    shapes = []
+    network = Sees()
+    network.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape[2:])))
+    for kind, drawing in tiny.DRAWINGS.items():
+        drawing(network, Image.new("RGB", (96, 64)))
+        drawing(network, Image.new("RGB", (96, 64)), short_side=256)
+        assert shapes[-2:] == [(128, 192), (256, 384)], kind
 
 
 def test_depth_is_white_where_it_is_near() -> None:

@@ -9,7 +9,7 @@ from test_canvas import asked, noise
 
 from controlnet.canvas import lay_out, start_of
 from controlnet.conditioners import ConditionerError
-from controlnet.controls import DEFAULTS, SUFFIXES, check_conditioners, draw_controls, windows
+from controlnet.controls import DEFAULTS, KNOBS, SUFFIXES, check_conditioners, draw_controls, windows
 from controlnet.request import Control, RequestError
 
 
@@ -22,6 +22,7 @@ ANNOTATORS = {"canny": invert, "depth": lambda picture: picture.copy(), "inpaint
 
 def request(**sent) -> SimpleNamespace:
     own = {name + suffix: None for suffix in SUFFIXES for name in ("conditioner", *DEFAULTS)}
+    own |= dict.fromkeys((*KNOBS, "detect_resolution"))
     own |= {"pose_json": None, "pose_parts": None, "return_pose_json": False}
     return asked(**(own | {"conditioner": "canny"} | DEFAULTS | sent))
 

@@ -46,13 +46,14 @@ def _required(parameter: inspect.Parameter) -> bool:
 def test_the_important_inputs_come_first_and_names_are_final() -> None:
     of_a_control = ("conditioner", "image", "preprocess", "conditioning_scale", "control_start", "control_end")
     others = [f"{name}_{number}" for number in (2, 3) for name in (*of_a_control, "control_mask")]
+    knobs = ("low_threshold", "high_threshold", "mlsd_score_threshold", "mlsd_distance_threshold", "pose_parts")
     assert list(PARAMETERS) == [
         "prompt", "image", "conditioner", "negative_prompt", "preprocess", "map_only", "conditioning_scale",
-        "control_start", "control_end", "pose_parts", "pose_json", "control_mode", "control_mask", *others,
-        "init_image", "prompt_strength", "mask", "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom",
-        "num_outputs", "resolution", "width", "height", "resize_mode", "num_inference_steps", "guidance_scale",
-        "clip_skip", "scheduler", "seed", "return_control_map", "return_pose_json", "output_format", "output_quality",
-        "disable_safety_checker",
+        "control_start", "control_end", "detect_resolution", *knobs, "pose_json", "control_mode", "control_mask",
+        *others, "init_image", "prompt_strength", "mask", "outpaint_left", "outpaint_right", "outpaint_top",
+        "outpaint_bottom", "num_outputs", "resolution", "width", "height", "resize_mode", "num_inference_steps",
+        "guidance_scale", "clip_skip", "scheduler", "seed", "return_control_map", "return_pose_json", "output_format",
+        "output_quality", "disable_safety_checker",
     ]  # fmt: skip
 
 

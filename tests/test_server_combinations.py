@@ -17,6 +17,7 @@ FEATURES: dict[str, dict] = {
     "ready-made map": {"preprocess": False},
     "init_image": {"init_image": SQUARE, "prompt_strength": 0.75},
     "mask": {"mask": HALF},
+    "inpaint": {"conditioner": "inpaint", "mask": HALF},
     "outpaint": {"outpaint_right": 16},
     "width and height": {"resolution": None, "width": 72, "height": 96},
     "resize_mode": {"resolution": None, "width": 72, "height": 64, "resize_mode": "fill"},
@@ -24,6 +25,9 @@ FEATURES: dict[str, dict] = {
     "several outputs": {"num_outputs": 2},
     "another scheduler": {"scheduler": "HeunDiscrete"},
     "the map returned": {"return_control_map": True},
+    "detect_resolution": {"detect_resolution": 256},
+    "thresholds": {"low_threshold": 20, "high_threshold": 60},
+    "clip_skip": {"clip_skip": 2},
     "jpg": {"output_format": "jpg"},
 }
 TABLE = ROOT / "docs" / "combinations.md"

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from requests_to_tiny import CAT, HALF, OTHER, PHOTO, SQUARE, answer, differ, made, pixels, url
+from requests_to_tiny import CAT, HALF, OTHER, PHOTO, ROOT, SQUARE, answer, differ, made, pixels, url
 from server import Server
 
 from controlnet.annotators.skeletons import draw_skeletons
@@ -27,6 +27,7 @@ POSE = json.dumps(
         "canvas_height": 128,
     }
 )
+HOUSE = url(Image.open(ROOT / "examples/house.png"))
 CHANGES: list[dict] = [
     {"control_mode": "prompt"},
     {"control_mode": "control"},
@@ -41,6 +42,9 @@ CHANGES: list[dict] = [
     {"outpaint_top": 16},
     {"outpaint_bottom": 16},
     {"clip_skip": 2},
+    {"detect_resolution": 256},
+    {"low_threshold": 10},
+    {"high_threshold": 120},
     {"prompt": "a (red:1.5) ball on grass under a blue sky"},
 ]
 OF_OTHERS: list[tuple[dict, dict]] = [
@@ -57,6 +61,8 @@ OF_OTHERS: list[tuple[dict, dict]] = [
     ({"conditioner_3": "depth"}, {"control_end_3": 0.5}),
     ({"conditioner_3": "depth"}, {"control_mask_3": HALF}),
     ({"conditioner": "openpose"}, {"pose_json": POSE}),
+    ({"conditioner": "mlsd"}, {"mlsd_score_threshold": 0.1}),
+    ({"conditioner": "mlsd", "image": HOUSE}, {"mlsd_distance_threshold": 20.0}),
     ({"init_image": PHOTO}, {"prompt_strength": 0.5}),
     ({"mask": HALF}, {"prompt_strength": 0.5}),
     ({"resolution": None, "width": 64, "height": 64}, {"resize_mode": "fill"}),
