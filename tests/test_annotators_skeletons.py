@@ -35,7 +35,7 @@ PEOPLE = [
 
 
 def theirs(parts: tuple[str, ...]) -> np.ndarray:
-    """By controlnet_aux's functions, one after the other; in hands and faces what is outside the picture is no joint."""
+    """By controlnet_aux's functions, one by one. In hands and faces what is outside the picture is no joint."""
     canvas = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     for person in PEOPLE:
         body: Any = [j and Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) for j in person.body]
@@ -99,7 +99,7 @@ def test_parts_that_an_annotator_lacks_or_nobody_knows_are_told() -> None:
     bodies = PoseAnnotator(lambda image: pytest.fail("the network ran"))
     picture = Image.new("RGB", SIZE)
     for ask in (bodies, bodies.poses):
-        with pytest.raises(PoseError, match="no hands or face: .*CONTROLNET_OPENPOSE_CMU=1"):
+        with pytest.raises(PoseError, match=r"no hands or face: .*CONTROLNET_OPENPOSE_CMU=1"):
             ask(picture, "all")
         with pytest.raises(PoseError, match="bodies and no face: leave"):
             ask(picture, "body_face")
