@@ -35,7 +35,7 @@ PEOPLE = [
 
 
 def theirs(parts: tuple[str, ...]) -> np.ndarray:
-    """By controlnet_aux's functions, one by one; in hands and faces what is outside the picture is no joint."""
+    """By controlnet_aux's functions, one by one. In hands and faces what is outside the picture is no joint."""
     canvas = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     for person in PEOPLE:
         body: Any = [j and Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) for j in person.body]

@@ -31,7 +31,7 @@ HOUSE = url(Image.open(ROOT / "examples/house.png"))
 CHANGES: list[dict] = [
     {"control_mode": "prompt"},
     {"control_mode": "control"},
-    {"control_mode": "unbalanced"},
+    {"control_mode": "balanced"},
     {"control_mask": HALF},
     {"conditioner_2": "depth"},
     {"conditioner_3": "depth"},
@@ -147,7 +147,7 @@ def test_a_pose_sent_is_the_pose_drawn(server: Server) -> None:
 def test_a_bad_pose_is_told_in_one_sentence(server: Server) -> None:
     for sent in ("no json", '{"people": [{"pose_keypoints_2d": [1, 2]}]}', '{"people": 3}'):
         got = answer(server, conditioner="openpose", pose_json=sent)
-        assert got.status == "failed" and "pose JSON" in got.error and "Traceback" not in got.error, got.error
+        assert got.status == "failed" and "pose" in got.error and "Traceback" not in got.error, got.error
 
 
 def test_a_scale_of_zero_is_as_if_the_control_were_not_there(server: Server) -> None:
