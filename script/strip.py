@@ -99,14 +99,24 @@ STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inpaint": (
         "person.png",
         (
-            "a person and a red ball on grass under a blue sky",
-            "a person beside a yellow box on grass under a blue sky",
-            "a person and a blue cone on grass under a blue sky",
+            "a red ball on snow under a black sky",
+            "a yellow pyramid on snow under a black sky",
+            "a green box on snow under a black sky",
         ),
     ),
 }
 """What goes in, a file of examples/, and what is asked for: one result per prompt."""
-MORE: dict[str, dict[str, object]] = {"inpaint": {"outpaint_left": 48, "outpaint_right": 48}}
+
+
+def middle() -> str:
+    """A mask whose middle is white, as a data URL."""
+    mask, buffer = Image.new("L", (128, 128)), io.BytesIO()
+    mask.paste(255, (28, 40, 100, 124))
+    mask.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Inputs that a conditioner's strip has besides."""
 
 

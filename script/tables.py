@@ -101,11 +101,24 @@ def quality() -> str:
     )
 
 
+def together() -> str:
+    """Several controls at once, and regions, as script/evaluate-together measured them."""
+    measured = Manifest.read(WEIGHTS / "tiny.toml").made["together"]
+    rows = [
+        (f"`{name.replace('_', ' ')}`", part, f"{row['score']:.2f}", f"{row['floor']:.2f}")
+        for name, parts in measured.items()
+        if name != "scenes"
+        for part, row in parts.items()
+    ]
+    return table(("controls", "measured", "score", "floor"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "conditioners": conditioners,
     "bundles": bundles,
     "quality": quality,
+    "together": together,
 }
 
 

@@ -116,6 +116,14 @@ def test_a_low_strength_stays_near_the_picture_to_begin_with(server: Server) -> 
     assert away[0] < away[1] < away[2], away
 
 
+def test_the_inpaint_conditioner_sees_what_is_around_the_hole(server: Server) -> None:
+    asked = {"mask": HALF, "conditioner": "inpaint", "num_inference_steps": 20}
+    shown, painted = (pixels(file) for file in made(server, **asked, return_control_map=True))
+    assert not shown[:, :48].any() and shown[:, 48:].any()
+    assert np.array_equal(painted[:, 48:], shown[:, 48:])
+    assert differ(made(server, **asked), made(server, **asked, conditioning_scale=0))
+
+
 def test_outpainting_keeps_the_picture_where_it_was(server: Server) -> None:
     made = one(server, outpaint_left=16, outpaint_top=8)
     assert made.shape == (72, 112, 3)

@@ -109,7 +109,7 @@ def read_into_cache(files: list[Path]) -> None:
 
 
 def shortage(size: int) -> str:
-    """Why a CPU should not load `size` bytes of half-precision files in its precision; "" where it can, or nobody knows.
+    """Why a CPU should not load `size` bytes of fp16 files in its precision; "" where it can, or nobody knows.
 
     Running out of memory may end other programs than this one.
     """
