@@ -13,12 +13,14 @@ from typing import Optional
 from cog import BasePredictor, Input, Path
 
 from controlnet.bundle import open_bundle
-from controlnet.conditioners import check_conditioner, draw_control_map
+from controlnet.canvas import lay_out, open_pictures, start_of
+from controlnet.combinations import check_combinations
+from controlnet.controls import check_conditioners, check_knobs_sent, draw_controls, found_poses, make_request, windows
 from controlnet.errors import plain_errors
-from controlnet.generation import Control, Generator, Request
-from controlnet.geometry import canvas_size, check_pixels
-from controlnet.images import open_image
-from controlnet.inputs import check_inputs, pick_seed
+from controlnet.generation import Generator
+from controlnet.geometry import check_pixels
+from controlnet.inputs import check_inputs
+from controlnet.map_cache import MapCache
 from controlnet.output import sweep, write_pictures
 from controlnet.safety import check_disabling, open_safety_checker, withhold
 from controlnet.stopwatch import Stopwatch
@@ -36,6 +38,7 @@ CONDITIONERS = [
     "lineart_anime",
     "shuffle",
     "tile",
+    "inpaint",
     "ip2p",
 ]
 SCHEDULERS = [
@@ -48,6 +51,9 @@ SCHEDULERS = [
     "PNDM",
     "UniPCMultistep",
 ]
+POSE_PARTS = ["body", "body_hands", "body_face", "all"]
+CONTROL_MODES = ["balanced", "prompt", "control", "unbalanced"]
+RESIZE_MODES = ["crop", "fill", "stretch"]
 FORMATS = ["webp", "jpg", "png"]
 
 
@@ -62,6 +68,7 @@ class Predictor(BasePredictor):
         self.bundle = open_bundle()
         self.generator = Generator(self.bundle)
         self.annotators = self.bundle.annotators()
+        self.maps = MapCache()
         self.safety_checker = open_safety_checker(self.bundle)
         self.bundle.log.summarise()
         self.generator.warm_up()
@@ -70,7 +77,7 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="What the picture should show, in plain words. A long one is used to its end: with sd15, 1500 tokens (about a thousand words) fit.",
+            description="What the picture should show, in plain words. A long one is used to its end: with sd15, 1500 tokens (about a thousand words) fit. (word:1.3) gives a word more weight and (word:0.7) less; a backslash before a bracket leaves it a bracket.",
         ),
         image: Path = Input(
             description="The picture whose structure is kept: a photo, a drawing, or (with preprocess off) a ready-made control map. PNG, JPEG, WebP, GIF, BMP or TIFF, at least 16 pixels on each side and at most 4 times as long as wide.",
@@ -79,7 +86,7 @@ class Predictor(BasePredictor):
         conditioner: str = Input(
             default="canny",
             choices=CONDITIONERS,
-            description="Which structure is taken from the image: canny (hard edges), hed (soft edges), mlsd (straight lines), depth, openpose (people's poses), scribble (rough strokes or a doodle), seg (what is where), normal (how surfaces face), lineart (drawn lines), lineart_anime (lines as in anime), shuffle (colours and textures without the layout), tile (coarse shapes; details are painted anew), ip2p (the image itself, for prompts such as 'make it winter'). sd15 has all of them, tiny only some.",
+            description="Which structure is taken from the image: canny (hard edges), hed (soft edges), mlsd (straight lines), depth, openpose (people's poses), scribble (rough strokes or a doodle), seg (what is where), normal (how surfaces face), lineart (drawn lines), lineart_anime (lines as in anime), shuffle (colours and textures without the layout), tile (coarse shapes; details are painted anew), inpaint (everything but what mask covers), ip2p (the image itself, for prompts such as 'make it winter'). sd15 has all of them, tiny only some.",
         ),
         negative_prompt: str = Input(
             default="",
@@ -111,6 +118,169 @@ class Predictor(BasePredictor):
             le=1,
             description="Share of the steps after which control ends. 0.5 to 0.8 keeps the layout and leaves the details to the prompt. Must be above control_start.",
         ),
+        detect_resolution: Optional[int] = Input(
+            default=None,
+            ge=64,
+            le=2048,
+            description="Short side in pixels at which the annotator sees the image: more finds finer structure, less only the large. Left out: that of the picture to be made, and for most networks the 512 they were trained at.",
+        ),
+        low_threshold: Optional[int] = Input(
+            default=None,
+            ge=0,
+            le=255,
+            description="canny: edges weaker than this are dropped, whatever they touch. Lower finds more. Left out: 100.",
+        ),
+        high_threshold: Optional[int] = Input(
+            default=None,
+            ge=0,
+            le=255,
+            description="canny: edges stronger than this are kept, and the weaker ones that touch them. Lower finds more. Left out: 200.",
+        ),
+        mlsd_score_threshold: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="mlsd: how sure a line must be. Lower finds more. Left out: 0.1 with sd15, 0.5 with tiny.",
+        ),
+        mlsd_distance_threshold: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=20,
+            description="mlsd: how long a line must be, in pixels of the network. Higher leaves out short ones. Left out: 0.1 with sd15, 6 with tiny.",
+        ),
+        pose_parts: Optional[str] = Input(
+            default=None,
+            choices=POSE_PARTS,
+            description="What openpose finds and draws of people. Hands and faces need OpenPose's own networks (sd15 with CONTROLNET_OPENPOSE_CMU=1), or a pose_json that has them. Left out: body, and all that is in a pose_json.",
+        ),
+        pose_json: Optional[str] = Input(
+            default=None,
+            description="People's poses for openpose, in place of those found in image: OpenPose's JSON, as pose editors write it. It is stretched to the canvas; image only sets the size.",
+        ),
+        control_mode: Optional[str] = Input(
+            default=None,
+            choices=CONTROL_MODES,
+            description="How prompt and control map share the picture: balanced; prompt (fine layers are controlled less, so that the prompt wins where the two disagree); control (the same, with control amplified by guidance_scale); unbalanced (control in full, amplified by guidance_scale). shuffle is amplified in every mode: its net knows no other way. Left out: balanced with sd15, unbalanced with tiny.",
+        ),
+        control_mask: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="Where the control acts: white where it does, black where the prompt alone paints, grey for part. Fitted to the picture to be made. Left out: everywhere.",
+        ),
+        conditioner_2: Optional[str] = Input(
+            default=None,
+            choices=CONDITIONERS,
+            description="A second control beside the first: which structure it takes. Left out: there is none, and no other input that ends with _2 may be sent.",
+        ),
+        image_2: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="The picture that the second control takes its structure from. Left out: image.",
+        ),
+        preprocess_2: Optional[bool] = Input(
+            default=None,
+            description="As preprocess, for the second control: off where image_2 already is a control map. Left out: on.",
+        ),
+        conditioning_scale_2: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=2,
+            description="As conditioning_scale, for the second control. With several controls, 0.5 to 0.8 each is a good start. Left out: 1.",
+        ),
+        control_start_2: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="As control_start, for the second control. Left out: 0.",
+        ),
+        control_end_2: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="As control_end, for the second control. Left out: 1.",
+        ),
+        control_mask_2: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="As control_mask, for the second control: a region for each. Left out: everywhere.",
+        ),
+        conditioner_3: Optional[str] = Input(
+            default=None,
+            choices=CONDITIONERS,
+            description="A third control beside the first: which structure it takes. Left out: there is none, and no other input that ends with _3 may be sent.",
+        ),
+        image_3: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="The picture that the third control takes its structure from. Left out: image.",
+        ),
+        preprocess_3: Optional[bool] = Input(
+            default=None,
+            description="As preprocess, for the third control: off where image_3 already is a control map. Left out: on.",
+        ),
+        conditioning_scale_3: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=2,
+            description="As conditioning_scale, for the third control. With several controls, 0.5 to 0.8 each is a good start. Left out: 1.",
+        ),
+        control_start_3: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="As control_start, for the third control. Left out: 0.",
+        ),
+        control_end_3: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="As control_end, for the third control. Left out: 1.",
+        ),
+        control_mask_3: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="As control_mask, for the third control: a region for each. Left out: everywhere.",
+        ),
+        init_image: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="A picture to begin with instead of noise: it is changed as far as prompt_strength says, under the control of image. It sets the aspect ratio. Left out: from noise, or with mask or outpaint from image itself.",
+        ),
+        prompt_strength: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="How much of the picture to begin with is changed: 1 keeps next to nothing, 0.3 retouches. It is the share of the steps that are taken. Left out: 0.8, and 1 with mask or outpaint.",
+        ),
+        mask: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="What of init_image (or, without it, of image) is repainted: white where it is, black where each pixel is kept, grey in between. Best with the inpaint conditioner.",
+        ),
+        outpaint_left: int = Input(
+            default=0,
+            ge=0,
+            le=1024,
+            description="How many pixels to paint beyond the left edge of init_image (or, without it, of image), rounded up to a multiple of 8. The picture grows by as much.",
+        ),
+        outpaint_right: int = Input(
+            default=0,
+            ge=0,
+            le=1024,
+            description="How many pixels to paint beyond the right edge of init_image (or, without it, of image), rounded up to a multiple of 8. The picture grows by as much.",
+        ),
+        outpaint_top: int = Input(
+            default=0,
+            ge=0,
+            le=1024,
+            description="How many pixels to paint beyond the top edge of init_image (or, without it, of image), rounded up to a multiple of 8. The picture grows by as much.",
+        ),
+        outpaint_bottom: int = Input(
+            default=0,
+            ge=0,
+            le=1024,
+            description="How many pixels to paint beyond the bottom edge of init_image (or, without it, of image), rounded up to a multiple of 8. The picture grows by as much.",
+        ),
         num_outputs: int = Input(
             default=1,
             ge=1,
@@ -123,6 +293,23 @@ class Predictor(BasePredictor):
             le=2048,
             description="Length of the picture's short side in pixels; the image's aspect ratio is kept, and both sides are rounded to multiples of 8. Left out: the size that the bundle was trained for, 512 with sd15 and 128 with tiny.",
         ),
+        width: Optional[int] = Input(
+            default=None,
+            ge=64,
+            le=2048,
+            description="Width of the picture in pixels, rounded to a multiple of 8, in place of resolution. With width alone, height follows from the aspect ratio.",
+        ),
+        height: Optional[int] = Input(
+            default=None,
+            ge=64,
+            le=2048,
+            description="Height of the picture in pixels, rounded to a multiple of 8, in place of resolution. With height alone, width follows from the aspect ratio.",
+        ),
+        resize_mode: str = Input(
+            default="crop",
+            choices=RESIZE_MODES,
+            description="What becomes of a picture of another shape than the one to be made: crop (its middle part is used), fill (all of it, with margins), stretch.",
+        ),
         num_inference_steps: Optional[int] = Input(
             default=None,
             ge=1,
@@ -134,6 +321,12 @@ class Predictor(BasePredictor):
             ge=0,
             le=30,
             description="How closely the picture follows the prompt. 1 or less: no guidance; above 15, colours burn out. Left out: 7.5 with sd15, 3 with tiny.",
+        ),
+        clip_skip: int = Input(
+            default=1,
+            ge=1,
+            le=12,
+            description="Which layer of the text encoder the prompt is read from, counted from the last: 1 is what sd15 was trained with, 2 suits anime and lineart_anime. sd15 has 12 layers, tiny 2.",
         ),
         scheduler: Optional[str] = Input(
             default=None,
@@ -149,6 +342,10 @@ class Predictor(BasePredictor):
         return_control_map: bool = Input(
             default=False,
             description="Return the control map too, as the first file, before the pictures.",
+        ),
+        return_pose_json: bool = Input(
+            default=False,
+            description="Return the poses that openpose found too, as poses.json, after the control maps: to be edited and sent back as pose_json.",
         ),
         output_format: str = Input(
             default="webp",
@@ -168,44 +365,36 @@ class Predictor(BasePredictor):
     ) -> list[Path]:
         """Return the files of one request: the control map first where it is asked for, then the pictures."""
         with plain_errors():
-            return self._answer(self.bundle.resolve(check_inputs(Predictor.predict, locals())))
+            return self._answer(self.bundle.resolve(check_combinations(check_inputs(Predictor.predict, locals()))))
 
     def _answer(self, ask: SimpleNamespace) -> list[Path]:
-        """The way of a request, whose inputs `ask` holds by name: look, draw the control map, generate, check, write."""
+        """The way of a request, whose inputs `ask` holds by name: look, draw the control maps, generate, check, write."""
         sweep()
-        check_conditioner(ask.conditioner, self.annotators)
+        check_conditioners(ask, self.annotators)
+        check_knobs_sent(ask, self.annotators)
         check_disabling(ask.disable_safety_checker)
-        self.generator.check_window(ask.control_start, ask.control_end, ask.scheduler, ask.num_inference_steps)
-        picture = open_image(ask.image)
-        size = canvas_size(picture.size, ask.resolution)
-        check_pixels(size, ask.num_outputs, self.bundle.manifest.limits.pixels)
+        pictures = open_pictures(ask)
+        canvas = lay_out(ask, pictures)
+        check_pixels(canvas.size, ask.num_outputs, self.bundle.manifest.limits.pixels)
+        start = start_of(ask, pictures, canvas)
+        self.generator.check(ask.scheduler, ask.num_inference_steps, start, windows(ask))
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
-            control_map = draw_control_map(ask.conditioner, picture, size, ask.preprocess, self.annotators)
+            controls = draw_controls(ask, pictures, canvas, start, self.annotators, self.maps)
+        maps, poses = [control.control_map for control in controls], found_poses(ask, controls)
         if ask.map_only:
-            return write_pictures([control_map], [], ask.output_format, ask.output_quality)
+            return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)
 
-        seed = pick_seed(ask.seed)
-        print(f"seed: {seed}")
-        self._record(seed=seed, steps=ask.num_inference_steps, width=size[0], height=size[1])
-        control = Control(ask.conditioner, control_map, ask.conditioning_scale, ask.control_start, ask.control_end)
-        request = Request(
-            prompt=ask.prompt,
-            negative_prompt=ask.negative_prompt,
-            controls=(control,),
-            num_outputs=ask.num_outputs,
-            num_inference_steps=ask.num_inference_steps,
-            guidance_scale=ask.guidance_scale,
-            scheduler=ask.scheduler,
-            seed=seed,
-        )
+        request = make_request(ask, controls, start)
+        print(f"seed: {request.seed}")
+        self._record(seed=request.seed, steps=request.num_inference_steps, width=canvas.size[0], height=canvas.size[1])
         pictures = self.generator.generate(request, timed)
         with timed("safety"):
             allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
         self._record(withheld=len(pictures) - len(allowed))
-        maps = [control_map] if ask.return_control_map else []
         with timed("output"):
-            return write_pictures(maps, allowed, ask.output_format, ask.output_quality)
+            returned = maps if ask.return_control_map else []
+            return write_pictures(returned, allowed, ask.output_format, ask.output_quality, poses)
 
     def _record(self, **figures: int) -> None:
         """Put figures of this request into the metrics of its response, with the bundle and the device."""

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet import schedulers
-from controlnet.annotators import ANNOTATORS, Annotator
+from controlnet.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.choice import choose_bundle
 from controlnet.download import download
 from controlnet.load_log import LoadLog
@@ -74,9 +74,9 @@ class Bundle:
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
-        kinds = {entry.annotator for entry in self.manifest.conditioners.values()}
-        loaded = {kind: self._annotator(kind) for kind in sorted(kinds)}
-        return {name: loaded[entry.annotator] for name, entry in self.manifest.conditioners.items()}
+        kinds = {name: self.manifest.annotator(name) for name in self.manifest.conditioners}
+        loaded = {kind: self._annotator(kind) for kind in sorted(set(kinds.values()))}
+        return {name: loaded[kind] for name, kind in kinds.items()}
 
     def model(self, kind: type, part: str, mapped: bool = False) -> Any:
         """A part as a model of class `kind`. Raises WeightsMismatch where its tensors are not the model's.
@@ -93,12 +93,12 @@ class Bundle:
             return Packed(model, self.dtype, pinned=self.device.type == "cuda")
 
     def read_ahead(self) -> None:
-        """Have the files of all parts come from the disk from now on, in the manifest's order: the base first."""
+        """Have the files of all needed parts come from the disk from now on, in their order: the base first."""
         read_ahead(self.files())
 
     def files(self, *parts: str) -> list[Path]:
-        """The files of parts; of all where none is named."""
-        chosen = (part for part in self.manifest.parts if part.name in parts or not parts)
+        """The files of parts; of all that are needed where none is named."""
+        chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / self.manifest.name / path for part in chosen for path in part.paths]
 
     def resolve(self, inputs: Mapping[str, Any]) -> SimpleNamespace:
@@ -125,9 +125,9 @@ class Bundle:
     def _annotator(self, name: str) -> Annotator:
         kind = ANNOTATORS[name]
         if not kind.parts:
-            return kind.load(self.folder, self.device)
+            return LoadedAnnotator(kind, kind.load(self.folder, self.device))
         with self.log(f"annotator {name}", self.files(*kind.parts)):
-            return kind.load(self.folder, self.device)
+            return LoadedAnnotator(kind, kind.load(self.folder, self.device))
 
 
 def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:
@@ -138,7 +138,7 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)
-    manifest = Manifest.read(root / f"{name}.toml")
+    manifest = Manifest.read(root / f"{name}.toml", environ)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, asked = working_dtype(device, environ), asked_mode(environ)
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")

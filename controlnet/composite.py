@@ -1,18 +1,42 @@
 """The composite ControlNet: what diffusers' pipelines call once per step in place of a single net.
 
 Built anew for each request around the shared nets, so that nothing of a request outlives it. It is the one place that
-decides which net runs at a step, and on which half of the batch.
+decides which net runs at a step, on which half of the batch, how much each layer weighs and where in the picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import ControlNetModel, MultiControlNetModel
 from torch import nn
 
-Residuals = tuple[list[torch.Tensor], torch.Tensor]
+Residuals = list[torch.Tensor]
+"""Of the UNet's skip connections from the largest to the smallest, then of its middle."""
+FADE = 0.825
+"""What a layer weighs less than the next deeper one, in the modes "prompt" and "control"."""
+
+
+@dataclass(frozen=True)
+class ControlMode:
+    """How prompt and control map share the picture between them (github.com/Mikubill/sd-webui-controlnet)."""
+
+    faded: bool
+    """Layer i of N weighs 0.825^(N − 1 − i): the finer a layer, the less of the control's reaches it."""
+    conditional_only: bool
+    """Only the half of a guided batch that sees the prompt is controlled, so that guidance amplifies control too."""
+
+
+CONTROL_MODES: Mapping[str, ControlMode] = {
+    "balanced": ControlMode(faded=False, conditional_only=False),
+    "prompt": ControlMode(faded=True, conditional_only=False),
+    "control": ControlMode(faded=True, conditional_only=True),
+    "unbalanced": ControlMode(faded=False, conditional_only=True),
+}
+BALANCED = CONTROL_MODES["balanced"]
 
 
 class SharedNet(nn.Module):
@@ -38,13 +62,24 @@ class CompositeControlNet(MultiControlNetModel):
 
     - A net whose scale is 0 at a step, by the request or because the step lies outside its start–end window, is not run
       at all. Adding its residuals times 0 would give the same picture.
-    - A net with global pooling (shuffle) acts on the conditional half of a guided batch only, as in ControlNet 1.1.
+    - A net with global pooling (shuffle) acts on the conditional half of a guided batch only, as in ControlNet 1.1,
+      whatever the mode.
+    - A net with a region acts where that is above 0, in proportion: its residuals are multiplied by it, layer by layer.
     """
 
-    def __init__(self, nets: Sequence[ControlNetModel], guided: bool) -> None:
-        """`nets` in the order of the control images; `guided`: the batch holds an unconditional half first."""
+    def __init__(
+        self,
+        nets: Sequence[ControlNetModel],
+        guided: bool,
+        mode: ControlMode = BALANCED,
+        regions: Sequence[torch.Tensor | None] | None = None,
+    ) -> None:
+        """`nets` in the order of the control images; `guided`: the batch holds an unconditional half first. `regions`:
+        where each net acts, (1, 1, H, W) from 0 to 1, None for everywhere."""
         super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
         self.guided = guided
+        self.mode = mode
+        self.regions = regions or [None] * len(nets)
 
     def forward(
         self,
@@ -66,27 +101,46 @@ class CompositeControlNet(MultiControlNetModel):
         if guess_mode or return_dict:
             raise ValueError("The composite ControlNet takes guess_mode=False and return_dict=False only.")
         total: Residuals | None = None
-        for shared, hint, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True):
+        acts = zip(self.nets, self.regions, controlnet_cond, conditioning_scale, strict=True)
+        for shared, region, hint, scale in acts:
             if scale == 0:
                 continue
-            residuals = self._run(cast(SharedNet, shared).net, sample, timestep, encoder_hidden_states, hint, scale)
-            total = residuals if total is None else _add(total, residuals)
-        return total if total is not None else (None, None)
+            assert isinstance(shared, SharedNet)
+            residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, hint, scale)
+            if region is not None:
+                residuals = _within(region, residuals, level_sizes(shared.net, sample.shape[-2:]))
+            # Not in place: a pooled net's residuals are 1×1, and a smaller tensor cannot take a larger one.
+            total = residuals if total is None else [x + y for x, y in zip(total, residuals, strict=True)]
+        return (total[:-1], total[-1]) if total is not None else (None, None)
 
     def _run(self, net: ControlNetModel, sample, timestep, words, hint, scale: float) -> Residuals:
-        half = self.guided and net.config["global_pool_conditions"]
+        half = self.guided and (self.mode.conditional_only or net.config["global_pool_conditions"])
         if half:
             sample, words, hint = (tensor.chunk(2)[1] for tensor in (sample, words, hint))
         down, middle = net(sample, timestep, words, controlnet_cond=hint, conditioning_scale=scale, return_dict=False)
-        if half:
-            down, middle = [_conditional_only(tensor) for tensor in down], _conditional_only(middle)
-        return list(down), middle
+        residuals = [*down, middle]
+        if self.mode.faded:
+            residuals = [residual * FADE**depth for depth, residual in enumerate(reversed(residuals))][::-1]
+        return [_conditional_only(residual) for residual in residuals] if half else residuals
+
+
+def level_sizes(net: ControlNetModel, size: Sequence[int]) -> list[tuple[int, int]]:
+    """(height, width) of each of a net's residuals for latents of `size`, also where it pools them to one pixel."""
+    height, width = size
+    blocks = len(net.config["block_out_channels"])
+    sizes = [(height, width)]
+    for block in range(blocks):
+        sizes += [(height, width)] * net.config["layers_per_block"]
+        if block < blocks - 1:
+            height, width = -(-height // 2), -(-width // 2)  # a convolution of stride 2 and padding 1
+            sizes.append((height, width))
+    return [*sizes, (height, width)]
+
+
+def _within(region: torch.Tensor, residuals: Residuals, sizes: Sequence[tuple[int, int]]) -> Residuals:
+    weights = {size: F.interpolate(region, size, mode="area") for size in set(sizes)}
+    return [residual * weights[size].to(residual) for residual, size in zip(residuals, sizes, strict=True)]
 
 
 def _conditional_only(residual: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(residual), residual])
-
-
-def _add(a: Residuals, b: Residuals) -> Residuals:
-    # Not in place: a pooled net's residuals are 1×1, and a smaller tensor cannot take a larger one.
-    return [x + y for x, y in zip(a[0], b[0], strict=True)], a[1] + b[1]

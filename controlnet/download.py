@@ -31,7 +31,7 @@ U = TypeVar("U")
 
 
 def download(manifest: Manifest, root: Path = WEIGHTS, *, require_lock: bool = False, progress: bool = True) -> None:
-    """Bring the bundle's files into place and verify them; write the lock where there is none.
+    """Bring the bundle's needed files into place and verify them; write the lock of all where there is none.
 
     Files that are in place and right are not fetched again, files that are wrong are replaced. With a lock the files
     come from the locked commits and must have the locked hashes; without one, from what the manifest's revisions are
@@ -50,7 +50,9 @@ def download(manifest: Manifest, root: Path = WEIGHTS, *, require_lock: bool = F
     folder.mkdir(parents=True, exist_ok=True)
     with _sole_use(folder, manifest), _transfer(manifest, progress) as transfer:
         files = _locked_files(manifest, pinned) if pinned else _published_files(manifest, transfer)
-        wanted = _wanted(files, folder)
+        needed = set(manifest.needed_paths)
+        # A file whose sha256 the hub does not know is small, and the lock needs it.
+        wanted = _wanted([file for file in files if file.path in needed or file.sha256 is None], folder)
         _check_space(wanted, folder)
         transfer.bar.reset(total=sum(file.size for file in wanted))
         _in_parallel(lambda file: _bring(file, folder, transfer), wanted, transfer)

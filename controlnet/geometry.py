@@ -1,5 +1,10 @@
 """Size arithmetic: pure functions, sizes as (width, height) in pixels."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
 from PIL import Image
 
 STEP = 8  # the VAE halves three times, so a picture's sides are multiples of 8
@@ -10,17 +15,108 @@ class SizeError(ValueError):
     """The request asks for more pixels than the bundle allows; the message says what to lower and to what."""
 
 
-def canvas_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+def canvas_size(
+    size: tuple[int, int], resolution: int, width: int | None = None, height: int | None = None
+) -> tuple[int, int]:
     """The size of the pictures made from an image of `size`: both sides multiples of 8, each at least 64.
 
     The short side is `resolution` rounded to a multiple of 8; the long side is the multiple of 8 nearest to the
-    image's aspect ratio. Halves round up, in integers, so that the result is the same everywhere.
+    image's aspect ratio. Where width or height is given, `resolution` has no say: the one that is missing follows from
+    the aspect ratio. Halves round up, in integers, so that the result is the same everywhere.
     """
-    width, height = size
+    if width is not None or height is not None:
+        given = [None if side is None else max(SMALLEST, _nearest(side, 1)) for side in (width, height)]
+        wide = given[0] or max(SMALLEST, _nearest((given[1] or 0) * size[0], size[1]))
+        return wide, given[1] or max(SMALLEST, _nearest(wide * size[1], size[0]))
     short, long = sorted(size)
     canvas_short = max(SMALLEST, _nearest(resolution, 1))
     canvas_long = max(canvas_short, _nearest(canvas_short * long, short))
-    return (canvas_short, canvas_long) if width <= height else (canvas_long, canvas_short)
+    return (canvas_short, canvas_long) if size[0] <= size[1] else (canvas_long, canvas_short)
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Pixels added to a picture, or free, on each side."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    def __bool__(self) -> bool:
+        return any((self.left, self.top, self.right, self.bottom))
+
+    def around(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size of what has `size` with these margins."""
+        return size[0] + self.left + self.right, size[1] + self.top + self.bottom
+
+    def inside(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what is left of `size` within these margins."""
+        return self.left, self.top, size[0] - self.right, size[1] - self.bottom
+
+
+def in_steps(margins: Margins) -> Margins:
+    """Each margin rounded up to a multiple of 8, so that a canvas stays one."""
+    sides = (margins.left, margins.top, margins.right, margins.bottom)
+    return Margins(*(STEP * -(-side // STEP) for side in sides))
+
+
+def extend(image: Image.Image, margins: Margins, blank: int | None = None) -> Image.Image:
+    """A copy of the image with margins: its own edge pixels continued outwards, or all of the grey `blank`, 0–255."""
+    pixels, sides = np.asarray(image), (margins.top, margins.bottom, margins.left, margins.right)
+    if blank is None:
+        return Image.fromarray(cv2.copyMakeBorder(pixels, *sides, cv2.BORDER_REPLICATE))
+    return Image.fromarray(cv2.copyMakeBorder(pixels, *sides, cv2.BORDER_CONSTANT, value=(blank,) * 3))
+
+
+def reshape(image: Image.Image, size: tuple[int, int], mode: str, blank: int | None = None) -> Image.Image:
+    """`image` in the aspect ratio of `size`, up to a pixel, without a change to any pixel that is kept.
+
+    `mode` is one of RESIZE_MODES. `blank` is the grey of what "fill" adds; None: the image's edges continued. An image
+    whose own canvas is `size` is left as it is: it is off by less than the half step that sizes are rounded by.
+    """
+    if canvas_size(image.size, min(size)) == size:
+        return image
+    return RESIZE_MODES[mode](image, size, blank)
+
+
+def filled(image_size: tuple[int, int], size: tuple[int, int]) -> Margins:
+    """What "fill" leaves free of the canvas `size` around an image of `image_size`."""
+    if canvas_size(image_size, min(size)) == size:
+        return Margins()
+    scale = min(size[0] / image_size[0], size[1] / image_size[1])
+    width, height = (min(side, max(1, round(own * scale))) for own, side in zip(image_size, size, strict=True))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return Margins(left, top, size[0] - width - left, size[1] - height - top)
+
+
+def _crop(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:
+    """The largest part about the middle."""
+    scale = min(image.width / size[0], image.height / size[1])
+    width, height = (min(own, max(1, round(side * scale))) for own, side in zip(image.size, size, strict=True))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _fill(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:
+    """The whole image with margins on two sides."""
+    scale = max(image.width / size[0], image.height / size[1])
+    width, height = (max(own, round(side * scale)) for own, side in zip(image.size, size, strict=True))
+    left, top = (width - image.width) // 2, (height - image.height) // 2
+    return extend(image, Margins(left, top, width - image.width - left, height - image.height - top), blank)
+
+
+def _stretch(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:
+    """The whole image as it is: to be squeezed into the canvas."""
+    return image
+
+
+RESIZE_MODES: Mapping[str, Callable[[Image.Image, tuple[int, int], int | None], Image.Image]] = {
+    "crop": _crop,
+    "fill": _fill,
+    "stretch": _stretch,
+}
+"""What becomes of an image of another shape than the canvas."""
 
 
 def fit(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

@@ -55,7 +55,7 @@ def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype) -> int:
     """
     weights = sum(
         _in_memory(root / manifest.name / path, None if part.name.startswith("annotator/") else dtype)
-        for part in manifest.parts
+        for part in manifest.needed_parts
         for path in part.paths
         if path.endswith(TENSOR_FILES)
     )

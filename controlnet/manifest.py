@@ -4,24 +4,19 @@ Reading is strict. A misspelt key would otherwise be a silent default, and a fil
 would be written there by the download.
 """
 
+import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from controlnet.toml_table import ManifestError, Table
+
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the manifests, the locks, and one folder of files per bundle."""
 
-_KINDS = {
-    str: "a string",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
 _BUNDLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _PART_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -29,8 +24,9 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
-class ManifestError(ValueError):
-    """A manifest that cannot be used. The message names the file, the key, and what belongs there."""
+def option_variable(option: str) -> str:
+    """The environment variable that switches an option on where it is 1: CONTROLNET_OPENPOSE_CMU for openpose_cmu."""
+    return f"CONTROLNET_{option.upper()}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class Defaults:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    control_mode: str = "balanced"
+    """A key of composite.CONTROL_MODES."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,8 @@ class ConditionerEntry:
 
     annotator: str
     """A kind in controlnet.annotators.ANNOTATORS."""
+    option: str = ""
+    """Another kind, which takes its place where the environment asks for it; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Part:
     """A branch, tag or commit of the repo. The lock pins it to a commit."""
     folder: str = ""
     """Folder inside the repo that holds the files; empty: its root."""
+    option: str = ""
+    """The option that alone needs the part: without it the part is not fetched and not missed."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -108,15 +110,35 @@ class Manifest:
     parts: tuple[Part, ...]
     made: dict[str, Any]
     """How an embedded bundle was made (commit, seed, steps, hardware, data), free-form."""
+    options: frozenset[str]
+    """The options that are on."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every file of the bundle relative to its folder, in the manifest's order."""
+        """Every file of the bundle relative to its folder, in the manifest's order; those of all options too."""
         return tuple(path for part in self.parts for path in part.paths)
 
+    @property
+    def needed_parts(self) -> tuple[Part, ...]:
+        """The parts without those of options that are off, in the manifest's order."""
+        return tuple(part for part in self.parts if not part.option or part.option in self.options)
+
+    @property
+    def needed_paths(self) -> tuple[str, ...]:
+        """The files of the needed parts, as `paths`."""
+        return tuple(path for part in self.needed_parts for path in part.paths)
+
+    def annotator(self, conditioner: str) -> str:
+        """The kind that draws the conditioner's map: its option where that is on."""
+        entry = self.conditioners[conditioner]
+        return entry.option if entry.option in self.options else entry.annotator
+
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
-        """Read weights/<bundle>.toml. Raises ManifestError for whatever it does not understand."""
+    def read(cls, path: Path, environ: Mapping[str, str] = os.environ) -> "Manifest":
+        """Read weights/<bundle>.toml; `environ` says which options are on (option_variable).
+
+        Raises ManifestError for whatever it does not understand.
+        """
         where = f"{path.parent.name}/{path.name}"
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -125,7 +147,7 @@ class Manifest:
             raise ManifestError(f"There is no bundle named {path.stem!r}. Bundles with a manifest: {known}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ManifestError(f"{where}: not readable as TOML: {error}.") from error
-        manifest = _read_manifest(_Table(values, where))
+        manifest = _read_manifest(Table(values, where), environ)
         if manifest.name != path.stem:
             raise ManifestError(f"{where}: name: expected {path.stem!r}, the file's own name, got {manifest.name!r}.")
         return manifest
@@ -136,75 +158,11 @@ def bundle_names(root: Path = WEIGHTS) -> list[str]:
     return sorted(path.stem for path in root.glob("*.toml"))
 
 
-class _Table:
-    """A TOML table that is emptied key by key; what is left at the end is a key that nobody knows."""
-
-    def __init__(self, values: dict[str, Any], where: str, prefix: str = "") -> None:
-        self._values = dict(values)
-        self._where = where
-        self._prefix = prefix
-
-    def error(self, key: str, problem: str) -> ManifestError:
-        return ManifestError(f"{self._where}: {self._prefix}{key}: {problem}.")
-
-    def take(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value of `key`, which must be a `kind`. A key that is absent and has no default is an error."""
-        value = self._values.pop(key, default)
-        if value is None:
-            raise self.error(key, f"missing, expected {_KINDS[kind]}")
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is not kind:  # not isinstance: true would pass as the integer 1
-            raise self.error(key, f"expected {_KINDS[kind]}, got {value!r}")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string; one without a default must not be empty."""
-        value = self.take(key, str, default)
-        if default is None and not value.strip():
-            raise self.error(key, "expected some text, got an empty string")
-        return value
-
-    def name(self, key: str, pattern: re.Pattern[str], like: str, default: str | None = None) -> str:
-        """A string that `pattern` matches as a whole."""
-        value = self.take(key, str, default)
-        if value != default and not pattern.fullmatch(value):
-            raise self.error(key, f"expected a name like {like!r}, got {value!r}")
-        return value
-
-    def number(self, key: str, lowest: int, kind: type = int) -> Any:
-        """A number of that kind, at least `lowest`."""
-        value = self.take(key, kind)
-        if not value >= lowest:
-            raise self.error(key, f"expected a number of at least {lowest}, got {value!r}")
-        return value
-
-    def table(self, key: str, default: dict[str, Any] | None = None) -> "_Table":
-        return _Table(self.take(key, dict, default), self._where, f"{self._prefix}{key}.")
-
-    def tables(self, key: str) -> Iterator["_Table"]:
-        """The tables of an array, each with its number, counted from 1, in its errors."""
-        for number, values in enumerate(self.take(key, list), start=1):
-            if type(values) is not dict:
-                raise self.error(key, f"expected tables, got {values!r}")
-            yield _Table(values, self._where, f"{self._prefix}{key}[{number}].")
-
-    def left(self) -> list[str]:
-        return list(self._values)
-
-    def rest(self) -> dict[str, Any]:
-        """Whatever is left, taken as it is."""
-        values, self._values = self._values, {}
-        return values
-
-    def close(self) -> None:
-        if self._values:
-            raise self.error(min(self._values), "unknown key")
-
-
-def _read_manifest(table: _Table) -> Manifest:
+def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
     embedded = table.take("embedded", bool, False)
     parts = _read_parts(table, embedded)
+    conditioners = _read_conditioners(table.table("conditioners"))
+    options = {entry.option for entry in conditioners.values() if entry.option}
     manifest = Manifest(
         name=table.name("name", _BUNDLE_NAME, "sd15"),
         title=table.text("title"),
@@ -215,18 +173,23 @@ def _read_manifest(table: _Table) -> Manifest:
         embedded=embedded,
         defaults=_read_defaults(table.table("defaults")),
         limits=_read_limits(table.table("limits")),
-        conditioners=_read_conditioners(table.table("conditioners")),
+        conditioners=conditioners,
         parts=parts,
         made=table.table("made", default={}).rest(),
+        options=frozenset(option for option in options if environ.get(option_variable(option)) == "1"),
     )
     _check_names(table, manifest)
     table.close()
     return manifest
 
 
-def _check_names(table: _Table, manifest: Manifest) -> None:
-    """Hold that every part which another entry relies on is there."""
-    names = {part.name for part in manifest.parts}
+def _check_names(table: Table, manifest: Manifest) -> None:
+    """Hold that every part which another entry relies on is there, and every option that a part is for."""
+    names = {part.name for part in manifest.parts if not part.option}
+    options = {entry.option for entry in manifest.conditioners.values()}
+    for number, part in enumerate(manifest.parts, start=1):
+        if part.option and part.option not in options:
+            raise table.error(f"parts[{number}].option", f"no conditioner has the option {part.option!r}")
     for conditioner in manifest.conditioners:
         if f"controlnet/{conditioner}" not in names:
             raise table.error(f"conditioners.{conditioner}", f"there is no part named 'controlnet/{conditioner}'")
@@ -237,39 +200,41 @@ def _check_names(table: _Table, manifest: Manifest) -> None:
         raise table.error("safety_checker", f"expected a part's name or 'none', got {manifest.safety_checker!r}")
 
 
-def _read_needs(table: _Table) -> dict[str, str]:
+def _read_needs(table: Table) -> dict[str, str]:
     needs = {"memory": table.text("memory"), "disk": table.text("disk")}
     table.close()
     return needs
 
 
-def _read_defaults(table: _Table) -> Defaults:
+def _read_defaults(table: Table) -> Defaults:
     defaults = Defaults(
         resolution=table.number("resolution", 1),
         num_inference_steps=table.number("num_inference_steps", 1),
         guidance_scale=table.number("guidance_scale", 0, float),
         scheduler=table.text("scheduler"),
+        control_mode=table.text("control_mode", "balanced"),
     )
     table.close()
     return defaults
 
 
-def _read_limits(table: _Table) -> Limits:
+def _read_limits(table: Table) -> Limits:
     limits = Limits(pixels=table.number("pixels", 1))
     table.close()
     return limits
 
 
-def _read_conditioners(table: _Table) -> dict[str, ConditionerEntry]:
+def _read_conditioners(table: Table) -> dict[str, ConditionerEntry]:
     entries = {}
     for conditioner in table.left():
         entry = table.table(conditioner)
-        entries[conditioner] = ConditionerEntry(annotator=entry.text("annotator"))
+        option = entry.name("option", _BUNDLE_NAME, "openpose_cmu", default="")
+        entries[conditioner] = ConditionerEntry(entry.text("annotator"), option)
         entry.close()
     return entries
 
 
-def _read_parts(table: _Table, embedded: bool) -> tuple[Part, ...]:
+def _read_parts(table: Table, embedded: bool) -> tuple[Part, ...]:
     parts: list[Part] = []
     seen: set[str] = set()
     revisions: dict[str, str] = {}
@@ -286,7 +251,7 @@ def _read_parts(table: _Table, embedded: bool) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _read_part(entry: _Table, embedded: bool) -> Part:
+def _read_part(entry: Table, embedded: bool) -> Part:
     name = entry.name("name", _PART_NAME, "controlnet/canny")
     files = entry.take("files", list)
     if not files:
@@ -295,12 +260,13 @@ def _read_part(entry: _Table, embedded: bool) -> Part:
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             raise entry.error("files", f"expected a file name inside the part's folder, got {file!r}")
     part = Part(name, tuple(files), licence=entry.text("licence"), purpose=entry.text("purpose"))
-    if not embedded:  # in an embedded bundle these three are unknown keys
+    if not embedded:  # in an embedded bundle these four are unknown keys
         part = replace(
             part,
             repo=entry.name("repo", _REPO, "owner/name"),
             revision=entry.text("revision"),
             folder=entry.name("folder", _FILE_NAME, "unet", default=""),
+            option=entry.name("option", _BUNDLE_NAME, "openpose_cmu", default=""),
         )
     entry.close()
     return part

@@ -49,26 +49,37 @@ _homes: dict[int, Path] = {}
 
 
 def write_pictures(
-    maps: Sequence[Image.Image], pictures: Sequence[Image.Image], output_format: str, output_quality: int
+    maps: Sequence[Image.Image],
+    pictures: Sequence[Image.Image],
+    output_format: str,
+    output_quality: int,
+    poses: str | None = None,
 ) -> list[cog.Path]:
-    """Write control maps, then pictures, into one fresh temporary folder; returns the files in that order.
+    """Write control maps, then poses, then pictures, into one fresh temporary folder; returns the files in that order.
 
-    They are named control_map.png (control_map_0.png, … where there are several) and picture_0.png, …; the same pixels
+    They are named control_map.png (control_map_0.png, … where there are several), poses.json (the text `poses`, where
+    there is one) and picture_0.png, …; the same pixels
     and parameters give the same bytes. A picture's parameters are written as JSON: into a PNG's text "parameters", into
     the description in the EXIF data of the others; nothing else of its info is. `output_format` is a key of FORMATS;
     `output_quality` is 0–100, without effect where lossless. Raises OutputError on a full disk or any other write
     error, and then leaves nothing behind.
     """
     encoder = FORMATS[output_format]
-    names = ["control_map"] if len(maps) == 1 else [f"control_map_{i}" for i in range(len(maps))]
-    names += [f"picture_{i}" for i in range(len(pictures))]
-    encoded = [_encode(image, encoder.pillow, encoder.map_options(output_quality)) for image in maps]
-    encoded += [_encode(image, encoder.pillow, encoder.picture_options(output_quality)) for image in pictures]
+    of_maps = ["control_map"] if len(maps) == 1 else [f"control_map_{i}" for i in range(len(maps))]
+    encoded = {
+        f"{name}.{output_format}": _encode(image, encoder.pillow, encoder.map_options(output_quality))
+        for name, image in zip(of_maps, maps, strict=True)
+    }
+    encoded |= {} if poses is None else {"poses.json": poses.encode()}
+    encoded |= {
+        f"picture_{i}.{output_format}": _encode(image, encoder.pillow, encoder.picture_options(output_quality))
+        for i, image in enumerate(pictures)
+    }
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="request-", dir=_home()))
-        files = [folder / f"{name}.{output_format}" for name in names]
-        for file, data in zip(files, encoded, strict=True):
+        files = [folder / name for name in encoded]
+        for file, data in zip(files, encoded.values(), strict=True):
             file.write_bytes(data)
     except BaseException as error:  # a cancellation as well: files that nobody will read are not left to fill the disk
         if folder is not None:

@@ -1,4 +1,7 @@
-"""Prompts as embeddings, used whole whatever their length."""
+"""Prompts as embeddings: used whole whatever their length, with weights on words."""
+
+import re
+from itertools import groupby
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -8,45 +11,170 @@ MOST_CHUNKS = 20
 
 LONGEST_TOKEN = 32  # characters; no token of CLIP's is longer
 
+HEAVIEST = 3.0
+"""Largest weight of a word. A larger number is a slip rather than a weight, such as (16:9)."""
+
+BRACKETS = {"(": 1.1, "[": 1 / 1.1}
+"""What each opening bracket multiplies the weight with, unless a number says otherwise."""
+
+OPENING = {")": "(", "]": "["}
+
+# Our own: compel (2.5.1) runs with the pinned versions, but reads another syntax, (word)1.2 and word++; sd_embed is on
+# no package index.
+#
+# An escaped mark, a bracket, or a closing bracket with its number. No two repeats can match the same characters: a
+# prompt that is made for it would else take minutes.
+MARK = re.compile(r"\\[\\()\[\]] | [()\[\]] | :\s* ([+-]? (?: \d+ (?:\.\d*)? | \.\d+ )) \s*\)", re.VERBOSE)
+
 
 class PromptError(ValueError):
-    """A prompt is too long; the message says by how much."""
+    """A prompt is too long or too heavily weighted, or clip_skip is out of range; the message says by how much."""
 
 
 @torch.no_grad()
 def encode_prompts(
-    prompt: str, negative_prompt: str, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
+    prompt: str, negative_prompt: str, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, clip_skip: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings of both prompts, each (1, chunks × length, d), with as many chunks for one as for the other.
 
     CLIP reads `length` tokens at a time (77 for Stable Diffusion, begin and end marks included). A longer prompt is cut
     into chunks of that length, encoded one by one, and joined again for cross-attention, which takes any length
-    (the method that AUTOMATIC1111's web UI introduced). A prompt of one chunk gives what the pipelines compute
-    themselves. Raises PromptError beyond MOST_CHUNKS chunks.
+    (the method that AUTOMATIC1111's web UI introduced). A prompt of one chunk and without weights gives what the
+    pipelines compute themselves.
+
+    Words are weighted as `weighted_parts` says: every token's embedding is multiplied by its weight, then the chunk is
+    scaled back to the mean magnitude that it had, so that weights shift the balance and not the strength of the whole.
+
+    `clip_skip` counts as the web UI does: 1 takes the last layer, 2 the last but one, up to the encoder's number of
+    layers; the final layer norm is applied to each. (diffusers counts from 0: its clip_skip=1 is 2 here.) Most anime
+    models are trained with 2, and the lineart_anime ControlNet is meant for them.
+
+    Raises PromptError beyond MOST_CHUNKS chunks, for weights outside 0–HEAVIEST, and for a clip_skip that the text
+    encoder lacks.
     """
+    layers = text_encoder.config.num_hidden_layers
+    if clip_skip not in range(1, layers + 1):
+        raise PromptError(
+            f"clip_skip may be 1 (the last layer) to {layers}, as the text encoder of this bundle has {layers} layers; "
+            f"got {clip_skip}: choose one of these."
+        )
     chunks = [_chunks(text, tokenizer) for text in (prompt, negative_prompt)]
     longest = max(len(own) for own in chunks)
     blank = _chunks("", tokenizer)
     embeddings = []
     for own in chunks:
-        ids = torch.tensor(own + blank * (longest - len(own)), device=text_encoder.device)
-        hidden = text_encoder(ids).last_hidden_state
+        tokens = own + blank * (longest - len(own))
+        ids = torch.tensor([[token for token, _ in row] for row in tokens], device=text_encoder.device)
+        weights = torch.tensor([[weight for _, weight in row] for row in tokens], device=text_encoder.device)
+        hidden = _weigh(_hidden(ids, text_encoder, clip_skip), weights)
         embeddings.append(hidden.reshape(1, -1, hidden.shape[-1]))
     return embeddings[0], embeddings[1]
 
 
-def _chunks(text: str, tokenizer: CLIPTokenizer) -> list[list[int]]:
-    """Token ids in rows of the model's length, each with its begin and end mark and padded; at least one row."""
+def weighted_parts(prompt: str) -> list[tuple[str, float]]:
+    r"""The prompt without its marks, cut where the weight changes: texts, none of them empty, with their weights.
+
+    The syntax is that of AUTOMATIC1111's web UI (modules/prompt_parser.py there): (word:1.2) has weight 1.2, (word)
+    1.1, [word] 1/1.1; nested ones multiply; \( \) \[ \] \\ stand for the plain characters. Weights are rounded to six
+    digits, so that (([[word]])) is 1 again. Unlike there, an opening bracket that is never closed is plain text as
+    well as a closing one that was never opened (there it weights all that follows it), and [a:b:0.5], [a|b], AND and
+    BREAK have no meaning of their own.
+
+    Takes time proportional to the length. Raises PromptError for a weight outside 0–HEAVIEST.
+    """
+    marks = list(MARK.finditer(prompt))
+    factors = _factors(marks)
+    # One stack each, as round and square brackets may overlap; the weight is the product of both tops.
+    products = {bracket: [1.0] for bracket in BRACKETS}
+    pieces: list[tuple[str, float]] = []
+
+    def add(text: str) -> None:
+        if text:
+            pieces.append((text, round(products["("][-1] * products["["][-1], 6)))
+
+    end = 0
+    for i, mark in enumerate(marks):
+        add(prompt[end : mark.start()])
+        end = mark.end()
+        symbol = mark[0][-1]
+        if mark[0].startswith("\\"):
+            add(symbol)
+        elif i not in factors:
+            add(mark[0])
+        elif symbol in BRACKETS:
+            products[symbol].append(products[symbol][-1] * factors[i])
+        else:
+            products[OPENING[symbol]].pop()
+    add(prompt[end:])
+    parts = [("".join(text for text, _ in run), weight) for weight, run in groupby(pieces, key=lambda piece: piece[1])]
+    for text, weight in parts:
+        if not 0 <= weight <= HEAVIEST:
+            raise PromptError(
+                f'Weights in a prompt may be 0 to {HEAVIEST:g} (nested ones multiply), "{text.strip()[:30]}" has '
+                rf"{weight:g}: choose one in between, or write \( and \) where the brackets are meant as text."
+            )
+    return parts
+
+
+def _factors(marks: list[re.Match[str]]) -> dict[int, float]:
+    """By index of the mark, for the brackets that have a partner: what the pair multiplies the weight with."""
+    opened: dict[str, list[int]] = {bracket: [] for bracket in BRACKETS}
+    factors = {}
+    for i, mark in enumerate(marks):
+        symbol = mark[0][-1]
+        if mark[0].startswith("\\"):
+            continue
+        if symbol in BRACKETS:
+            opened[symbol].append(i)
+        elif opened[OPENING[symbol]]:
+            factor = float(mark[1]) if mark[1] else BRACKETS[OPENING[symbol]]
+            factors[opened[OPENING[symbol]].pop()] = factors[i] = factor
+    return factors
+
+
+def _hidden(ids: torch.Tensor, text_encoder: CLIPTextModel, clip_skip: int) -> torch.Tensor:
+    if clip_skip == 1:
+        return text_encoder(ids).last_hidden_state
+    states = text_encoder(ids, output_hidden_states=True).hidden_states
+    return text_encoder.final_layer_norm(states[-clip_skip])
+
+
+def _weigh(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`hidden` (chunks, length, d) times `weights` (chunks, length); chunks of weight 1 come out bit for bit.
+
+    The web UI (modules/sd_emphasis.py) restores the mean itself. tiny's embeddings have a mean near zero, so that this
+    quotient is noise: −0.1 to 351 for captions with one weighted word, where that of the mean magnitudes is 0.97 to
+    1.04. Where tokens are alike in mean and in magnitude, both are the reciprocal of the average weight.
+    """
+    before = hidden.float()
+    after = before * weights.unsqueeze(-1)
+    scale = before.abs().mean((1, 2), keepdim=True) / after.abs().mean((1, 2), keepdim=True)
+    return (after * scale).to(hidden.dtype)
+
+
+def _chunks(text: str, tokenizer: CLIPTokenizer) -> list[list[tuple[int, float]]]:
+    """Tokens with their weights, in rows of the model's length, each marked at both ends and padded; at least one."""
     room = tokenizer.model_max_length - 2
     if len(text) > MOST_CHUNKS * room * LONGEST_TOKEN:
         raise _too_long(f"{len(text)} characters", room)  # not even counted: tokenizing it would take its time too
+    tokens = _tokens(text, tokenizer)
+    if len(tokens) > MOST_CHUNKS * room:
+        raise _too_long(f"{len(tokens)} tokens", room)
+    rows = [tokens[start : start + room] for start in range(0, max(len(tokens), 1), room)]
+    begin, end, blank = (
+        (token, 1.0) for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    )
+    marked = [[begin, *row, end] for row in rows]
+    return [row + [blank] * (tokenizer.model_max_length - len(row)) for row in marked]
+
+
+def _tokens(text: str, tokenizer: CLIPTokenizer) -> list[tuple[int, float]]:
+    parts = weighted_parts(text)
+    if not parts:
+        return []
     # verbose=False: the tokenizer would warn that the text is too long for one row, which is what the rows are for
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if len(ids) > MOST_CHUNKS * room:
-        raise _too_long(f"{len(ids)} tokens", room)
-    rows = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
-    marked = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
-    return [row + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row)) for row in marked]
+    ids = tokenizer([part for part, _ in parts], add_special_tokens=False, verbose=False).input_ids
+    return [(token, weight) for own, (_, weight) in zip(ids, parts, strict=True) for token in own]
 
 
 def _too_long(got: str, room: int) -> PromptError:

@@ -2,6 +2,7 @@
 
 `check` looks at presence and size, which takes milliseconds, so it runs before every start. `verify` reads every byte.
 Both collect all faults and raise once, with the command that repairs them. controlnet/download.py is what fetches.
+Parts of options that are off (Manifest.options) are not looked at.
 """
 
 import hashlib
@@ -11,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from controlnet.lockfile import Lock, WeightsError, read_lock
-from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.manifest import WEIGHTS, Manifest, option_variable
 
 __all__ = ["WeightsError", "check", "repair_command", "sha256", "size_fault", "verify"]
 
 
 def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
-    """Hold that every file of the bundle is there and, where there is a lock, has the locked size.
+    """Hold that every needed file of the bundle is there and, where there is a lock, has the locked size.
 
     Without a lock an empty file is the only size that is known to be wrong. Raises WeightsError with all faults.
     """
@@ -26,14 +27,14 @@ def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
 
 
 def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
-    """Hold that every file of the bundle has the locked size and sha256. Raises WeightsError with all faults."""
+    """Hold that every needed file of the bundle has the locked size and sha256. Raises WeightsError with all faults."""
     lock = read_lock(manifest, root)
     if lock is None:
         raise WeightsError(
             f"{manifest.name} has no lock to verify its files against. Write one: script/lock-weights {manifest.name}"
         )
     faults = _size_faults(manifest, root, lock)
-    sound = [path for path in manifest.paths if path not in faults]
+    sound = [path for path in manifest.needed_paths if path not in faults]
 
     def hash_fault(path: str) -> str | None:
         expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
@@ -70,14 +71,15 @@ def repair_command(manifest: Manifest) -> str:
     """The command that puts a bundle's files right."""
     if manifest.embedded:
         return f"git checkout HEAD -- weights/{manifest.name}"
-    return f"script/download-weights {manifest.name}"
+    options = "".join(f"{option_variable(option)}=1 " for option in sorted(manifest.options))
+    return f"{options}script/download-weights {manifest.name}"
 
 
 def _size_faults(manifest: Manifest, root: Path, lock: Lock | None) -> dict[str, str]:
     def fault(path: str) -> str | None:
         return size_fault(root / manifest.name / path, lock.file(path).size if lock else None)
 
-    return _only_faults((path, fault(path)) for path in manifest.paths)
+    return _only_faults((path, fault(path)) for path in manifest.needed_paths)
 
 
 def _only_faults(findings: Iterable[tuple[str, str | None]]) -> dict[str, str]:

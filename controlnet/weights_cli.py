@@ -15,12 +15,12 @@ def _download(manifest: Manifest, root: Path) -> str:
     if manifest.embedded:
         return f"{manifest.name} is embedded: its files are in git, and there is nothing to download."
     download(manifest, root)
-    return f"{manifest.name}: {len(manifest.paths)} files in place and verified."
+    return f"{manifest.name}: {len(manifest.needed_paths)} files in place and verified."
 
 
 def _verify(manifest: Manifest, root: Path) -> str:
     verify(manifest, root)
-    return f"{manifest.name}: {len(manifest.paths)} files have the locked size and sha256."
+    return f"{manifest.name}: {len(manifest.needed_paths)} files have the locked size and sha256."
 
 
 def _lock(manifest: Manifest, root: Path) -> str:

@@ -149,6 +149,45 @@ def make_vitpose(folder: Path, full: bool = False) -> None:
     VitPoseImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
 
 
+def make_openpose_cmu(folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Networks of the published sizes, in half their precision for a test: smaller ones their classes cannot be."""
+    from controlnet.annotators import openpose_cmu
+
+    body = _he_normal(openpose_cmu.bodypose_model)
+    last: Any = body.model6_1.Mconv7_stage6_L1
+    # Limbs that run the same way everywhere, so that the peaks of joints become people.
+    last.weight.data.zero_()
+    last.bias.data = torch.randint(0, 2, last.bias.shape) * 1.4 - 0.7
+    networks = {
+        openpose_cmu.BODY_FILE: body,
+        openpose_cmu.HAND_FILE: _he_normal(openpose_cmu.handpose_model),
+        openpose_cmu.FACE_FILE: _he_normal(openpose_cmu.FaceNet),
+    }
+    for file, network in networks.items():
+        published = {_without_block(name): tensor.to(dtype) for name, tensor in network.state_dict().items()}
+        torch.save(published, folder / file)
+
+
+def _he_normal(build: Callable[[], torch.nn.Module]) -> Any:
+    """A network whose outputs follow its input, by K. He et al.'s random numbers (ICCV 2015). PyTorch's own would be
+    next to nothing after fifty layers."""
+    with torch.device("meta"):
+        network = build()
+    network.to_empty(device="cpu")
+    for name, tensor in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(tensor)
+        else:
+            torch.nn.init.kaiming_normal_(tensor, nonlinearity="relu")
+    return network
+
+
+def _without_block(name: str) -> str:
+    """The published files of bodies and hands know the layers, not the blocks: "model0.conv1_1.weight"."""
+    block, _, layer = name.partition(".")
+    return layer if block.startswith("model") else name
+
+
 def make_lineart(folder: Path) -> None:
     from controlnet.annotators.lineart import build_lineart
 
@@ -180,6 +219,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "annotator/upernet": make_upernet,
     "annotator/person_detector": make_person_detector,
     "annotator/vitpose": make_vitpose,
+    "annotator/openpose_cmu": make_openpose_cmu,
     "annotator/lineart": make_lineart,
     "annotator/lineart_anime": make_lineart_anime,
     "annotator/tiny": make_tiny,
@@ -192,6 +232,7 @@ FULL_SIZE: dict[str, Callable[[Path], Any]] = {
     "annotator/upernet": partial(make_upernet, full=True),
     "annotator/person_detector": partial(make_person_detector, full=True),
     "annotator/vitpose": partial(make_vitpose, full=True),
+    "annotator/openpose_cmu": partial(make_openpose_cmu, dtype=torch.float32),
 }
 """In the place of those in MAKERS that are not of the published size anyway: the published sizes."""
 

@@ -34,15 +34,15 @@ def write_bundle(
 ) -> Path:
     """Write the bundle `name` into root/<name>, and last its manifest beside it. Returns the manifest's path.
 
-    One part is in memory at a time. `say` gets a line per part: name, size, seconds. Raises FileExistsError where the
-    folder is there already: it may hold real weights.
+    One part is in memory at a time; those of an option are written where it is on (Manifest.options). `say` gets a line
+    per part: name, size, seconds. Raises FileExistsError where the folder is there already: it may hold real weights.
     """
     source = WEIGHTS / f"{name}.toml"
     manifest = Manifest.read(source)
     folder = root / name
     if folder.exists() or root.resolve() == WEIGHTS:
         raise FileExistsError(f"{folder} is there already, or belongs to real weights: name another folder.")
-    for part in manifest.parts:
+    for part in manifest.needed_parts:
         started = time.perf_counter()
         write_part(part, folder, SMALL if small else FULL, zlib.crc32(f"{seed} {part.name}".encode()))
         size = sum((folder / path).stat().st_size for path in part.paths)

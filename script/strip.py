@@ -80,8 +80,34 @@ STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
             "a white ball and an orange box in a blue room with a black floor",
         ),
     ),
+    "lineart": (
+        "house.png",
+        (
+            "a yellow house with a red roof on grass under a blue sky",
+            "a blue house with a black roof on snow under an orange sky",
+            "a white house with a green roof on sand under a grey sky",
+        ),
+    ),
+    "tile": (
+        "things.png",
+        (
+            "a red ball beside a blue box in a yellow room",
+            "a red ball and a blue box",
+            "many things",
+        ),
+    ),
+    "inpaint": (
+        "person.png",
+        (
+            "a person and a red ball on grass under a blue sky",
+            "a person beside a yellow box on grass under a blue sky",
+            "a person and a blue cone on grass under a blue sky",
+        ),
+    ),
 }
 """What goes in, a file of examples/, and what is asked for: one result per prompt."""
+MORE: dict[str, dict[str, object]] = {"inpaint": {"outpaint_left": 48, "outpaint_right": 48}}
+"""Inputs that a conditioner's strip has besides."""
 
 
 def make(server: Server, conditioner: str) -> Image.Image:
@@ -97,6 +123,7 @@ def make(server: Server, conditioner: str) -> Image.Image:
             "seed": 1,
             "return_control_map": True,
             "output_format": "png",
+            **MORE.get(conditioner, {}),
         }
         _, answer = server.predict(inputs)
         if answer.get("status") != "succeeded":

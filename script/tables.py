@@ -7,7 +7,7 @@ from typing import Any
 
 from controlnet.annotators import ANNOTATORS
 from controlnet.conditioners import CONDITIONERS
-from controlnet.manifest import WEIGHTS, Manifest, bundle_names
+from controlnet.manifest import WEIGHTS, Manifest, bundle_names, option_variable
 from controlnet.schema import openapi_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,14 @@ def _annotator(bundle: Manifest, conditioner: str) -> str:
     entry = bundle.conditioners.get(conditioner)
     if entry is None:
         return "not in this bundle"
-    kind = ANNOTATORS[entry.annotator]
+    drawn = _kind(bundle, entry.annotator)
+    if not entry.option:
+        return drawn
+    return f"{drawn}; with `{option_variable(entry.option)}=1`: {_kind(bundle, entry.option)}"
+
+
+def _kind(bundle: Manifest, name: str) -> str:
+    kind = ANNOTATORS[name]
     licences = {part.licence for part in bundle.parts if part.name in kind.parts}
     return f"{kind.help.rstrip('.')} ({', '.join(sorted(licences)) or 'no weights'})"
 

@@ -8,3 +8,12 @@ from server import Server
 def server() -> Iterator[Server]:
     with Server({"CONTROLNET_BUNDLE": "tiny"}) as running:
         yield running
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-table", action="store_true", help="write docs/combinations.md as it is found now")
+
+
+@pytest.fixture
+def update_table(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--update-table")

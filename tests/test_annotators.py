@@ -1,5 +1,6 @@
 """What every annotator promises, and what strict loading refuses."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
 
-from controlnet.annotators import ANNOTATORS, Annotator
+from controlnet.annotators import ANNOTATORS, SHORT_SIDE, Annotator, LoadedAnnotator, knobs_of
+from controlnet.annotators.skeletons import PoseAnnotator
 
 CPU = torch.device("cpu")
 OWN_RESOLUTION = {"hed", "hed_scribble", "mlsd", "normal_bae", "upernet", "lineart", "lineart_anime"}
 """Kinds whose private resolution is their own, not their processor's: 512 takes seconds on a CPU, so tests lower it."""
 SIZES = [(64, 64), (200, 136), (97, 131)]
+ONE_SIZE = {"openpose_cmu"}
+"""Kinds whose network cannot be small and takes seconds each time; their own tests try other sizes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +62,7 @@ def test_a_map_is_rgb_of_the_same_size_and_the_same_every_time(
     kind: str, annotator_of: Callable[[str], Annotator], recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture
 ) -> None:
     annotator = annotator_of(kind)
-    for size in SIZES:
+    for size in SIZES[:1] if kind in ONE_SIZE else SIZES:
         image = photo(size).copy()
         control_map = annotator(image)
         assert (control_map.size, control_map.mode) == (size, "RGB")
@@ -69,10 +73,16 @@ def test_a_map_is_rgb_of_the_same_size_and_the_same_every_time(
     assert capfd.readouterr().out == ""
 
 
+def networks_of(annotator: Any) -> list[torch.nn.Module]:
+    """Every network that an annotator was made with."""
+    pieces = [annotator.find, *annotator.more.values()] if isinstance(annotator, PoseAnnotator) else [annotator]
+    return [part for piece in pieces for part in piece.args if isinstance(part, torch.nn.Module)]
+
+
 @pytest.mark.parametrize("kind", sorted({kind.name for kind in ANNOTATORS.values() if kind.parts}))
 def test_networks_are_loaded_for_inference_in_float32(kind: str, annotator_of: Callable[[str], Annotator]) -> None:
-    networks = [part for part in annotator_of(kind).args if isinstance(part, torch.nn.Module)]
-    assert len(networks) == len(ANNOTATORS[kind].parts)
+    networks = networks_of(annotator_of(kind))
+    assert len(networks) == (3 if kind == "openpose_cmu" else len(ANNOTATORS[kind].parts))
     for network in networks:
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -82,6 +92,37 @@ def test_networks_are_loaded_for_inference_in_float32(kind: str, annotator_of: C
 def test_every_part_that_a_kind_needs_is_tested() -> None:
     assert {part for kind in ANNOTATORS.values() for part in kind.parts} == set(MAKERS)
     assert all(name == kind.name for name, kind in ANNOTATORS.items())
+
+
+@pytest.mark.parametrize("kind", ANNOTATORS)
+def test_a_kind_declares_knobs_that_its_annotator_takes_and_has_defaults_for(
+    kind: str, folder_of: Callable[[str], Path]
+) -> None:
+    parameters = inspect.signature(ANNOTATORS[kind].load(folder_of, CPU)).parameters
+    for knob in ANNOTATORS[kind].knobs:
+        assert parameters[knob].default is not inspect.Parameter.empty
+    # tile's factor is no knob: its net was trained on one.
+    assert set(parameters) - {"image", "factor"} == set(ANNOTATORS[kind].knobs)
+
+
+def test_knobs_are_those_of_the_kind_and_a_function_has_none(folder_of: Callable[[str], Path]) -> None:
+    kind = ANNOTATORS["canny"]
+    annotator = LoadedAnnotator(kind, kind.load(folder_of, CPU))
+    assert knobs_of(annotator) == ("low_threshold", "high_threshold") and knobs_of(annotator.draw) == ()
+    shown = annotator(photo((64, 64)), low_threshold=10, high_threshold=20)
+    assert shown.tobytes() == annotator.draw(photo((64, 64)), 10, 20).tobytes() != annotator(photo((64, 64))).tobytes()
+
+
+# Not tiny_openpose: random weights see a person at every pixel, or none.
+@pytest.mark.parametrize(
+    "kind", sorted({kind.name for kind in ANNOTATORS.values() if SHORT_SIDE in kind.knobs} - {"tiny_openpose"})
+)
+def test_the_private_short_side_is_what_the_network_sees(kind: str, folder_of: Callable[[str], Path]) -> None:
+    """Two short sides give two maps, both of the picture's size."""
+    annotator: Any = ANNOTATORS[kind].load(folder_of, CPU)
+    maps = [annotator(photo((200, 136)), short_side=side) for side in (64, 128)]
+    assert [control_map.size for control_map in maps] == [(200, 136)] * 2
+    assert maps[0].tobytes() != maps[1].tobytes()
 
 
 def test_reading_the_list_imports_no_torch() -> None:

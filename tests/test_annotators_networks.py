@@ -15,6 +15,7 @@ from skimage import data
 
 from controlnet.annotators import (
     ANNOTATORS,
+    AnnotatorError,
     hed,
     hed_scribble,
     lineart,
@@ -23,9 +24,10 @@ from controlnet.annotators import (
     network,
     normal_bae,
     openpose,
+    skeletons,
     upernet,
 )
-from controlnet.annotators.depth_anything import depth_map
+from controlnet.annotators.depth_anything import depth_map, draw_depth
 from controlnet.loading import WeightsMismatch
 
 with network.quiet_controlnet_aux():
@@ -178,6 +180,39 @@ def test_mlsd_draws_lines_that_survive_any_size() -> None:
         assert middle[20]
 
 
+def test_mlsds_thresholds_equal_controlnet_auxs(network_of: Callable) -> None:
+    net = network_of("mlsd")
+    plain = mlsd.draw_mlsd(net, PHOTO, 128)
+    for score, distance in ((0.55, 0.1), (0.1, 3.0)):
+        ours = mlsd.draw_mlsd(net, PHOTO, 128, score, distance)
+        theirs = MLSDdetector(net)(PHOTO, thr_v=score, thr_d=distance, **AT_OWN_SIZE)
+        assert np.array_equal(np.array(ours), np.array(theirs))
+        assert np.array(ours).sum() < np.array(plain).sum()
+
+
+@pytest.mark.parametrize(("score", "distance"), [(-0.1, 1), (1.1, 1), (0.5, -1), (0.5, 21), (float("nan"), 1)])
+def test_mlsds_thresholds_are_within_their_ranges(score: float, distance: float) -> None:
+    with pytest.raises(AnnotatorError, match=r"^mlsd_(score|distance)_threshold is .*: expected a number from 0 to"):
+        mlsd.check_thresholds(score, distance)
+
+
+def test_depth_is_looked_at_in_the_resolution_asked_for_or_the_processors() -> None:
+    class Sees:
+        """Processor and model in one; notes what it is asked for."""
+
+        ensure_multiple_of = 14
+        asked: dict
+
+        def __call__(self, images: Image.Image, **asked: Any) -> Any:
+            Sees.asked = asked
+            raise InterruptedError
+
+    for given, size in ((None, None), (518, {"height": 518, "width": 784}), (100, {"height": 98, "width": 154})):
+        with pytest.raises(InterruptedError):
+            draw_depth(None, Sees(), PHOTO, given)
+        assert Sees.asked.get("size") == size
+
+
 def test_near_is_white_in_depth() -> None:
     nearness = np.tile(np.linspace(2.0, 6.0, 40, dtype=np.float32), (30, 1))  # nearer to the right
     control_map = np.array(depth_map(nearness, (40, 30)))
@@ -255,9 +290,9 @@ def test_skeletons_equal_controlnet_auxs_drawing() -> None:
         for p in (person, friend)
     ]
     theirs = draw_poses(poses, 512, 640, draw_hand=False, draw_face=False)
-    assert np.array_equal(np.array(openpose.draw_skeletons([person, friend], (640, 512))), theirs)
+    assert np.array_equal(np.array(skeletons.draw_skeletons([person, friend], (640, 512))), theirs)
     double = [[joint and (joint[0] * 2, joint[1] * 2) for joint in p] for p in (person, friend)]
-    large = np.array(openpose.draw_skeletons(double, (1280, 1024)))
+    large = np.array(skeletons.draw_skeletons(double, (1280, 1024)))
     assert np.array_equal(large, theirs.repeat(2, 0).repeat(2, 1)), "limbs widen with the picture, colours do not blend"
 
 

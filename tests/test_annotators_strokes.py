@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from controlnet.annotators import AnnotatorError
 from controlnet.annotators.canny import draw_canny
 from controlnet.annotators.doodle import find_strokes
 from controlnet.annotators.xdog import draw_xdog
@@ -35,6 +36,20 @@ def test_canny_is_opencvs_canny_on_the_grey_picture() -> None:
     control_map = np.array(draw_canny(Image.fromarray(photo)))
     assert expected.any()
     assert all(np.array_equal(control_map[..., channel], expected) for channel in range(3))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 30), (50, 100), (100, 255), (199.5, 200)])
+def test_cannys_thresholds_are_opencvs(low: float, high: float) -> None:
+    photo = data.astronaut()
+    drawn = np.array(draw_canny(Image.fromarray(photo), low_threshold=low, high_threshold=high))
+    assert np.array_equal(drawn[..., 0], cv2.Canny(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), low, high))
+    assert not np.array_equal(drawn, np.array(draw_canny(Image.fromarray(photo))))
+
+
+@pytest.mark.parametrize("thresholds", [(200, 100), (100, 100), (-1, 100), (10, 256), (250, 200)])
+def test_thresholds_that_make_no_sense_are_refused_in_one_sentence(thresholds: tuple[float, float]) -> None:
+    with pytest.raises(AnnotatorError, match=r"from 0 to 255, the low one below the high one \(left out, they are 100"):
+        draw_canny(Image.new("RGB", (64, 64)), *thresholds)
 
 
 def test_a_dark_disk_gives_a_stroke_along_its_outline_and_nothing_else() -> None:

@@ -10,7 +10,7 @@ from annotator_weights import make_part
 from PIL import Image
 from test_tinyworld_truth import small_dataset
 
-from controlnet.annotators import ANNOTATORS, tiny
+from controlnet.annotators import ANNOTATORS, AnnotatorError, tiny
 from controlnet.annotators.network import quiet_controlnet_aux
 from controlnet.annotators.tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
 from controlnet.loading import WeightsMismatch
@@ -67,6 +67,34 @@ def test_mlsd_thins_lines_and_drops_specks(size: tuple[int, int]) -> None:
     rows = np.flatnonzero(drawn[:, int(30 * scale)])
     assert abs(len(rows) - max(1, scale)) < 1 and abs(rows.mean() - 21 * scale) < 1.5
     assert not drawn[int(40 * scale) :].any(), "a speck is no line"
+
+
+def test_mlsds_thresholds_are_a_probability_and_a_length() -> None:
+    logits = torch.full((1, 1, SIZE, SIZE), -9.0)
+    logits[..., 10, 5:60] = 1.0  # a probability of 0.73
+    logits[..., 20, 5:60] = -1.0  # of 0.27
+    logits[..., 30, 5:20] = 9.0
+
+    def rows(**knobs: float) -> set[int]:
+        drawn = tiny.draw_mlsd(Sees(straight=logits), Image.new("RGB", (SIZE, SIZE)), **knobs)
+        return set(np.flatnonzero(np.array(drawn)[..., 0].any(1)))
+
+    assert rows() == {10, 30}
+    assert rows(mlsd_score_threshold=0.2) == {10, 20, 30}
+    assert rows(mlsd_score_threshold=0.8) == {30}
+    assert rows(mlsd_distance_threshold=20) == {10}
+    with pytest.raises(AnnotatorError, match="mlsd_score_threshold is 2: expected a number from 0 to 1"):
+        rows(mlsd_score_threshold=2)
+
+
+def test_the_network_sees_the_short_side_asked_for() -> None:
+    shapes = []
+    network = Sees()
+    network.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape[2:])))
+    for kind, drawing in tiny.DRAWINGS.items():
+        drawing(network, Image.new("RGB", (96, 64)))
+        drawing(network, Image.new("RGB", (96, 64)), short_side=256)
+        assert shapes[-2:] == [(128, 192), (256, 384)], kind
 
 
 def test_depth_is_white_where_it_is_near() -> None:
@@ -156,12 +184,16 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
         ANNOTATORS["tiny_hed"].load(lambda part: tmp_path / part, torch.device("cpu"))
 
 
+def network_of(loaded: Callable) -> torch.nn.Module:
+    return getattr(loaded, "find", loaded).args[0]
+
+
 @pytest.mark.parametrize("kind", list(tiny.DRAWINGS))
 def test_every_kind_draws_with_its_own_function(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.getbasetemp() / "bundle"
     loaded: Callable = ANNOTATORS[f"tiny_{kind}"].load(lambda part: make_part(part, root), torch.device("cpu"))
     picture = Image.effect_noise((96, 64), 80).convert("RGB")
-    assert np.array_equal(np.array(loaded(picture)), np.array(tiny.DRAWINGS[kind](loaded.args[0], picture)))
+    assert np.array_equal(np.array(loaded(picture)), np.array(tiny.DRAWINGS[kind](network_of(loaded), picture)))
 
 
 def test_all_kinds_share_one_network(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -170,4 +202,4 @@ def test_all_kinds_share_one_network(tmp_path_factory: pytest.TempPathFactory) -
         ANNOTATORS[f"tiny_{kind}"].load(lambda part: make_part(part, root), torch.device("cpu"))
         for kind in tiny.DRAWINGS
     ]
-    assert len({id(loaded.args[0]) for loaded in kinds}) == 1
+    assert len({id(network_of(loaded)) for loaded in kinds}) == 1

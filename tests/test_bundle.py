@@ -13,7 +13,7 @@ from small_models import parts, write_bundle
 
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
 from controlnet.loading import WeightsMismatch, load_pretrained
-from controlnet.manifest import Manifest
+from controlnet.manifest import WEIGHTS, Manifest
 from controlnet.weights import WeightsError
 
 
@@ -142,3 +142,15 @@ def test_an_unknown_bundle_is_refused_by_naming_the_known_ones(root: Path) -> No
 def test_manifest_of_the_small_bundle_is_the_tiny_ones_in_all_but_name(root: Path) -> None:
     tiny = Manifest.read(Path(__file__).resolve().parents[1] / "weights" / "tiny.toml")
     assert Manifest.read(root / "small.toml").paths == tiny.paths
+
+
+@pytest.mark.parametrize(("value", "kind"), [("1", "openpose_cmu"), ("0", "openpose")])
+def test_an_option_that_is_on_takes_its_annotators_place(
+    value: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(WEIGHTS / "sd15.toml", {"CONTROLNET_OPENPOSE_CMU": value})
+    bundle = Bundle(manifest, WEIGHTS, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(bundle, "_annotator", lambda name: name)
+    assert bundle.annotators()["openpose"] == kind
+    read = [str(file.relative_to(WEIGHTS / "sd15")) for file in bundle.files()]
+    assert read == list(manifest.needed_paths)

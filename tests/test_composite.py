@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionContro
 from PIL import Image
 from small_models import parts
 
-from controlnet.composite import CompositeControlNet
+from controlnet.composite import CONTROL_MODES, CompositeControlNet, level_sizes
 
 
 def hint(seed: int) -> Image.Image:
@@ -94,3 +94,62 @@ def test_it_holds_the_shared_nets_and_no_copies() -> None:
     net = parts()["canny"]
     ours = {parameter.data_ptr() for parameter in CompositeControlNet([net], guided=True).parameters()}
     assert ours == {parameter.data_ptr() for parameter in net.parameters()}
+
+
+def residuals(net, mode="balanced", region=None, guided=True, scale=1.0) -> list[torch.Tensor]:
+    """What the composite gives a UNet for one net, at one step; with guidance the unconditional half comes first."""
+    generator = torch.Generator().manual_seed(3)
+    batch = 2 if guided else 1
+    sample = torch.randn(1, net.config.in_channels, 10, 8, generator=generator).repeat(batch, 1, 1, 1)
+    words = torch.randn(batch, 5, net.config.cross_attention_dim, generator=generator)
+    hints = [torch.rand(1, 3, 80, 64, generator=generator).repeat(batch, 1, 1, 1)]
+    composite = CompositeControlNet([net], guided, CONTROL_MODES[mode], [region])
+    with torch.no_grad():
+        down, middle = composite(sample, torch.tensor(500), words, hints, [scale])
+    return [*down, middle]
+
+
+def test_the_modes_weigh_layers_and_halves_as_they_say() -> None:
+    """Prompt: layer i of N weighs 0.825^(N-1-i) on both halves; control: on one; unbalanced: 1 there."""
+    net = parts()["canny"]
+    full = residuals(net)
+    count = len(full)
+    fading = [0.825 ** (count - 1 - i) for i in range(count)]
+    for mode, weights, halves in (
+        ("prompt", fading, (1, 1)),
+        ("control", fading, (0, 1)),
+        ("unbalanced", [1.0] * count, (0, 1)),
+    ):
+        for got, whole, weight in zip(residuals(net, mode), full, weights, strict=True):
+            expected = whole * weight * torch.tensor(halves).view(2, 1, 1, 1)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    assert fading[0] < fading[-1] == 1.0 and full[0].abs().max() > 0.01
+
+
+def test_a_pooled_net_keeps_to_the_conditional_half_in_every_mode() -> None:
+    for mode in CONTROL_MODES:
+        assert all(not tensor[0].any() and tensor[1].any() for tensor in residuals(parts()["shuffle"], mode))
+
+
+def test_without_guidance_there_is_one_half_and_it_is_controlled() -> None:
+    for mode in CONTROL_MODES:
+        assert all(tensor.shape[0] == 1 and tensor.any() for tensor in residuals(parts()["canny"], mode, guided=False))
+
+
+@pytest.mark.parametrize("name", ["canny", "shuffle"])
+def test_a_region_lets_a_net_act_inside_it_only(name: str) -> None:
+    net, region = parts()[name], torch.zeros(1, 1, 80, 64)
+    region[..., :32] = 1
+    for got, whole in zip(residuals(net, region=region), residuals(net), strict=True):
+        width = got.shape[-1]
+        inside, outside = got[..., : width // 2], got[..., -(width // 2) :]
+        if width > 1:
+            torch.testing.assert_close(inside, whole.expand_as(got)[..., : width // 2])
+            assert not outside.any()
+    for got, whole in zip(residuals(net, region=region * 0 + 0.5), residuals(net), strict=True):
+        torch.testing.assert_close(got, 0.5 * whole.expand_as(got))
+
+
+def test_the_sizes_of_the_layers_are_those_of_a_nets_own_residuals() -> None:
+    net = parts()["canny"]
+    assert level_sizes(net, (10, 8)) == [tuple(tensor.shape[-2:]) for tensor in residuals(net)]

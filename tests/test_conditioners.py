@@ -2,7 +2,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnet.conditioners import BY_NAME, CONDITIONERS, ConditionerError, draw_control_map
+from controlnet.annotators import ANNOTATORS, AnnotatorKind, LoadedAnnotator
+from controlnet.annotators.canny import draw_canny
+from controlnet.conditioners import (
+    BY_NAME,
+    CONDITIONERS,
+    ConditionerError,
+    KnobError,
+    check_knobs,
+    detect_size,
+    draw_control_map,
+)
+from controlnet.map_cache import MapCache
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 
@@ -59,3 +70,136 @@ def test_a_picture_that_is_its_own_map_may_be_dark_on_white() -> None:
 
 def test_names_are_unique() -> None:
     assert len(BY_NAME) == len(CONDITIONERS)
+
+
+CANNY = {"canny": LoadedAnnotator(ANNOTATORS["canny"], draw_canny), "hed": never}
+
+
+class Recorder:
+    """An annotator with a private resolution that notes what it is shown and told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[int, int], dict]] = []
+
+    def __call__(self, picture: Image.Image, **knobs) -> Image.Image:
+        self.calls.append((picture.size, knobs))
+        return picture.convert("RGB")
+
+
+def loaded(recorder: Recorder, *knobs: str) -> LoadedAnnotator:
+    kind = AnnotatorKind("recorder", "", (), lambda folder_of, device: recorder, knobs)
+    return LoadedAnnotator(kind, recorder)
+
+
+def test_knobs_reach_the_annotator_and_none_means_its_own_default() -> None:
+    def drawn(**knobs) -> bytes:
+        return draw_control_map("canny", PICTURE, (60, 40), True, CANNY, knobs).tobytes()
+
+    assert drawn(low_threshold=None, high_threshold=None) == draw_canny(PICTURE).tobytes()
+    assert drawn(low_threshold=150, high_threshold=None) == draw_canny(PICTURE, 150).tobytes() != drawn()
+    assert drawn(high_threshold=240) == draw_canny(PICTURE, high_threshold=240).tobytes() != drawn()
+
+
+def test_a_knob_that_the_conditioner_does_not_take_is_refused_with_those_that_do() -> None:
+    with pytest.raises(KnobError, match="hed takes no low_threshold: leave it out, or choose canny"):
+        draw_control_map("hed", PICTURE, (64, 64), True, CANNY, {"low_threshold": 0})
+    with pytest.raises(KnobError, match="takes no pose_parts, and no other conditioner of this bundle does"):
+        check_knobs("canny", {"pose_parts": "body"}, CANNY)
+    check_knobs("hed", {"low_threshold": None, "pose_parts": None}, CANNY)
+    check_knobs("hed", {"detect_resolution": 512}, CANNY)
+
+
+@pytest.mark.parametrize(("knobs", "resolution"), [({"low_threshold": 50}, None), ({}, 512)])
+def test_without_preprocessing_there_is_nothing_to_set(knobs: dict, resolution: int | None) -> None:
+    with pytest.raises(KnobError, match=r"(low_threshold|detect_resolution) says how .* turn preprocess on"):
+        draw_control_map("canny", PICTURE, (64, 64), False, CANNY, knobs, resolution)
+    draw_control_map("canny", PICTURE, (64, 64), False, CANNY, {"low_threshold": None}, None)
+
+
+def test_an_annotator_sees_detect_resolution_inside_and_out() -> None:
+    recorder = Recorder()
+    for annotator, told in ((loaded(recorder, "short_side"), {"short_side": 128}), (recorder, {})):
+        drawn = draw_control_map("depth", PICTURE, (96, 64), True, {"depth": annotator}, {}, 128)
+        assert drawn.size == (96, 64)
+        assert recorder.calls.pop() == ((192, 128), told)
+    draw_control_map("depth", PICTURE, (96, 64), True, {"depth": loaded(recorder, "short_side")})
+    assert recorder.calls == [((96, 64), {})], "left out, the network chooses"
+
+
+def test_what_was_drawn_larger_or_smaller_comes_to_the_canvas_as_lines() -> None:
+    paper = Image.new("RGB", (256, 256), "white")
+    paper.paste("black", (60, 60, 200, 200))
+    for resolution in (64, 512, 2048):
+        drawn = draw_control_map("canny", paper, (256, 256), True, CANNY, {}, resolution)
+        assert {colour for _, colour in drawn.getcolors()} == {(0, 0, 0), (255, 255, 255)}
+        assert 500 < np.count_nonzero(np.array(drawn)[..., 0]) < 620
+
+
+def test_detect_size_keeps_the_aspect_ratio_and_bounds_the_whole() -> None:
+    assert detect_size((512, 768), None) == (512, 768)
+    assert detect_size((512, 768), 1024) == (1024, 1536)
+    assert detect_size((768, 512), 100) == (150, 100)
+    for wrong in (0, 63, 2049):
+        with pytest.raises(KnobError, match="from 64 to 2048"):
+            detect_size((512, 768), wrong)
+    for canvas in ((512, 768), (520, 1352), (2048, 512)):
+        with pytest.raises(KnobError, match=r"lower it to \d+\.$") as caught:
+            detect_size(canvas, 2048)
+        allowed = int(str(caught.value).rstrip(".").rsplit(" ", 1)[1])
+        detect_size(canvas, allowed)
+        with pytest.raises(KnobError):
+            detect_size(canvas, allowed + 1)
+
+
+def test_a_ready_made_map_is_inverted_before_thin_lines_are_looked_for() -> None:
+    paper = Image.new("RGB", (256, 256), "white")
+    paper.paste("black", (100, 20, 101, 230))
+    drawn = np.array(draw_control_map("canny", paper, (64, 64), False, {"canny": never}))
+    assert np.count_nonzero(drawn[..., 0]) in (53, 54) and drawn[30, 25].tolist() == [255, 255, 255]
+
+
+KEY = {
+    "name": "depth", "picture": PICTURE, "size": (96, 64), "preprocess": True, "knobs": {"strength": 1},
+    "detect_resolution": 64,
+}  # fmt: skip
+CHANGES = {
+    "name": "normal", "picture": PICTURE.point(lambda value: value ^ 64), "size": (192, 128), "preprocess": False,
+    "knobs": {"strength": 2}, "detect_resolution": 80,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", KEY)
+def test_every_part_of_the_question_tells_two_maps_apart(part: str) -> None:
+    recorder, cache = Recorder(), MapCache()
+    annotator = loaded(recorder, "strength", "short_side")
+    ask = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)
+    if part == "preprocess":  # which takes no settings when off; nothing else may tell the two apart
+        ask |= {"size": PICTURE.size, "knobs": {}, "detect_resolution": None}
+    first = draw_control_map(**ask)
+    assert draw_control_map(**ask).tobytes() == first.tobytes()
+    assert (cache.misses, cache.hits, len(recorder.calls)) == (1, 1, 1)
+    draw_control_map(**dict(ask, **{part: CHANGES[part]}))
+    assert (cache.misses, cache.hits) == (2, 1)
+
+
+def test_a_map_from_the_cache_is_the_map_and_writing_to_it_changes_nothing() -> None:
+    for preprocess in (True, False):
+        cache = MapCache()
+        ask = ("canny", PICTURE, (96, 64), preprocess, CANNY)
+        plain = draw_control_map(*ask).tobytes()
+        for _ in range(3):
+            control_map = draw_control_map(*ask, cache=cache)
+            assert control_map.tobytes() == plain
+            control_map.paste("red", (0, 0, 96, 64))
+        assert (cache.misses, cache.hits) == (1, 2)
+
+
+def test_one_pixel_or_the_pixels_shape_makes_another_picture() -> None:
+    cache = MapCache()
+    changed = PICTURE.copy()
+    changed.putpixel((59, 39), (1, 2, 3))
+    for picture in (PICTURE, changed):
+        draw_control_map("canny", picture, (60, 40), True, CANNY, cache=cache)
+    for picture in (PICTURE, Image.frombytes("RGB", (40, 60), PICTURE.tobytes())):
+        draw_control_map("tile", picture, (64, 64), False, {"tile": never}, cache=cache)
+    assert (cache.misses, cache.hits) == (4, 0)

@@ -128,7 +128,7 @@ def test_a_window_that_covers_no_step_is_refused(generator: Generator) -> None:
 
 def test_one_base_whatever_the_number_of_conditioners(generator: Generator) -> None:
     """Switching conditioner loads nothing: the pipeline of each is built around the very same modules."""
-    pipelines = [generator._pipeline(request(control={"conditioner": name}), True) for name in ("canny", "scribble")]
+    pipelines = [generator._pipeline(request(control={"conditioner": name})) for name in ("canny", "scribble")]
     for part in ("unet", "vae", "text_encoder"):
         assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]
     assert pipelines[0].controlnet.nets[0].net is generator.controlnets["canny"]

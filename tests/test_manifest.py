@@ -141,11 +141,66 @@ def test_the_projects_manifests_have_all_that_their_annotators_need(name: str) -
     manifest = Manifest.read(WEIGHTS / f"{name}.toml")
     parts = {part.name for part in manifest.parts}
     assert manifest.conditioners
-    for conditioner, entry in manifest.conditioners.items():
-        assert entry.annotator in ANNOTATORS, conditioner
-        assert set(ANNOTATORS[entry.annotator].parts) <= parts, conditioner
-    needed = {part for entry in manifest.conditioners.values() for part in ANNOTATORS[entry.annotator].parts}
+    kinds = {kind for entry in manifest.conditioners.values() for kind in (entry.annotator, entry.option) if kind}
+    needed = {part for kind in kinds for part in ANNOTATORS[kind].parts}
     assert needed == {part for part in parts if part.startswith("annotator/")}, "a part that no annotator needs"
+    for part in manifest.parts:  # what is needed without options must be there without them
+        kinds = {entry.annotator for entry in manifest.conditioners.values()}
+        always = part.name in {name for kind in kinds for name in ANNOTATORS[kind].parts}
+        assert not (always and part.option), part.name
+        assert not part.option or part.name in ANNOTATORS[part.option].parts
+
+
+OPTIONAL = (
+    MINIMAL.replace('annotator = "canny"', 'annotator = "canny"\noption = "sharp_edges"')
+    + """
+[[parts]]
+name = "annotator/sharp_edges"
+option = "sharp_edges"
+repo = "someone/edges"
+revision = "main"
+files = ["edges.pth"]
+licence = "non-commercial"
+purpose = "Sharper edges"
+"""
+)
+
+
+def test_an_option_is_off_unless_its_variable_is_1(read: Callable, tmp_path: Path) -> None:
+    read(OPTIONAL)
+    path = tmp_path / "small.toml"
+    file = "annotator/sharp_edges/edges.pth"
+    for value in (None, "", "0", "true"):
+        off = Manifest.read(path, {} if value is None else {"CONTROLNET_SHARP_EDGES": value})
+        assert off.annotator("canny") == "canny" and file in off.paths and file not in off.needed_paths
+    on = Manifest.read(path, {"CONTROLNET_SHARP_EDGES": "1"})
+    assert on.annotator("canny") == "sharp_edges" and on.needed_paths == on.paths == off.paths
+    assert [part.name for part in on.parts if part not in off.needed_parts] == ["annotator/sharp_edges"]
+
+
+def test_an_option_comes_from_the_process_s_environment_unless_another_is_given(
+    read: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTROLNET_SHARP_EDGES", "1")
+    assert read(OPTIONAL).options == {"sharp_edges"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('\noption = "sharp_edges"\nrepo', '\noption = "blunt"\nrepo', "parts[3].option: no conditioner has"),
+        ('\noption = "sharp_edges"\nrepo', "\noption = true\nrepo", "parts[3].option: expected a string"),
+        ('\noption = "sharp_edges"\n\n', '\noption = "Sharp Edges"\n\n', "conditioners.canny.option: expected a name"),
+        ('files = ["model.safetensors"]', 'files = ["a"]\noption = "sharp_edges"', "safety_checker: expected a part's"),
+    ],
+)
+def test_a_misspelt_option_and_one_that_a_needed_part_belongs_to_are_errors(
+    read: Callable, old: str, new: str, message: str
+) -> None:
+    assert old in OPTIONAL
+    with pytest.raises(ManifestError) as caught:
+        read(OPTIONAL.replace(old, new))
+    assert message in str(caught.value)
 
 
 def test_sd15_has_every_conditioner() -> None:

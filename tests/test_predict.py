@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 import predict
+from controlnet.composite import CONTROL_MODES
 from controlnet.conditioners import CONDITIONERS
+from controlnet.geometry import RESIZE_MODES
 from controlnet.manifest import Manifest
 from controlnet.output import FORMATS
+from controlnet.pose import POSE_PARTS
 from controlnet.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +25,9 @@ def test_every_choice_is_known_to_what_it_dispatches_to() -> None:
     assert [conditioner.name for conditioner in CONDITIONERS] == predict.CONDITIONERS
     assert list(SCHEDULERS) == predict.SCHEDULERS
     assert list(FORMATS) == predict.FORMATS
+    assert list(CONTROL_MODES) == predict.CONTROL_MODES
+    assert list(RESIZE_MODES) == predict.RESIZE_MODES
+    assert list(POSE_PARTS) == predict.POSE_PARTS
 
 
 def test_the_full_bundle_has_every_conditioner() -> None:
@@ -38,14 +44,20 @@ def _required(parameter: inspect.Parameter) -> bool:
 
 
 def test_the_important_inputs_come_first_and_names_are_final() -> None:
+    of_a_control = ("conditioner", "image", "preprocess", "conditioning_scale", "control_start", "control_end")
+    others = [f"{name}_{number}" for number in (2, 3) for name in (*of_a_control, "control_mask")]
+    knobs = ("low_threshold", "high_threshold", "mlsd_score_threshold", "mlsd_distance_threshold", "pose_parts")
     assert list(PARAMETERS) == [
         "prompt", "image", "conditioner", "negative_prompt", "preprocess", "map_only", "conditioning_scale",
-        "control_start", "control_end", "num_outputs", "resolution", "num_inference_steps", "guidance_scale",
-        "scheduler", "seed", "return_control_map", "output_format", "output_quality", "disable_safety_checker",
+        "control_start", "control_end", "detect_resolution", *knobs, "pose_json", "control_mode", "control_mask",
+        *others, "init_image", "prompt_strength", "mask", "outpaint_left", "outpaint_right", "outpaint_top",
+        "outpaint_bottom", "num_outputs", "resolution", "width", "height", "resize_mode", "num_inference_steps",
+        "guidance_scale", "clip_skip", "scheduler", "seed", "return_control_map", "return_pose_json", "output_format",
+        "output_quality", "disable_safety_checker",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["resolution", "num_inference_steps", "guidance_scale", "scheduler"])
+@pytest.mark.parametrize("name", ["resolution", "num_inference_steps", "guidance_scale", "scheduler", "control_mode"])
 @pytest.mark.parametrize("bundle", ["sd15", "tiny"])
 def test_what_depends_on_the_bundle_says_its_default(name: str, bundle: str) -> None:
     effective = getattr(Manifest.read(ROOT / f"weights/{bundle}.toml").defaults, name)

@@ -14,10 +14,10 @@ from small_models import parts
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.loading import load_pretrained
-from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.manifest import WEIGHTS, Manifest, Part
 
 ROOT = Path(__file__).resolve().parents[1]
-SD15 = Manifest.read(WEIGHTS / "sd15.toml")
+SD15 = Manifest.read(WEIGHTS / "sd15.toml", {})
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,26 @@ def test_full_size_has_as_many_parameters_as_the_published_model(part: str, mill
 
 def test_it_writes_the_files_of_the_manifest_and_no_others(root: Path) -> None:
     written = {str(path.relative_to(root / "sd15")) for path in (root / "sd15").rglob("*") if path.is_file()}
-    assert written == set(SD15.paths)
+    assert written == set(SD15.needed_paths) < set(SD15.paths)
     assert (root / "sd15.toml").read_bytes() == (WEIGHTS / "sd15.toml").read_bytes()
 
 
+def test_an_options_files_are_written_where_it_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROLNET_OPENPOSE_CMU", "1")
+
+    def write_empty(part: Part, root: Path, *rest: object) -> None:
+        for path in part.paths:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).touch()
+
+    monkeypatch.setattr("random_bundle.write_part", write_empty)
+    write_bundle("sd15", tmp_path, small=True)
+    written = {str(path.relative_to(tmp_path / "sd15")) for path in (tmp_path / "sd15").rglob("*") if path.is_file()}
+    assert written == set(SD15.paths) and "annotator/openpose_cmu/facenet.pth" in written - set(SD15.needed_paths)
+
+
 def test_weights_are_in_half_precision_where_the_files_name_says_so(root: Path) -> None:
-    for path in SD15.paths:
+    for path in SD15.needed_paths:
         if path.endswith(".safetensors"):
             kinds = {tensor.dtype for tensor in load_file(root / "sd15" / path).values() if tensor.is_floating_point()}
             assert kinds == ({torch.float16} if ".fp16." in path else {torch.float32}), path
@@ -55,7 +69,7 @@ def test_the_same_seed_gives_the_same_bytes_and_no_two_parts_are_alike(root: Pat
         write_bundle("tiny", folder, small=True)
     for path in Manifest.read(WEIGHTS / "tiny.toml").paths:
         assert (tmp_path / "once/tiny" / path).read_bytes() == (tmp_path / "twice/tiny" / path).read_bytes(), path
-    nets = [path for path in SD15.paths if path.startswith("controlnet/") and not path.endswith(".json")]
+    nets = [path for path in SD15.needed_paths if path.startswith("controlnet/") and not path.endswith(".json")]
     assert len({(root / "sd15" / path).read_bytes() for path in nets}) == len(nets) > 1
 
 

@@ -41,9 +41,10 @@ def test_every_conditioner_draws_its_map_and_shapes_the_picture(predictor, tmp_p
     Image.fromarray(data.astronaut()).resize((128, 128)).save(photo)
     inputs = {"prompt": "a red ball", "image": cog.Path(photo), "conditioner": conditioner, "resolution": 64, "seed": 0}
     inputs |= {"num_inference_steps": 2, "output_format": "png", "return_control_map": True}
+    inputs |= {"outpaint_right": 16} if conditioner == "inpaint" else {}
     control_map, picture = (np.asarray(Image.open(file)) for file in predictor.predict(**inputs))
     uncontrolled = np.asarray(Image.open(predictor.predict(**inputs, conditioning_scale=0)[1]))
-    assert control_map.shape == picture.shape == (64, 64, 3)
+    assert control_map.shape == picture.shape == (64, 80 if conditioner == "inpaint" else 64, 3)
     assert not np.array_equal(picture, uncontrolled)
 
 

@@ -113,3 +113,40 @@ def test_a_truncated_embedded_file_is_reported_with_the_command_that_restores_it
     os.truncate(file, size - 10)
     with pytest.raises(WeightsError, match=f"(?s)too short, expected {size} bytes, got {size - 10}.*git checkout"):
         check(Manifest.read(tmp_path / "tiny.toml"), tmp_path)
+
+
+def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
+    """The small bundle whose annotator/hed belongs to an option, which is on or off."""
+    text = MANIFEST.replace("[conditioners]", '[conditioners]\nscribble = { annotator = "xdog", option = "fine_hed" }')
+    text = text.replace('name = "annotator/hed"', 'name = "annotator/hed"\noption = "fine_hed"')
+    net = (
+        '\n[[parts]]\nname = "controlnet/scribble"\nrepo = "someone/net"\nrevision = "main"\nfiles = ["config.json"]\n'
+    )
+    (root / "small.toml").write_text(text + net + 'licence = "MIT"\npurpose = "Scribbles"\n')
+    if ("someone/net", "main") not in hub.revisions:
+        hub.publish("someone/net", {"config.json": CONFIG})
+    return Manifest.read(root / "small.toml", {"CONTROLNET_FINE_HED": "1" if on else "0"})
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["without a lock", "locked"])
+def test_an_options_files_are_absent_unless_it_is_on(hub: Hub, root: Path, locked: bool) -> None:
+    file = root / "small/annotator/hed/hed.pth"
+    off, on = with_option(root, hub, False), with_option(root, hub, True)
+    if locked:
+        lock(off, root, progress=False)
+    fetch(off, root)
+    check(off, root)
+    verify(off, root)
+    assert not file.exists()
+    assert Lock.read(root / "small.lock").file("annotator/hed/hed.pth").size == len(HED), "the lock holds all options"
+    for action in (check, verify):
+        with pytest.raises(WeightsError, match=r"hed\.pth: missing[^$]*CONTROLNET_FINE_HED=1 script/download-weights"):
+            action(on, root)
+    fetch(on, root)
+    check(on, root)
+    verify(on, root)
+    assert file.read_bytes() == HED
+    file.write_bytes(b"wrong")
+    check(off, root)
+    with pytest.raises(WeightsError, match="too short"):
+        check(on, root)

@@ -110,20 +110,34 @@ def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None) -> 
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/evaluate", description=__doc__.partition("\n")[0])
+def arguments_of(program: str, about: str) -> argparse.ArgumentParser:
+    """What both evaluations take."""
+    parser = argparse.ArgumentParser(prog=program, description=about)
     parser.add_argument("--bundle", default="tiny", help="the bundle to measure")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the bundle's manifest and files")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="folder of the network that scores")
-    parser.add_argument("--scenes", type=int, default=64, help="held-out scenes per conditioner, at least 2")
-    parser.add_argument("--conditioner", action="append", default=[], choices=list(READINGS), help="only this one")
+    parser.add_argument("--scenes", type=int, default=64, help="held-out scenes per measurement, at least 2")
     parser.add_argument("--maps", choices=["drawn", "truth"], default="drawn", help="drawn by the bundle's annotators")
     parser.add_argument("--output", type=Path, default=Path("output/evaluation"), help="folder for figures and sheets")
-    arguments = parser.parse_args()
+    return parser
+
+
+def open_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[Painter, Judge, Path]:
+    """The bundle under test, the network that scores, and the folder for what is found."""
     if arguments.scenes < 2:
         parser.error(f"--scenes: expected at least 2, since the floor needs another scene, got {arguments.scenes}")
     painter = Painter(arguments.bundle, arguments.maps, arguments.weights)
     judge = Judge(load_pretrained(TinyVisionModel, arguments.evaluator, torch.device("cpu")))
+    folder = arguments.output / arguments.bundle
+    folder.mkdir(parents=True, exist_ok=True)
+    return painter, judge, folder
+
+
+def main() -> None:
+    parser = arguments_of("script/evaluate", __doc__.partition("\n")[0])
+    parser.add_argument("--conditioner", action="append", default=[], choices=list(READINGS), help="only this one")
+    arguments = parser.parse_args()
+    painter, judge, folder = open_all(parser, arguments)
     names = [name for name in arguments.conditioner or READINGS if name in painter.annotators]
     qualities: dict[str, Quality] = {}
     for name in names:
@@ -131,8 +145,6 @@ def main() -> None:
         qualities[name] = measure(name, painter, judge, arguments.scenes)
         print(f"{name}: {qualities[name]} in {time.monotonic() - started:.0f} s", flush=True)
     colours = measure_colours(painter, arguments.scenes) if "canny" in names else None
-    folder = arguments.output / arguments.bundle
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.toml").write_text(as_toml(qualities, colours), encoding="utf-8")
     sheets.scenes(painter, names).save(folder / "scenes.png")
     sheets.photographs(painter, names).save(folder / "photographs.png")

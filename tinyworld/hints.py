@@ -15,7 +15,7 @@ from PIL import Image
 from controlnet.annotators import tiny
 from controlnet.annotators.hed import safe_levels
 from controlnet.annotators.lineart_standard import draw_lineart_standard
-from controlnet.annotators.openpose import draw_skeletons
+from controlnet.annotators.skeletons import draw_skeletons
 from controlnet.annotators.tile import draw_tile
 from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.annotators.upernet import segmentation_map

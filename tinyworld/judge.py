@@ -129,6 +129,7 @@ READINGS: dict[str, Reading] = {
     "seg": Reading(
         "mIoU", _numbers, lambda look: look.numbers[look.seen.classes[0].argmax(0).cpu().numpy()], _score(mean_iou)
     ),
+    "openpose": Reading("PCK at 0.2", lambda _, people: people, lambda look: find_people(look.seen), _score(pck)),
     "lineart": Reading(
         "F1 of lines, 2 px",
         lambda control_map, _: skeletonize(control_map.max(axis=2) > FAINT_LINE),
@@ -141,7 +142,6 @@ READINGS: dict[str, Reading] = {
         lambda look: _coarse(look.pixels),
         _colour_error,
     ),
-    "openpose": Reading("PCK at 0.2", lambda _, people: people, lambda look: find_people(look.seen), _score(pck)),
 }
 
 

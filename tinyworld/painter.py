@@ -9,8 +9,9 @@ from PIL import Image
 from controlnet.bundle import open_bundle
 from controlnet.choice import BUNDLE
 from controlnet.conditioners import draw_control_map
-from controlnet.generation import Control, Generator, Request
+from controlnet.generation import Generator
 from controlnet.manifest import WEIGHTS
+from controlnet.request import Control, Request
 from tinyworld.cases import Case
 from tinyworld.hints import HINTS, draw_from_truth
 
@@ -34,15 +35,19 @@ class Painter:
         return draw_control_map(conditioner, ready, self.size, False, self.annotators)
 
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
+        return self.paint_with((Control(conditioner, control_map),), prompt, seed)
+
+    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int) -> Image.Image:
         defaults = self.bundle.manifest.defaults
         request = Request(
             prompt=prompt,
             negative_prompt="",
-            controls=(Control(conditioner, control_map),),
+            controls=controls,
             num_outputs=1,
             num_inference_steps=defaults.num_inference_steps,
             guidance_scale=defaults.guidance_scale,
             scheduler=defaults.scheduler,
+            control_mode=defaults.control_mode,
             seed=seed,
         )
         with redirect_stderr(io.StringIO()):  # no bar for each of hundreds of pictures

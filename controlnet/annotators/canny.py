@@ -4,11 +4,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from . import Annotator
+from . import Annotator, AnnotatorError
 
 LOW_THRESHOLD = 100
 HIGH_THRESHOLD = 200
 """Gradient strengths. ControlNet was trained on random thresholds; this pair is its authors' default."""
+STRONGEST = 255
+"""OpenCV's gradients reach further, but this is the range that users know."""
 
 
 def load(device: object) -> Annotator:
@@ -16,7 +18,19 @@ def load(device: object) -> Annotator:
     return draw_canny
 
 
-def draw_canny(image: Image.Image) -> Image.Image:
-    """RGB picture -> its edges, 255 on 0, one pixel wide: OpenCV's Canny on the grey picture, at its own size."""
+def draw_canny(
+    image: Image.Image, low_threshold: float = LOW_THRESHOLD, high_threshold: float = HIGH_THRESHOLD
+) -> Image.Image:
+    """RGB picture -> its edges, 255 on 0, one pixel wide: OpenCV's Canny on the grey picture, at its own size.
+
+    An edge starts where the gradient is above high_threshold and goes on while it is above low_threshold. Raises
+    AnnotatorError unless 0 <= low_threshold < high_threshold <= 255.
+    """
+    if not 0 <= low_threshold < high_threshold <= STRONGEST:
+        raise AnnotatorError(
+            f"canny cannot work with low_threshold {low_threshold:g} and high_threshold {high_threshold:g}: expected "
+            f"numbers from 0 to {STRONGEST}, the low one below the high one (left out, they are {LOW_THRESHOLD} and "
+            f"{HIGH_THRESHOLD})."
+        )
     grey = cv2.cvtColor(np.array(image.convert("RGB")), cv2.COLOR_RGB2GRAY)
-    return Image.fromarray(cv2.Canny(grey, LOW_THRESHOLD, HIGH_THRESHOLD)).convert("RGB")
+    return Image.fromarray(cv2.Canny(grey, low_threshold, high_threshold)).convert("RGB")

@@ -11,7 +11,7 @@ from PIL import Image
 from controlnet.loading import WeightsMismatch, load_pretrained
 
 from . import Annotator
-from .network import device_of, load_processor, restore_soft
+from .network import device_of, load_processor, private_size, restore_soft
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
@@ -25,9 +25,14 @@ def load(folder: Path, device: torch.device) -> Annotator:
     return partial(draw_depth, model, load_processor(folder))
 
 
-def draw_depth(model: Any, processor: Any, image: Image.Image) -> Image.Image:
-    """RGB picture -> its depth in grey. The model's own processor chooses the private resolution."""
-    inputs = processor(images=image.convert("RGB"), return_tensors="pt").to(device_of(model))
+def draw_depth(model: Any, processor: Any, image: Image.Image, short_side: int | None = None) -> Image.Image:
+    """RGB picture -> its depth in grey. short_side is the model's private resolution, in pixels, up to rounding to its
+    patches; None: as its own processor chooses."""
+    given = {}
+    if short_side is not None:
+        width, height = private_size(image.size, short_side, processor.ensure_multiple_of)
+        given = {"size": {"height": height, "width": width}, "keep_aspect_ratio": False}
+    inputs = processor(images=image.convert("RGB"), return_tensors="pt", **given).to(device_of(model))
     with torch.inference_mode():
         predicted = model(**inputs).predicted_depth
     return depth_map(predicted[0].float().cpu().numpy(), image.size)

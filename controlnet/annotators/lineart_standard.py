@@ -16,7 +16,7 @@ FAINTEST = 8
 LEAST_DARKNESS = 16
 """Of 255: the lines of a picture that has only fainter ones stay fainter than half."""
 SHORT_SIDE = 512
-"""Pixels. Larger pictures are looked at in this size, smaller ones as they are."""
+"""Pixels."""
 
 
 def load(device: object) -> Annotator:
@@ -24,13 +24,14 @@ def load(device: object) -> Annotator:
     return draw_lineart_standard
 
 
-def draw_lineart_standard(image: Image.Image) -> Image.Image:
+def draw_lineart_standard(image: Image.Image, short_side: int = SHORT_SIDE) -> Image.Image:
     """RGB picture -> its dark lines and the dark sides of its edges, white on black with soft rims.
 
+    Pictures with a larger short side than short_side, in pixels, are looked at in that size, smaller ones as they are.
     Where the picture's short side is 512, the map is that of controlnet_aux's LineartStandardDetector, which divides by
     the mean of nothing where there are no lines at all.
     """
-    pixels = private_pixels(image, min(SHORT_SIDE, *image.size), 1).astype(np.float32)
+    pixels = private_pixels(image, min(short_side, *image.size), 1).astype(np.float32)
     surroundings = cv2.GaussianBlur(pixels, (0, 0), SIGMA * min(pixels.shape[:2]))
     darker = (surroundings - pixels).min(axis=2).clip(0, 255)  # darker in every channel, not of another colour
     lines = darker[darker > FAINTEST]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from controlnet.loading import load_network
 
-from . import Annotator
+from . import Annotator, AnnotatorError
 from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux
 
 with quiet_controlnet_aux():
@@ -24,6 +24,8 @@ SCORE_THRESHOLD = 0.1
 DISTANCE_THRESHOLD = 0.1
 """ControlNet's defaults for its lines: the least score of a line's centre, and the least length in output pixels."""
 MOST_LINES = 200
+LONGEST_LEAST = 20
+"""Pixels of the network's output: ControlNet's own interface asks for no longer lines than this."""
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
@@ -31,19 +33,35 @@ def load(folder: Path, device: torch.device) -> Annotator:
     return partial(draw_mlsd, load_network(MobileV2_MLSD_Large, folder / FILE, device))
 
 
-def draw_mlsd(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
+def draw_mlsd(
+    network: torch.nn.Module,
+    image: Image.Image,
+    short_side: int = TRAINED_SHORT_SIDE,
+    mlsd_score_threshold: float = SCORE_THRESHOLD,
+    mlsd_distance_threshold: float = DISTANCE_THRESHOLD,
+) -> Image.Image:
     """RGB picture -> its straight lines, 255 on 0. short_side is the network's private resolution, in pixels.
 
+    mlsd_score_threshold is the least score of a line, 0 to 1, and mlsd_distance_threshold its least length, 0 to 20
+    pixels of the network's output, which is half as large as its input. Raises AnnotatorError beyond them.
     controlnet_aux's MLSDdetector swallows every exception and returns a black map then, so it is not used.
     """
+    check_thresholds(mlsd_score_threshold, mlsd_distance_threshold)
     pixels = private_pixels(image, short_side, STRIDE)
     height, width = pixels.shape[:2]
     # The network has a fourth channel, which is all ones.
     batch = as_batch(np.dstack([pixels, np.ones((height, width), np.uint8)]), device_of(network)) / 127.5 - 1
     with torch.inference_mode():
-        segments = line_segments(network(batch))
+        segments = line_segments(network(batch), mlsd_score_threshold, mlsd_distance_threshold)
     segments *= np.array([image.width / width, image.height / height] * 2, np.float32)
     return draw_segments(segments, image.size)
+
+
+def check_thresholds(score: float, distance: float) -> None:
+    """Raise AnnotatorError unless the thresholds are within 0 to 1 and 0 to LONGEST_LEAST."""
+    for name, value, most in (("score", score, 1), ("distance", distance, LONGEST_LEAST)):
+        if not 0 <= value <= most:
+            raise AnnotatorError(f"mlsd_{name}_threshold is {value:g}: expected a number from 0 to {most}.")
 
 
 def line_segments(

@@ -6,7 +6,6 @@ Real-time Object Detection", CVPR 2024) and posed by ViTPose (Y. Xu et al., "ViT
 Baselines for Human Pose Estimation", NeurIPS 2022), both Apache-2.0; only the drawing is OpenPose's.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ import torch
 from PIL import Image
 
 from controlnet.loading import WeightsMismatch, load_pretrained
+from controlnet.pose import Joint, Pose
 
-from . import Annotator
-from .network import TRAINED_SHORT_SIDE, device_of, load_processor, private_size, quiet_controlnet_aux, restore_exact
-
-with quiet_controlnet_aux():
-    from controlnet_aux.open_pose.body import Keypoint
-    from controlnet_aux.open_pose.util import draw_bodypose
+from .network import device_of, load_processor
+from .skeletons import PoseAnnotator
 
 PERSON = "person"
 """The detector's name of the class."""
@@ -40,7 +36,7 @@ NECK = COCO_OF_OPENPOSE.index(None)
 COCO_SHOULDERS = (5, 6)
 
 
-def load(detector_folder: Path, pose_folder: Path, device: torch.device) -> Annotator:
+def load(detector_folder: Path, pose_folder: Path, device: torch.device) -> PoseAnnotator:
     """Raises WeightsMismatch where the tensors are not the models', or where the detector knows no people."""
     from transformers import RTDetrForObjectDetection, VitPoseForPoseEstimation
 
@@ -48,19 +44,20 @@ def load(detector_folder: Path, pose_folder: Path, device: torch.device) -> Anno
     pose_model = load_pretrained(VitPoseForPoseEstimation, pose_folder, device)
     if PERSON not in detector.config.id2label.values():
         raise WeightsMismatch(f'annotator/person_detector has no class "{PERSON}": take a detector trained on COCO.')
-    return partial(draw_openpose, detector, load_processor(detector_folder), pose_model, load_processor(pose_folder))
+    processors = load_processor(detector_folder), load_processor(pose_folder)
+    return PoseAnnotator(partial(find_poses, detector, processors[0], pose_model, processors[1]))
 
 
-def draw_openpose(
+def find_poses(
     detector: Any, detector_processor: Any, pose_model: Any, pose_processor: Any, image: Image.Image
-) -> Image.Image:
-    """RGB picture -> the skeletons of the people in it, on black. The models' processors choose their resolutions."""
+) -> list[Pose]:
+    """RGB picture -> the bodies of the people in it, in its pixels. The models' processors choose their resolutions."""
     picture = image.convert("RGB")
     boxes = find_people(detector, detector_processor, picture)
     if not len(boxes):
-        return Image.new("RGB", image.size)
+        return []
     joints, scores = find_joints(pose_model, pose_processor, picture, boxes)
-    return draw_skeletons([openpose_joints(*person) for person in zip(joints, scores, strict=True)], image.size)
+    return [Pose(tuple(openpose_joints(*person))) for person in zip(joints, scores, strict=True)]
 
 
 def find_people(detector: Any, processor: Any, image: Image.Image) -> np.ndarray:
@@ -89,7 +86,7 @@ def find_joints(
     return joints, np.stack([person["scores"].numpy() for person in people])
 
 
-def openpose_joints(joints: np.ndarray, scores: np.ndarray) -> list[tuple[float, float] | None]:
+def openpose_joints(joints: np.ndarray, scores: np.ndarray) -> list[Joint]:
     """One person's COCO joints [17, 2] and scores [17] -> OpenPose's 18 joints as (x, y), None where unsure.
 
     The neck is the point halfway between the shoulders, and unsure where either shoulder is.
@@ -103,18 +100,3 @@ def openpose_joints(joints: np.ndarray, scores: np.ndarray) -> list[tuple[float,
     if left and right:
         person[NECK] = ((left[0] + right[0]) / 2, (left[1] + right[1]) / 2)
     return person
-
-
-def draw_skeletons(people: Sequence[Sequence[tuple[float, float] | None]], size: tuple[int, int]) -> Image.Image:
-    """OpenPose's 18 joints of each person, in pixels of the (width, height) `size` -> an RGB picture of that size.
-
-    controlnet_aux draws, in OpenPose's colours and with its limbs of a fixed width. They are drawn where the short side
-    is 512, for which that width is meant, and brought to the picture's size without blending colours.
-    """
-    width, height = private_size(size, TRAINED_SHORT_SIDE, 1)
-    canvas = np.zeros((height, width, 3), np.uint8)
-    for person in people:
-        # Any, because the library's annotation leaves out the None that it handles.
-        keypoints: Any = [joint and Keypoint(joint[0] / size[0], joint[1] / size[1]) for joint in person]
-        canvas = draw_bodypose(canvas, keypoints)
-    return Image.fromarray(restore_exact(canvas, size))

@@ -12,13 +12,15 @@ from PIL import Image
 from skimage.morphology import skeletonize
 
 from controlnet.loading import load_pretrained
+from controlnet.pose import Pose
 
 from . import Annotator
 from .depth_anything import depth_map
 from .hed import safe_levels
+from .mlsd import check_thresholds
 from .network import as_batch, device_of, private_pixels, restore_soft
 from .normal_bae import normal_map
-from .openpose import draw_skeletons
+from .skeletons import PoseAnnotator, draw_poses
 from .tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
 from .upernet import label_map, segmentation_map
 
@@ -39,7 +41,10 @@ REACH = 12.0
 
 def load(draw: str, folder: Path, device: torch.device) -> Annotator:
     """`draw` is a key of DRAWINGS. Raises WeightsMismatch where the file's tensors are not the network's."""
-    return partial(DRAWINGS[draw], _load_network(folder, device))
+    network = _load_network(folder, device)
+    if draw == "openpose":  # the one whose findings can be asked for, too
+        return PoseAnnotator(partial(find_poses, network))
+    return partial(DRAWINGS[draw], network)
 
 
 @lru_cache(maxsize=1)
@@ -48,63 +53,83 @@ def _load_network(folder: Path, device: torch.device) -> TinyVisionModel:
     return load_pretrained(TinyVisionModel, folder, device)
 
 
-def see(network: TinyVisionModel, image: Image.Image) -> Seen:
-    """What the network sees in an RGB picture of any size, at its private one: short side about 128, sides of 16n."""
-    pixels = as_batch(private_pixels(image, TINY_SHORT_SIDE, STRIDE), device_of(network)) / 255
+def see(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Seen:
+    """What the network sees in an RGB picture of any size, at its private one: short side about short_side, in pixels,
+    and sides of 16n."""
+    pixels = as_batch(private_pixels(image, short_side, STRIDE), device_of(network)) / 255
     with torch.inference_mode():
         return network(pixels)
 
 
-def draw_hed(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+def draw_hed(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Image.Image:
     """RGB picture -> its edges in ControlNet 1.1's three "safe" strengths."""
-    strength = see(network, image).outlines.sigmoid()[0, 0].cpu().numpy()
+    strength = see(network, image, short_side).outlines.sigmoid()[0, 0].cpu().numpy()
     return Image.fromarray(safe_levels(restore_soft(strength, image.size))).convert("RGB")
 
 
-def draw_mlsd(network: TinyVisionModel, image: Image.Image) -> Image.Image:
-    """RGB picture -> its straight lines, 255 on 0, one pixel wide where the short side is 128 and in proportion."""
-    lines = thin_lines(see(network, image).straight).astype(np.float32)
+def draw_mlsd(
+    network: TinyVisionModel,
+    image: Image.Image,
+    short_side: int = TINY_SHORT_SIDE,
+    mlsd_score_threshold: float = LINE_THRESHOLD,
+    mlsd_distance_threshold: float = SHORTEST_LINE,
+) -> Image.Image:
+    """RGB picture -> its straight lines, 255 on 0, one pixel wide where the short side is short_side and in proportion.
+
+    mlsd_score_threshold is the least probability of a line, 0 to 1, and mlsd_distance_threshold its least length, 0 to
+    20 of the network's pixels. Raises AnnotatorError beyond them.
+    """
+    check_thresholds(mlsd_score_threshold, mlsd_distance_threshold)
+    seen = see(network, image, short_side)
+    lines = thin_lines(seen.straight, mlsd_score_threshold, mlsd_distance_threshold).astype(np.float32)
     # Not by nearest neighbour, which would lose lines in making a map smaller.
     drawn = np.where(restore_soft(lines, image.size) > 0.4, 255, 0).astype(np.uint8)
     return Image.fromarray(drawn).convert("RGB")
 
 
-def draw_depth(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+def draw_depth(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Image.Image:
     """RGB picture -> its depth in grey, near white."""
-    return depth_map(see(network, image).nearness[0, 0].cpu().numpy(), image.size)
+    return depth_map(see(network, image, short_side).nearness[0, 0].cpu().numpy(), image.size)
 
 
-def draw_normal(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+def draw_normal(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Image.Image:
     """RGB picture -> its normals as colours: blue faces the camera, red left, green up."""
-    return normal_map(see(network, image).normals[0].permute(1, 2, 0).cpu().numpy(), image.size)
+    return normal_map(see(network, image, short_side).normals[0].permute(1, 2, 0).cpu().numpy(), image.size)
 
 
-def draw_seg(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+def draw_seg(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Image.Image:
     """RGB picture -> its classes in ADE20K's colours."""
-    labels = label_map(see(network, image).classes, image.size)
+    labels = label_map(see(network, image, short_side).classes, image.size)
     return segmentation_map(np.array(network.config["classes"])[labels])
 
 
 def draw_openpose(network: TinyVisionModel, image: Image.Image) -> Image.Image:
     """RGB picture -> the skeletons of the people in it, on black."""
+    return draw_poses(find_poses(network, image), image.size)
+
+
+def find_poses(network: TinyVisionModel, image: Image.Image) -> list[Pose]:
+    """RGB picture -> the bodies of the people in it, in its pixels."""
     seen = see(network, image)
     height, width = seen.outlines.shape[-2:]
     across, down = image.width / width, image.height / height
-    people = [
-        [(float(x * across), float(y * down)) if score else None for x, y, score in person]
+    return [
+        Pose(tuple((float(x * across), float(y * down)) if score else None for x, y, score in person))
         for person in find_people(seen)
     ]
-    return draw_skeletons(people, image.size)
 
 
-def thin_lines(logits: torch.Tensor) -> np.ndarray:
-    """Logits of lines (1, 1, height, width) -> bool [height, width], lines one pixel wide, without specks."""
-    likely = (logits[0, 0].sigmoid() > LINE_THRESHOLD).cpu().numpy()
+def thin_lines(logits: torch.Tensor, probability: float = LINE_THRESHOLD, length: float = SHORTEST_LINE) -> np.ndarray:
+    """Logits of lines (1, 1, height, width) -> bool [height, width], lines one pixel wide.
+
+    Pixels below `probability` and pieces of fewer than `length` pixels are left out.
+    """
+    likely = (logits[0, 0].sigmoid() > probability).cpu().numpy()
     thin = skeletonize(likely)
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(thin.astype(np.uint8), connectivity=8)
-    kept = stats[:, cv2.CC_STAT_AREA] >= SHORTEST_LINE
+    kept = np.array(stats[:, cv2.CC_STAT_AREA] >= length)
     kept[0] = False  # what is no line
-    return kept[pieces]
+    return kept[np.asarray(pieces, np.int64)]
 
 
 def find_people(seen: Seen) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ from controlnet.generation import Generator
 from controlnet.load_log import peak_memory
 from controlnet.low_memory import LOW_MEMORY
 from controlnet.manifest import WEIGHTS, Manifest
-from controlnet.precision import DTYPE
+from controlnet.precision import DTYPE, working_dtype
 from controlnet.safety import open_safety_checker
 
 ROOM = 2e9
@@ -109,7 +109,7 @@ def read_into_cache(files: list[Path]) -> None:
 
 
 def shortage(size: int) -> str:
-    """Why a CPU should not load `size` bytes of half-precision files into float32; "" where it can, or nobody knows.
+    """Why a CPU should not load `size` bytes of half-precision files in its precision; "" where it can, or nobody knows.
 
     Running out of memory may end other programs than this one.
     """
@@ -117,7 +117,7 @@ def shortage(size: int) -> str:
     if torch.cuda.is_available() or not meminfo.exists():
         return ""
     free = next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
-    needed = 2 * size + ROOM
+    needed = size * working_dtype(torch.device("cpu")).itemsize / 2 + ROOM
     return f"not run: needs {needed / 1e9:.0f} GB" if needed > free else ""
 
 
@@ -151,10 +151,10 @@ def main() -> None:
         print(json.dumps(measure(options.way, options.bundle, options.weights)))
         return
     manifest = Manifest.read(options.weights / f"{options.bundle}.toml")
-    files = [options.weights / options.bundle / path for path in manifest.paths]
+    files = [options.weights / options.bundle / path for path in manifest.needed_paths]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     size = sum(file.stat().st_size for file in files)
-    print(f"{options.bundle}: {len(manifest.parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")
+    print(f"{options.bundle}: {len(manifest.needed_parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")
     print("| way | files in cache | seconds | GB/s | peak memory | precision | ControlNets in |")
     print(f"|{' --- |' * 7}")
     for cold in (True, False):
