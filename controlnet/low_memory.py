@@ -2,7 +2,7 @@
 
 The base model, the annotators and the safety checker are on the GPU all the same. Whether there is room is a matter of
 the bundle: it is reckoned from its files and from the largest picture that it allows. For sd15 in fp16 that comes to
-about 22 GB, so that a card of 24 GB holds everything and a smaller one gets low-memory mode.
+about 21 GB, so that a card of 24 GB holds everything and a smaller one gets low-memory mode.
 """
 
 import os

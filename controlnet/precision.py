@@ -19,8 +19,9 @@ def working_dtype(device: torch.device, environ: Mapping[str, str] = os.environ)
 
     Why no card gets bf16 by itself: it is as large as fp16 and, where a GPU has it (from compute capability 8.0 on), as
     fast, so that only the model matters. Stable Diffusion 1.5 and its ControlNets stay within the range of fp16, in
-    which they are published, and bf16 would round their weights from 11 significant bits to 8. On the tiny bundle,
-    pictures in bf16 are 20 dB further off those in fp32 than in fp16. bf16 is for models that overflow in fp16.
+    which they are published, and bf16 would round their weights from 11 significant bits to 8. With the tiny bundle and
+    the same noise, four pictures had a PSNR of 60 dB against fp32 in fp16, and of 52 dB in bf16. bf16 is for models
+    that overflow in fp16.
 
     A CPU is slow in half precision, where it has no instructions for it. The GTX 16 cards may give NaN in fp16 (PyTorch
     issue 77955), which the safety checker refuses: they need CONTROLNET_DTYPE=fp32.
