@@ -64,6 +64,11 @@ def _inpaint(inputs: Inputs) -> list[str]:
     if inputs["init_image"] is not None and "" in suffixes:
         faults.append("The inpaint conditioner repaints image itself: send that picture as image, without init_image.")
     faults += [
+        f"The map of the inpaint conditioner is always made of picture and mask: leave preprocess{suffix} on."
+        for suffix in suffixes
+        if inputs[f"preprocess{suffix}"] is False
+    ]
+    faults += [
         f"The inpaint conditioner takes its map from the picture that is repainted: leave image{suffix} out."
         for suffix in suffixes[suffixes[0] == "" :]
         if inputs[f"image{suffix}"] is not None

@@ -150,6 +150,8 @@ def check_knobs(
                 f"{knob} says how a control map is drawn, and with preprocess off none is: "
                 f"leave {knob} out, or turn preprocess on."
             )
+        if name == INPAINT:
+            raise KnobError(f"The map of the inpaint conditioner is the picture itself: leave {knob} out.")
         if knob == DETECT_RESOLUTION or knob in knobs_of(annotators[name]):
             continue
         takers = [other for other, annotator in annotators.items() if knob in knobs_of(annotator)]

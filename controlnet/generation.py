@@ -62,7 +62,7 @@ class Generator:
                 request.prompt, request.negative_prompt, tokenizer, text_encoder, request.clip_skip
             )
         for i in range(request.num_outputs):
-            pipeline = self._pipeline(request)
+            pipeline = self._pipeline(request, timed)
             name = f"picture {i + 1}/{request.num_outputs}"
             pipeline.set_progress_bar_config(desc=name, leave=True, disable=not progress)
             with timed("denoise"):
@@ -107,8 +107,8 @@ class Generator:
         pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
         return pictures[0]
 
-    def _pipeline(self, request: Request) -> Any:
-        nets = self.controlnets.together([control.conditioner for control in request.controls])
+    def _pipeline(self, request: Request, timed: Stopwatch | None = None) -> Any:
+        nets = self.controlnets.together([control.conditioner for control in request.controls], timed)
         regions = [_region(control.region, self.base["unet"].device) for control in request.controls]
         kind = (
             StableDiffusionControlNetPipeline

@@ -8,8 +8,8 @@ from PIL import Image
 from test_canvas import asked, noise
 
 from controlnet.canvas import lay_out, start_of
-from controlnet.conditioners import ConditionerError
-from controlnet.controls import DEFAULTS, KNOBS, SUFFIXES, check_conditioners, draw_controls, windows
+from controlnet.conditioners import ConditionerError, KnobError
+from controlnet.controls import DEFAULTS, KNOBS, SUFFIXES, check_conditioners, check_knobs_sent, draw_controls, windows
 from controlnet.request import Control, RequestError
 
 
@@ -99,6 +99,19 @@ def test_each_conditioner_must_be_the_bundles() -> None:
     check_conditioners(request(conditioner_3="depth"), ANNOTATORS)
     with pytest.raises(ConditionerError, match="no seg conditioner"):
         check_conditioners(request(conditioner_3="seg"), ANNOTATORS)
+
+
+def test_a_knob_that_no_drawn_map_takes_is_refused() -> None:
+    check_knobs_sent(request(detect_resolution=96), ANNOTATORS)
+    check_knobs_sent(request(conditioner="inpaint", conditioner_2="depth", detect_resolution=96), ANNOTATORS)
+    for asked_for in (
+        {"low_threshold": 50},  # of an annotator that declares no such knob
+        {"detect_resolution": 96, "preprocess": False},
+        {"detect_resolution": 96, "conditioner": "inpaint"},
+        {"mlsd_score_threshold": 0.5, "conditioner_2": "depth"},
+    ):
+        with pytest.raises(KnobError, match=next(iter(asked_for))):
+            check_knobs_sent(request(**asked_for), ANNOTATORS)
 
 
 def test_windows_are_told_by_the_suffix_of_their_inputs() -> None:

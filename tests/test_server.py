@@ -94,7 +94,7 @@ def test_the_seed_is_in_the_log_and_the_metrics(server: Server) -> None:
 def test_the_metrics_say_where_the_time_went_and_what_was_made(server: Server) -> None:
     metrics = server.run(**(FAST | {"image": PHOTO})).metrics
     timing = metrics["timing"] if "timing" in metrics else {k.split(".")[1]: metrics[k] for k in metrics if "." in k}
-    assert set(timing) == {"preprocess", "encode", "denoise", "decode", "safety", "output"}
+    assert set(timing) - {"swap"} == {"preprocess", "encode", "denoise", "decode", "safety", "output"}
     assert all(seconds >= 0 for seconds in timing.values()) and timing["denoise"] > 0
     expected = {"seed": 1, "steps": 2, "width": 96, "height": 64, "bundle": "tiny", "withheld": 0}
     assert {name: metrics[name] for name in expected} == expected

@@ -44,14 +44,10 @@ def latents_of(generator: Generator, asked: Request) -> torch.Tensor:
 
 def diffusers_latents(generator: Generator, control: Control, steps: int) -> torch.Tensor:
     """The last latents of diffusers' own pipeline around the same components."""
-    base, none = dict(generator.base), None
-    pipeline: Any = StableDiffusionControlNetPipeline(
-        **base | {"scheduler": DDIMScheduler.from_config(base["scheduler"].config)},
-        controlnet=generator.controlnets[control.conditioner],
-        safety_checker=none,  # type: ignore[arg-type]
-        feature_extractor=none,  # type: ignore[arg-type]
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = dict(generator.base) | {"safety_checker": None, "feature_extractor": None}
+    parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
+    controlnet = generator.controlnets[control.conditioner]
+    pipeline: Any = StableDiffusionControlNetPipeline(**parts, controlnet=controlnet, requires_safety_checker=False)
     return pipeline(
         PROMPT,
         image=control.control_map,
