@@ -5,17 +5,22 @@ and used by the class it is for, for all conditioners, can.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cog
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
 from random_bundle import write_bundle
 from skimage import data
 
 import predict
 from controlnet.bundle import open_bundle
+from controlnet.conditioners import draw_control_map
+from controlnet.request import Control, Request
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +71,29 @@ def test_a_missing_safety_checker_refuses_to_start(root: Path, tmp_path: Path, m
     )
     with pytest.raises(RuntimeError, match=r"safety_checker/model.fp16.safetensors: missing"):
         predict.Predictor().setup()
+
+
+@pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
+def test_latents_equal_diffusers_own_with_each_net(predictor, monkeypatch, conditioner: str) -> None:
+    """Of the same components, the map in each drawn by the conditioner's own annotator; inpaint's with a hole of -1."""
+    generator, size = predictor.generator, (64, 64)
+    picture = Image.fromarray(data.astronaut()).resize(size)
+    control_map = draw_control_map(conditioner, picture, size, True, predictor.annotators)
+    hole = Image.new("L", size)
+    hole.paste(255, (16, 16, 48, 64))
+    control = Control(conditioner, control_map, holes=hole if conditioner == "inpaint" else None)
+    made: list[torch.Tensor] = []
+    decode = generator._decode
+    monkeypatch.setattr(generator, "_decode", lambda latents, pipe: made.append(latents) or decode(latents, pipe))
+    for scale in (1.0, 0.0):
+        generator.generate(Request("a bird", "", (replace(control, scale=scale),), 1, 2, 7.5, "DDIM", seed=5))
+    parts = dict(generator.base) | {"safety_checker": None, "feature_extractor": None}
+    parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
+    pixels = torch.from_numpy(np.asarray(control_map, np.float32) / 255).permute(2, 0, 1)[None]
+    if control.holes is not None:
+        pixels = torch.where(torch.from_numpy(np.array(hole) > 127), -1.0, pixels)
+    own = StableDiffusionControlNetPipeline(
+        **parts, controlnet=generator.controlnets[conditioner], requires_safety_checker=False
+    )("a bird", image=pixels, num_inference_steps=2, generator=torch.Generator().manual_seed(5), output_type="latent")
+    assert (made[0] - own.images).abs().max() <= 1e-4
+    assert (made[0] - made[1]).abs().max() > 1e-2, "the comparison is empty: control changes nothing"

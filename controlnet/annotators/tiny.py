@@ -103,14 +103,14 @@ def draw_seg(network: TinyVisionModel, image: Image.Image, short_side: int = TIN
     return segmentation_map(np.array(network.config["classes"])[labels])
 
 
-def draw_openpose(network: TinyVisionModel, image: Image.Image) -> Image.Image:
+def draw_openpose(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Image.Image:
     """RGB picture -> the skeletons of the people in it, on black."""
-    return draw_poses(find_poses(network, image), image.size)
+    return draw_poses(find_poses(network, image, short_side), image.size)
 
 
-def find_poses(network: TinyVisionModel, image: Image.Image) -> list[Pose]:
+def find_poses(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> list[Pose]:
     """RGB picture -> the bodies of the people in it, in its pixels."""
-    seen = see(network, image)
+    seen = see(network, image, short_side)
     height, width = seen.outlines.shape[-2:]
     across, down = image.width / width, image.height / height
     return [
