@@ -25,7 +25,7 @@ def _png_header(width: int, height: int) -> bytes:
 
 WRONG = [
     ({"conditioner": "edges"}, "canny"),
-    ({"conditioner": "lineart"}, "has no lineart conditioner; it has canny, hed"),
+    ({"conditioner": "shuffle"}, "has no shuffle conditioner; it has canny, hed"),
     ({"scheduler": "euler"}, "DDIM"),
     ({"output_format": "gif"}, "webp"),
     *[
