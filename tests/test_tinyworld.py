@@ -142,3 +142,10 @@ def test_the_whole_path_from_scenes_to_a_bundle_that_opens(tmp_path: Path, monke
     assert set(bundle.controlnets()) == set(bundle.manifest.conditioners)
     latents = torch.zeros(1, bundle.base()["unet"].config.in_channels, 4, 4)
     assert bundle.base()["vae"].decode(latents).sample.shape == (1, 3, 32, 32)
+
+
+def test_a_stage_started_again_reads_the_words_that_it_has_learnt(tmp_path: Path) -> None:
+    """Trained twice on the same captions, the library's tokenizers number their tokens differently."""
+    captions = ["a red ball on grass", "a blue box in a green room"]
+    first, second = (train._tokenizer(captions, tmp_path / "tokenizer").get_vocab() for _ in range(2))
+    assert first == second

@@ -1,7 +1,7 @@
 """Trains the tiny bundle: VAE, then text encoder and UNet, then one ControlNet per conditioner together with them.
 
-Every stage writes RUNS/<stage>.pt as it goes and carries on from there when it is started again. The same seed, steps
-and device give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
+Every stage writes RUNS/<stage>.pt as it goes and carries on from there when it is started again. The same seed, steps,
+device and tokenizer give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
 """
 
 import argparse
@@ -120,8 +120,8 @@ def train(
     if wanted <= {"vae", *halves}:
         return trained
     latents, trained["factor"] = encode_dataset(trained["vae"], dataset, device, folder)
-    trained["tokenizer"] = tokenizer = (
-        CLIPTokenizer.from_pretrained(start / "tokenizer") if start else models.make_tokenizer(dataset.captions)
+    trained["tokenizer"] = tokenizer = _tokenizer(
+        dataset.captions, start / "tokenizer" if start else folder / "tokenizer"
     )
     tokens = tokenizer(dataset.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
@@ -141,6 +141,17 @@ def train(
             base, nets = train_nets("nets", nets, base, noising, dataset, seeing, plans["nets"], device, folder)
         trained["controlnets"] = nets
     return {"controlnets": {}} | trained | base
+
+
+def _tokenizer(captions: list[str], kept: Path) -> CLIPTokenizer:
+    """The tokenizer in `kept`, made and kept there where there is none.
+
+    Its library numbers tokens in another order each time that it trains one, so a stage that is started again would
+    read other words than it has learnt.
+    """
+    if not kept.exists():
+        models.make_tokenizer(captions).save_pretrained(kept)
+    return CLIPTokenizer.from_pretrained(kept)
 
 
 def main() -> None:
