@@ -375,13 +375,13 @@ class Predictor(BasePredictor):
         check_disabling(ask.disable_safety_checker)
         pictures = open_pictures(ask)
         canvas = lay_out(ask, pictures)
-        check_pixels(canvas.size, ask.num_outputs, self.bundle.manifest.limits.pixels)
+        check_pixels(canvas.size, ask.num_outputs, self.bundle.manifest.limits.pixels, canvas.by_resolution)
         start = start_of(ask, pictures, canvas)
         self.generator.check(ask.scheduler, ask.num_inference_steps, start, windows(ask))
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
             controls = draw_controls(ask, pictures, canvas, start, self.annotators, self.maps)
-        maps, poses = [control.control_map for control in controls], found_poses(ask, controls)
+        maps, poses = [control.control_map for control in controls], found_poses(controls)
         if ask.map_only:
             return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)
 

@@ -29,6 +29,8 @@ class Canvas:
     """Multiples of 8."""
     mode: str
     """A key of geometry.RESIZE_MODES."""
+    by_resolution: bool = True
+    """Whether the input resolution alone has set the size."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,8 +59,10 @@ def open_pictures(ask: SimpleNamespace) -> Pictures:
 def lay_out(ask: SimpleNamespace, pictures: Pictures) -> Canvas:
     """The canvas of a request. Its aspect ratio is that of init_image where that is sent, else that of image."""
     first = pictures.get("init_image", pictures["image"])
-    margins = Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom)
-    return Canvas(canvas_size(first.size, ask.resolution, ask.width, ask.height), in_steps(margins), ask.resize_mode)
+    margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
+    kept = canvas_size(first.size, ask.resolution, ask.width, ask.height)
+    by_resolution = ask.width is None and ask.height is None and not margins
+    return Canvas(kept, margins, ask.resize_mode, by_resolution)
 
 
 def start_of(ask: SimpleNamespace, pictures: Pictures, canvas: Canvas) -> Start | None:

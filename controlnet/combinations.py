@@ -96,7 +96,7 @@ def _poses(inputs: Inputs) -> list[str]:
         return []
     suffixes = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] == OPENPOSE]
     if not suffixes:
-        return [f"{_listed(sent)}: of openpose alone: choose that conditioner, or leave {_these(sent)} out."]
+        return [f"For openpose alone: {_listed(sent)}. Choose that conditioner, or leave {_these(sent)} out."]
     if len(suffixes) > 1:
         return [f"{_listed(sent)} needs to know which openpose control is meant: name openpose once."]
     image, preprocess = f"image{suffixes[0]}", f"preprocess{suffixes[0]}"

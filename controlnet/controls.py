@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageChops
 
 from controlnet.annotators import Annotator, LoadedAnnotator, knobs_of
@@ -21,7 +20,6 @@ from controlnet.conditioners import (
     draw_control_map,
 )
 from controlnet.geometry import extend, filled, reshape
-from controlnet.images import white_on_black
 from controlnet.inputs import pick_seed
 from controlnet.map_cache import MapCache
 from controlnet.pose import Pose, parse_poses, poses_to_json
@@ -107,19 +105,21 @@ def _control(
     region = None
     if f"control_mask{suffix}" in pictures:
         region = canvas.lay_mask(pictures[f"control_mask{suffix}"], canvas.size, f"control_mask{suffix}")
-    holes = poses = None
+    holes = pose_json = None
     if name == INPAINT:
         assert start is not None and start.mask is not None  # combinations.py refuses the others
-        holes = start.mask
-        control_map = Image.composite(Image.new("RGB", canvas.size), start.picture, _hard(holes))
+        holes = start.mask.point([0] * 128 + [255] * 128)  # a hole is a hole or none, however soft its rim
+        control_map = Image.composite(Image.new("RGB", canvas.size), start.picture, holes)
     else:
         source = pictures.get(f"image{suffix}", pictures["image"])
         # What is painted outwards is beyond the picture's own map: there its net does not act.
         within = bool(canvas.margins) and start is not None and source is pictures.get("init_image", pictures["image"])
         size = canvas.kept if within else canvas.size
-        if name == OPENPOSE and (ask.pose_json is not None or ask.return_pose_json):
-            poses = _poses(ask, source, canvas, size, annotators)
-            control_map = draw_poses(poses, size, ask.pose_parts or (ALL if ask.pose_json is not None else BODY))
+        people = _people(ask, source, canvas, size, annotators) if name == OPENPOSE else None
+        if ask.return_pose_json and people is not None:
+            pose_json = poses_to_json(people, size)
+        if ask.pose_json is not None and people is not None:
+            control_map = draw_poses(people, size, ask.pose_parts or ALL)
         else:
             control_map = _map(ask, suffix, source, canvas, size, annotators, cache)
         if within:
@@ -134,34 +134,33 @@ def _control(
         end=_value(ask, "control_end", suffix),
         region=region,
         holes=holes,
-        poses=poses,
+        pose_json=pose_json,
     )
 
 
-def found_poses(ask: SimpleNamespace, controls: Sequence[Control]) -> str | None:
+def found_poses(controls: Sequence[Control]) -> str | None:
     """The poses of the request's openpose map as JSON, where they are asked for."""
-    if not ask.return_pose_json:
-        return None
-    control = next(control for control in controls if control.poses is not None)
-    return poses_to_json(control.poses or (), control.control_map.size)
+    return next((control.pose_json for control in controls if control.pose_json is not None), None)
 
 
-def _poses(
+def _people(
     ask: SimpleNamespace,
     source: Image.Image,
     canvas: Canvas,
     size: tuple[int, int],
     annotators: Mapping[str, Annotator],
-) -> tuple[Pose, ...]:
-    """The people of an openpose map, in pixels of `size`: those sent, or those found in the picture."""
+) -> list[Pose] | None:
+    """The people of an openpose map in pixels of `size`: those sent, or those found where they are to be returned."""
     if ask.pose_json is not None:
-        return tuple(parse_poses(ask.pose_json, size))
+        return parse_poses(ask.pose_json, size)
+    if not ask.return_pose_json:
+        return None
     annotator = annotators[OPENPOSE]
     finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
     assert isinstance(finder, PoseAnnotator)
     seen = detect_size(size, ask.detect_resolution)
     people = finder.poses(canvas.lay(source, seen), ask.pose_parts or BODY)
-    return tuple(person.scaled(size[0] / seen[0], size[1] / seen[1]) for person in people)
+    return [person.scaled(size[0] / seen[0], size[1] / seen[1]) for person in people]
 
 
 def _value(ask: SimpleNamespace, name: str, suffix: str) -> Any:
@@ -184,20 +183,12 @@ def _map(
 ) -> Image.Image:
     """The control map of one picture, of `size`."""
     name, preprocess = getattr(ask, f"conditioner{suffix}"), _value(ask, "preprocess", suffix)
-    blank = BY_NAME[name].blank
-    if not preprocess:
-        # Before margins are added, which are black: else they would be inverted with a dark-on-white map.
-        ready = white_on_black(source) if BY_NAME[name].lines else source
-        return draw_control_map(name, reshape(ready, size, canvas.mode, blank), size, False, annotators, cache=cache)
-    knobs = {knob: getattr(ask, knob) for knob in KNOBS if _takes(name, knob, annotators)}
+    knobs = {knob: getattr(ask, knob) for knob in KNOBS if preprocess and _takes(name, knob, annotators)}
+    detect_resolution = ask.detect_resolution if preprocess else None
     shaped = reshape(source, size, canvas.mode)
-    control_map = draw_control_map(name, shaped, size, True, annotators, knobs, ask.detect_resolution, cache)
+    control_map = draw_control_map(name, shaped, size, preprocess, annotators, knobs, detect_resolution, cache)
     free = filled(source.size, size) if canvas.mode == "fill" else None
-    if free and blank is not None:
-        # The annotator has seen the picture's edges continued there: those are no lines of the picture.
+    if free and (blank := BY_NAME[name].blank) is not None:
+        # There the picture's edges were continued, and what comes of that is no line of the picture.
         control_map = extend(control_map.crop(free.inside(size)), free, blank)
     return control_map
-
-
-def _hard(mask: Image.Image) -> Image.Image:
-    return Image.fromarray(np.where(np.asarray(mask) > 127, 255, 0).astype(np.uint8))

@@ -91,11 +91,13 @@ class Generator:
             return {"image": hints, "generator": generator}
         repainting: Any = {}
         if start.mask is not None:
-            # A generator of its own, so that it draws what the pipeline draws again.
-            kept = Repainting(start, self.base["vae"], torch.Generator("cpu").manual_seed(seed))
+            drawing = torch.Generator("cpu").manual_seed(seed)
+            kept = Repainting(start, self.base["vae"], drawing)
             repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
             if _from_noise(start):
-                return {"image": hints, "latents": kept.noise} | repainting
+                # Samplers that add noise at each step go on drawing where the first latents ended.
+                return {"image": hints, "latents": kept.noise, "generator": drawing} | repainting
+        # With the untouched generator, the pipeline draws the very latents and noise again that Repainting has.
         changing = {"image": start.picture, "control_image": hints, "strength": start.strength}
         return changing | {"generator": generator} | repainting
 
@@ -187,7 +189,7 @@ def _hints(request: Request) -> list[torch.Tensor]:
     for control in request.controls:
         pixels = np.asarray(control.control_map.convert("RGB"), np.float32) / 255
         if control.holes is not None:
-            pixels[np.asarray(control.holes) > 127] = -1
+            pixels[np.asarray(control.holes) > 0] = -1
         hints.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     return hints
 

@@ -124,13 +124,18 @@ def fit(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -
     return image.resize(size, resample)
 
 
-def check_pixels(size: tuple[int, int], num_outputs: int, limit: int) -> None:
-    """Raise SizeError if `num_outputs` pictures of the canvas `size` have more than `limit` pixels together."""
+def check_pixels(size: tuple[int, int], num_outputs: int, limit: int, by_resolution: bool = True) -> None:
+    """Raise SizeError if `num_outputs` pictures of the canvas `size` have more than `limit` pixels together.
+
+    `by_resolution`: the input resolution alone has set the size, and so it can be told what to lower it to.
+    """
     width, height = size
     if width * height * num_outputs <= limit:
         return
     ways = []
-    if resolution := _largest_resolution(size, limit // num_outputs):
+    if not by_resolution:
+        ways.append(f"lower the sides, margins included, to {limit // num_outputs} pixels in all")
+    elif resolution := _largest_resolution(size, limit // num_outputs):
         ways.append(f"lower resolution to {resolution}")
     if (outputs := limit // (width * height)) >= 1:
         ways.append(f"lower num_outputs to {outputs}")

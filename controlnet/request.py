@@ -5,7 +5,6 @@ from typing import Any
 
 from PIL import Image
 
-from controlnet.pose import Pose
 from controlnet.repaint import Start
 
 SEEDS = 2**32  # seeds are 0 to 2³² − 1; the one after the last is 0
@@ -30,11 +29,11 @@ class Control:
     region: Image.Image | None = None
     """Where it acts: of mode L and the map's size, 255 where it does in full, 0 where not at all. None: everywhere."""
     holes: Image.Image | None = None
-    """Of mode L and the map's size: where it is above 127 the net sees −1 in place of a colour. inpaint's net takes
-    that for what is to be painted."""
+    """Of mode L and the map's size: where it is not 0 the net sees −1 in place of a colour, which inpaint's net takes
+    for what is to be painted."""
 
-    poses: tuple[Pose, ...] | None = None
-    """The people that an openpose map shows, in its pixels; None where they are not asked for."""
+    pose_json: str | None = None
+    """The people of an openpose map as OpenPose's JSON; None where it is not asked for."""
 
     def parameters(self) -> dict[str, Any]:
         """Its plain values, without pictures."""

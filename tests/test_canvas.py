@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from controlnet.canvas import MASKS, PICTURES, Canvas, lay_out, open_pictures, start_of
-from controlnet.geometry import Margins
+from controlnet.geometry import Margins, SizeError, check_pixels
 from controlnet.images import ImageError
 from controlnet.request import RequestError
 
@@ -86,6 +86,17 @@ def test_outpainting_grows_the_canvas_and_masks_what_is_new() -> None:
     assert (mask[:64, 16:] == 0).all() and (mask[:, :16] == 255).all() and (mask[64:] == 255).all()
     assert np.array_equal(picture[:64, 16:], np.asarray(pictures["image"]))
     assert (picture[:64, :16] == picture[:64, 16:17]).all()
+
+
+def test_only_resolution_can_be_told_what_to_be_lowered_to() -> None:
+    pictures = {"image": noise(64, 64)}
+    assert lay_out(asked(), pictures).by_resolution
+    for more in ({"width": 64}, {"height": 64}, {"outpaint_top": 8}):
+        assert not lay_out(asked(**more), pictures).by_resolution
+    with pytest.raises(SizeError, match="lower the sides, margins included, to 4096 pixels in all"):
+        check_pixels((128, 64), 1, 4096, by_resolution=False)
+    with pytest.raises(SizeError, match="lower resolution to"):
+        check_pixels((128, 128), 1, 4096)
 
 
 def test_a_mask_goes_with_margins() -> None:

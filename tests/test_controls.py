@@ -114,5 +114,13 @@ def test_a_knob_that_no_drawn_map_takes_is_refused() -> None:
             check_knobs_sent(request(**asked_for), ANNOTATORS)
 
 
+def test_a_dark_on_white_map_is_inverted_and_what_fill_adds_is_black() -> None:
+    paper = Image.new("RGB", (128, 64), "white")
+    paper.paste("black", (60, 10, 68, 54))
+    (control,) = controls({"image": paper}, preprocess=False, width=64, height=128, resize_mode="fill")
+    drawn = np.asarray(control.control_map.convert("L"))
+    assert drawn[64, 32] == 255 and not drawn[:40].any() and not drawn[-40:].any() and not drawn[64, :20].any()
+
+
 def test_windows_are_told_by_the_suffix_of_their_inputs() -> None:
     assert windows(request(conditioner_3="depth", control_end_3=0.5)) == [("", 0.0, 1.0), ("_3", 0.0, 0.5)]

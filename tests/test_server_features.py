@@ -145,6 +145,20 @@ def test_poses_come_back_as_json_and_go_in_again(server: Server) -> None:
     assert json.loads(made(server, **asked, map_only=True, return_pose_json=True)[1]) == json.loads(told)
 
 
+def test_asking_for_the_poses_changes_nothing_else(server: Server) -> None:
+    asked = {"image": url(SCENE), "conditioner": "openpose", "resolution": 128, "detect_resolution": 200}
+    control_map, _, picture = made(server, **asked, return_control_map=True, return_pose_json=True)
+    assert made(server, **asked, return_control_map=True) == [control_map, picture]
+
+
+def test_the_poses_of_an_outpainted_picture_are_where_it_is(server: Server) -> None:
+    asked = {"image": url(SCENE), "conditioner": "openpose", "resolution": 128}
+    grown = made(server, **asked, outpaint_left=64, map_only=True, return_pose_json=True)
+    alone = made(server, **asked, map_only=True, return_pose_json=True)
+    assert grown[1] == alone[1]
+    assert np.array_equal(pixels(grown[0])[:, 64:], pixels(alone[0]))
+
+
 def test_a_pose_sent_is_the_pose_drawn(server: Server) -> None:
     asked = {"image": PHOTO, "conditioner": "openpose", "width": 128, "height": 128, "resolution": None}
     (drawn,) = made(server, **asked, pose_json=POSE, map_only=True)
