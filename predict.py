@@ -1,7 +1,7 @@
 """The public interface: what a client may send, and in what order it is used. Everything else is in controlnet/.
 
 `cog build` reads this file without running it, so names, bounds, defaults and descriptions stand here as plain literals
-(tests/test_schema.py holds that; tests/test_predict.py holds the choices equal to the registries in controlnet/).
+(tests/serving/test_schema.py holds that; tests/test_predict.py holds the choices equal to the registries in controlnet/).
 """
 
 # pyright: reportArgumentType=false
@@ -13,16 +13,23 @@ from typing import Optional
 from cog import BasePredictor, Input, Path
 
 from controlnet.bundle import open_bundle
-from controlnet.canvas import lay_out, open_pictures, start_of
-from controlnet.combinations import check_combinations
-from controlnet.controls import check_conditioners, check_knobs_sent, draw_controls, found_poses, make_request, windows
 from controlnet.errors import plain_errors
-from controlnet.generation import Generator
-from controlnet.geometry import check_pixels
-from controlnet.inputs import check_inputs
-from controlnet.map_cache import MapCache
-from controlnet.output import sweep, write_pictures
-from controlnet.safety import check_disabling, open_safety_checker, withhold
+from controlnet.generation.generator import Generator
+from controlnet.generation.safety import check_disabling, open_safety_checker, withhold
+from controlnet.maps.cache import MapCache
+from controlnet.maps.controls import (
+    check_conditioners,
+    check_knobs_sent,
+    draw_controls,
+    found_poses,
+    make_request,
+    windows,
+)
+from controlnet.pictures.canvas import lay_out, open_pictures, start_of
+from controlnet.pictures.geometry import check_pixels
+from controlnet.pictures.output import sweep, write_pictures
+from controlnet.request.combinations import check_combinations
+from controlnet.request.inputs import check_inputs
 from controlnet.stopwatch import Stopwatch
 
 CONDITIONERS = [

@@ -15,19 +15,19 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DCon
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from controlnet import schedulers
-from controlnet.annotators import ANNOTATORS, Annotator, LoadedAnnotator
-from controlnet.choice import choose_bundle
-from controlnet.download import download
-from controlnet.load_log import LoadLog
-from controlnet.loading import load_pretrained, read_ahead
-from controlnet.lockfile import read_lock
-from controlnet.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
-from controlnet.manifest import WEIGHTS, Manifest
-from controlnet.nets import ControlNets
-from controlnet.packing import Packed
-from controlnet.precision import working_dtype
-from controlnet.weights import WeightsError, check
+from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
+from controlnet.models import schedulers
+from controlnet.models.load_log import LoadLog
+from controlnet.models.loading import load_pretrained, read_ahead
+from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
+from controlnet.models.nets import ControlNets
+from controlnet.models.packing import Packed
+from controlnet.models.precision import working_dtype
+from controlnet.weights.choice import choose_bundle
+from controlnet.weights.download import download
+from controlnet.weights.files import WeightsError, check
+from controlnet.weights.lockfile import read_lock
+from controlnet.weights.manifest import WEIGHTS, Manifest
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
 """Environment variable: set to 1 (as in the container), setup() fetches weights that are absent, if they are locked."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from controlnet.annotators import SHORT_SIDE, Annotator, knobs_of
-from controlnet.geometry import fit
-from controlnet.images import white_on_black
-from controlnet.map_cache import MapCache, digest
-from controlnet.map_resizing import resize_map
+from controlnet.maps.annotators import SHORT_SIDE, Annotator, knobs_of
+from controlnet.maps.cache import MapCache, digest
+from controlnet.maps.resizing import resize_map
+from controlnet.pictures.geometry import fit
+from controlnet.pictures.images import white_on_black
 
 DETECT_RESOLUTION = "detect_resolution"
 DETECT_SIDES = (64, 2048)
@@ -43,7 +43,7 @@ class Conditioner:
     good_for: str
     """When to choose it, in a few words."""
     kind: str = "dense"
-    """What its map consists of, which is how it is brought to another size: a key of controlnet.map_resizing.KINDS."""
+    """What its map consists of, which is how it is brought to another size: a key of controlnet.maps.resizing.KINDS."""
 
     @property
     def lines(self) -> bool:

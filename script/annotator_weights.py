@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from controlnet.annotators.network import quiet_controlnet_aux
+from controlnet.maps.annotators.network import quiet_controlnet_aux
 
 with quiet_controlnet_aux():
     from controlnet_aux.hed import ControlNetHED_Apache2
@@ -30,7 +30,7 @@ def make_mlsd(folder: Path) -> None:
 
 
 def make_normal_bae(folder: Path) -> None:
-    from controlnet.annotators.normal_bae import build_bae
+    from controlnet.maps.annotators.normal_bae import build_bae
 
     network: Any = build_bae()
     network.decoder.out_conv_res1[-1].weight.data *= 20  # more than a handful of colours
@@ -151,7 +151,7 @@ def make_vitpose(folder: Path, full: bool = False) -> None:
 
 def make_openpose_cmu(folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Networks of the published sizes, in half their precision for a test: smaller ones their classes cannot be."""
-    from controlnet.annotators import openpose_cmu
+    from controlnet.maps.annotators import openpose_cmu
 
     body = _he_normal(openpose_cmu.bodypose_model)
     last: Any = body.model6_1.Mconv7_stage6_L1
@@ -189,13 +189,13 @@ def _without_block(name: str) -> str:
 
 
 def make_lineart(folder: Path) -> None:
-    from controlnet.annotators.lineart import build_lineart
+    from controlnet.maps.annotators.lineart import build_lineart
 
     torch.save(build_lineart().state_dict(), folder / "sk_model.pth")
 
 
 def make_lineart_anime(folder: Path) -> None:
-    from controlnet.annotators.lineart_anime import build_lineart_anime
+    from controlnet.maps.annotators.lineart_anime import build_lineart_anime
 
     # Half of the published file's precision: its 54 million numbers are many for a test.
     tensors = {f"module.{name}": tensor for name, tensor in build_lineart_anime().half().state_dict().items()}
@@ -203,7 +203,7 @@ def make_lineart_anime(folder: Path) -> None:
 
 
 def make_tiny(folder: Path) -> None:
-    from controlnet.annotators.tiny_network import TinyVisionModel
+    from controlnet.maps.annotators.tiny_network import TinyVisionModel
 
     network = TinyVisionModel(widths=(8, 8, 8), classes=(0, 2, 12, 119))
     for layer in (network.fine, network.coarse):

@@ -12,7 +12,7 @@ from typing import Any
 import cog
 from skimage import data, io
 
-from controlnet.choice import BUNDLE
+from controlnet.weights.choice import BUNDLE
 
 
 def draw(predictor: Any, image: Path, conditioner: str) -> list[Path]:

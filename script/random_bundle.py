@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
-from controlnet.manifest import WEIGHTS, Manifest, Part
+from controlnet.weights.manifest import WEIGHTS, Manifest, Part
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from controlnet.choice import BUNDLE
-from controlnet.client import decode_data_url
-from controlnet.serving import Server
+from controlnet.serving.client import decode_data_url
+from controlnet.serving.server import Server
+from controlnet.weights.choice import BUNDLE
 from tinyworld.sheets import square
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

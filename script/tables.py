@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from controlnet.annotators import ANNOTATORS
 from controlnet.conditioners import CONDITIONERS
-from controlnet.manifest import WEIGHTS, Manifest, bundle_names, option_variable
-from controlnet.schema import openapi_schema
+from controlnet.maps.annotators import ANNOTATORS
+from controlnet.serving.schema import openapi_schema
+from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names, option_variable
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from server import Server
+from support.server import Server
 
 
 @pytest.fixture(scope="session")

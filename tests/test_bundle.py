@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
-from small_models import parts, write_bundle
+from support import ROOT
+from support.small_models import parts, write_bundle
 
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
-from controlnet.loading import WeightsMismatch, load_pretrained
-from controlnet.manifest import WEIGHTS, Manifest
-from controlnet.weights import WeightsError
+from controlnet.models.loading import WeightsMismatch, load_pretrained
+from controlnet.weights.files import WeightsError
+from controlnet.weights.manifest import WEIGHTS, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_all_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_pat
 
 
 def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monkeypatch) -> None:
-    manifest = Path(__file__).resolve().parents[1] / "weights" / "sd15.toml"
+    manifest = ROOT / "weights" / "sd15.toml"
     shutil.copy(manifest, tmp_path / "sd15.toml")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(WeightsError, match="script/lock-weights sd15"):
@@ -140,7 +141,7 @@ def test_an_unknown_bundle_is_refused_by_naming_the_known_ones(root: Path) -> No
 
 
 def test_manifest_of_the_small_bundle_is_the_tiny_ones_in_all_but_name(root: Path) -> None:
-    tiny = Manifest.read(Path(__file__).resolve().parents[1] / "weights" / "tiny.toml")
+    tiny = Manifest.read(ROOT / "weights" / "tiny.toml")
     assert Manifest.read(root / "small.toml").paths == tiny.paths
 
 

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnet.annotators import ANNOTATORS, AnnotatorKind, LoadedAnnotator
-from controlnet.annotators.canny import draw_canny
 from controlnet.conditioners import (
     BY_NAME,
     CONDITIONERS,
@@ -13,7 +11,9 @@ from controlnet.conditioners import (
     detect_size,
     draw_control_map,
 )
-from controlnet.map_cache import MapCache
+from controlnet.maps.annotators import ANNOTATORS, AnnotatorKind, LoadedAnnotator
+from controlnet.maps.annotators.canny import draw_canny
+from controlnet.maps.cache import MapCache
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 

@@ -7,8 +7,8 @@ import torch
 from cog import CancelationException
 
 from controlnet.errors import OutOfMemory, ServerFault, plain_errors
-from controlnet.images import ImageError
-from controlnet.output import OutputError
+from controlnet.pictures.images import ImageError
+from controlnet.pictures.output import OutputError
 
 
 @pytest.mark.parametrize("kind", [ImageError, OutputError, CancelationException])

@@ -3,20 +3,19 @@
 import ast
 import inspect
 import re
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
 import predict
-from controlnet.composite import CONTROL_MODES
 from controlnet.conditioners import CONDITIONERS
-from controlnet.geometry import RESIZE_MODES
-from controlnet.manifest import Manifest
-from controlnet.output import FORMATS
-from controlnet.pose import POSE_PARTS
-from controlnet.schedulers import SCHEDULERS
+from controlnet.generation.composite import CONTROL_MODES
+from controlnet.models.schedulers import SCHEDULERS
+from controlnet.pictures.geometry import RESIZE_MODES
+from controlnet.pictures.output import FORMATS
+from controlnet.request.pose import POSE_PARTS
+from controlnet.weights.manifest import Manifest
 
-ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from controlnet.schema import openapi_schema
-from controlnet.serving import ROOT
+from controlnet.serving.schema import openapi_schema
+from controlnet.serving.server import ROOT
 
 SCHEMAS = openapi_schema((ROOT / "predict.py").read_text())["components"]["schemas"]
 SCRIPTS = sorted(path for path in (ROOT / "script").rglob("*") if path.is_file() and not path.suffix)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from controlnet.annotators.tiny_network import TinyVisionModel
 from controlnet.bundle import open_bundle
-from controlnet.choice import BUNDLE
-from controlnet.loading import load_pretrained
-from controlnet.manifest import WEIGHTS, Manifest
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.models.loading import load_pretrained
+from controlnet.weights.choice import BUNDLE
+from controlnet.weights.manifest import WEIGHTS, Manifest
 from tinyworld.cases import held_out, shows_people
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS

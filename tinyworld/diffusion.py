@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet.annotators.tiny_network import TinyVisionModel
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from tinyworld import models
 from tinyworld.dataset import Dataset
 from tinyworld.hints import HINTS, control_maps, rows_with_people

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from controlnet.annotators.tiny_network import TinyVisionModel
-from controlnet.loading import load_pretrained
-from controlnet.manifest import WEIGHTS
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.models.loading import load_pretrained
+from controlnet.weights.manifest import WEIGHTS
 from tinyworld import sheets
 from tinyworld.cases import SUBJECTS, held_out, main_pixels, shows_anything, shows_one_thing
 from tinyworld.dataset import SIZE

@@ -1,7 +1,7 @@
 """The control maps that each ControlNet is trained on, drawn from the renderer's truth or by the bundle's annotators.
 
-They follow the conventions of the real annotators (controlnet/annotators/), so that a map made for Stable Diffusion
-means the same to the tiny bundle.
+They follow the conventions of the real annotators (controlnet/maps/annotators/), so that a map made for Stable
+Diffusion means the same to the tiny bundle.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from controlnet.annotators import tiny
-from controlnet.annotators.hed import safe_levels
-from controlnet.annotators.lineart_standard import draw_lineart_standard
-from controlnet.annotators.skeletons import draw_skeletons
-from controlnet.annotators.tile import draw_tile
-from controlnet.annotators.tiny_network import TinyVisionModel
-from controlnet.annotators.upernet import segmentation_map
-from controlnet.annotators.xdog import xdog_strokes
+from controlnet.maps.annotators import tiny
+from controlnet.maps.annotators.hed import safe_levels
+from controlnet.maps.annotators.lineart_standard import draw_lineart_standard
+from controlnet.maps.annotators.skeletons import draw_skeletons
+from controlnet.maps.annotators.tile import draw_tile
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.maps.annotators.upernet import segmentation_map
+from controlnet.maps.annotators.xdog import xdog_strokes
 from tinyworld.dataset import SIZE, Dataset, Sample
 from tinyworld.truth import CLASSES
 from tinyworld.vision import soft_outlines

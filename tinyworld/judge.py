@@ -1,7 +1,7 @@
 """How well a picture obeys its control map, read by the evaluation network, which drew none of the control maps.
 
 For each conditioner: what a control map asks for, what the network finds of that in a picture, and the metric of
-controlnet/scoring.py that compares the two. And for prompts: which of the world's colours a place in a picture has.
+tinyworld/scoring.py that compares the two. And for prompts: which of the world's colours a place in a picture has.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from skimage.morphology import skeletonize
 
-from controlnet.annotators.hed import safe_levels
-from controlnet.annotators.tiny import LINE_THRESHOLD, find_people, see, thin_lines
-from controlnet.annotators.tiny_network import Seen, TinyVisionModel
-from controlnet.annotators.upernet import ade20k_palette
-from controlnet.scoring import depth_error, edge_f1, mean_iou, ms_ssim, normal_error, pck
+from controlnet.maps.annotators.hed import safe_levels
+from controlnet.maps.annotators.tiny import LINE_THRESHOLD, find_people, see, thin_lines
+from controlnet.maps.annotators.tiny_network import Seen, TinyVisionModel
+from controlnet.maps.annotators.upernet import ade20k_palette
+from tinyworld.scoring import depth_error, edge_f1, mean_iou, ms_ssim, normal_error, pck
 from tinyworld.things import COLOURS
 
 People = Sequence[np.ndarray]

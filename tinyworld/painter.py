@@ -7,11 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from controlnet.bundle import open_bundle
-from controlnet.choice import BUNDLE
 from controlnet.conditioners import draw_control_map
-from controlnet.generation import Generator
-from controlnet.manifest import WEIGHTS
-from controlnet.request import Control, Request
+from controlnet.generation.generator import Generator
+from controlnet.generation.job import Control, Request
+from controlnet.weights.choice import BUNDLE
+from controlnet.weights.manifest import WEIGHTS
 from tinyworld.cases import Case
 from tinyworld.hints import HINTS, draw_from_truth
 

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from controlnet.conditioners import draw_control_map
-from controlnet.geometry import canvas_size
-from controlnet.images import open_image
+from controlnet.pictures.geometry import canvas_size
+from controlnet.pictures.images import open_image
 from tinyworld.cases import SUBJECTS, held_out, shows_anything
 from tinyworld.painter import Painter
 from tinyworld.scene import recoloured

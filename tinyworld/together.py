@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from controlnet.request import Control
+from controlnet.generation.job import Control
 from tinyworld.cases import held_out
 from tinyworld.evaluate import OTHERS, arguments_of, open_all, small
 from tinyworld.judge import READINGS, Judge, wanted

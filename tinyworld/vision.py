@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from controlnet.annotators.tiny_network import JOINTS, NECK_UNIT, Seen, TinyVisionModel
+from controlnet.maps.annotators.tiny_network import JOINTS, NECK_UNIT, Seen, TinyVisionModel
 from tinyworld.dataset import SIZE, Dataset, Sample
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 from tinyworld.truth import CLASSES, OPENPOSE_JOINTS

@@ -15,12 +15,12 @@ from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from controlnet.bundle import Bundle, open_bundle
-from controlnet.choice import BUNDLE
 from controlnet.conditioners import draw_control_map
-from controlnet.generation import Generator
-from controlnet.manifest import WEIGHTS
-from controlnet.request import Control, Request
+from controlnet.generation.generator import Generator
+from controlnet.generation.job import Control, Request
 from controlnet.stopwatch import Stopwatch
+from controlnet.weights.choice import BUNDLE
+from controlnet.weights.manifest import WEIGHTS
 
 PROMPT = "a bird"
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"

@@ -22,13 +22,13 @@ import torch
 from transformers import PreTrainedModel
 
 from controlnet.bundle import Bundle, open_bundle
-from controlnet.choice import BUNDLE
-from controlnet.generation import Generator
-from controlnet.load_log import peak_memory
-from controlnet.low_memory import LOW_MEMORY
-from controlnet.manifest import WEIGHTS, Manifest
-from controlnet.precision import DTYPE, working_dtype
-from controlnet.safety import open_safety_checker
+from controlnet.generation.generator import Generator
+from controlnet.generation.safety import open_safety_checker
+from controlnet.models.load_log import peak_memory
+from controlnet.models.low_memory import LOW_MEMORY
+from controlnet.models.precision import DTYPE, working_dtype
+from controlnet.weights.choice import BUNDLE
+from controlnet.weights.manifest import WEIGHTS, Manifest
 
 ROOM = 2e9
 """Bytes of memory to leave to the rest of the machine."""

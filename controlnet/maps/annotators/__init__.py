@@ -1,0 +1,160 @@
+"""Annotators draw a control map from a picture; ANNOTATORS is the one list of them.
+
+An annotator takes an RGB picture of 64 to 2048 pixels a side and returns an RGB control map of the same size. It leaves
+its input untouched, and the same picture and knobs always give the same map. Knobs are what a user may set about it:
+keyword arguments with the annotator's own defaults, which its kind declares.
+
+Each kind lives in the module of its name; the tiny bundle's, which share one network, live together in tiny.py. A
+module is imported only when one of its kinds is loaded, so that reading this list needs neither torch nor any library
+that holds a network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+Annotator = Callable[..., Image.Image]
+"""annotator(picture, **knobs) -> its control map."""
+
+SHORT_SIDE = "short_side"
+"""The knob that every annotator with a private resolution has: the picture's short side there, in pixels."""
+
+
+class AnnotatorError(ValueError):
+    """A knob has a value that the annotator cannot work with; the message says which values it can."""
+
+
+@dataclass(frozen=True)
+class AnnotatorKind:
+    name: str
+    """Also the name of its module in this package, except for the tiny ones."""
+    help: str
+    """One line: what the map shows and what draws it."""
+    parts: tuple[str, ...]
+    """The parts of a weights bundle that it needs; empty where it needs none."""
+    load: "Callable[[Callable[[str], Path], torch.device], Annotator]"
+    """load(folder_of, device): opens the kind's parts, found through folder_of(part name), on the device.
+
+    Raises WeightsMismatch (controlnet/models/loading.py) where a file's tensors are not the network's.
+    """
+    knobs: tuple[str, ...] = ()
+    """The keyword arguments that what load() returns takes."""
+
+
+@dataclass(frozen=True)
+class LoadedAnnotator:
+    """An annotator that knows its kind, and so its knobs."""
+
+    kind: AnnotatorKind
+    draw: Annotator
+
+    def __call__(self, image: Image.Image, /, **knobs: Any) -> Image.Image:
+        return self.draw(image, **knobs)
+
+
+def knobs_of(annotator: Annotator) -> tuple[str, ...]:
+    """The knobs that an annotator declares; a plain function has none."""
+    return annotator.kind.knobs if isinstance(annotator, LoadedAnnotator) else ()
+
+
+def _kind(name: str, help: str, *parts: str, knobs: tuple[str, ...] = ()) -> AnnotatorKind:
+    def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
+        module = import_module(f"{__name__}.{name}")
+        return module.load(*(folder_of(part) for part in parts), device=device)
+
+    return AnnotatorKind(name, help, parts, load, knobs)
+
+
+def _tiny_kind(draws: str, help: str, knobs: tuple[str, ...] = (SHORT_SIDE,)) -> AnnotatorKind:
+    part = "annotator/tiny"
+
+    def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
+        return import_module(f"{__name__}.tiny").load(draws, folder_of(part), device)
+
+    return AnnotatorKind(f"tiny_{draws}", f"{help}, by the tiny bundle's own network.", (part,), load, knobs)
+
+
+PRIVATE = (SHORT_SIDE,)
+POSE = ("pose_parts",)
+MLSD = ("mlsd_score_threshold", "mlsd_distance_threshold")
+
+ANNOTATORS: dict[str, AnnotatorKind] = {
+    kind.name: kind
+    for kind in (
+        _kind(
+            "canny",
+            "Hard edges, one pixel wide, by OpenCV's Canny detector.",
+            knobs=("low_threshold", "high_threshold"),
+        ),
+        _kind("xdog", "Rough strokes by thresholded difference of Gaussians; a doodle is used as it is."),
+        _kind(
+            "hed",
+            "Soft edges by HED, in the quantised form that ControlNet was trained on.",
+            "annotator/hed",
+            knobs=PRIVATE,
+        ),
+        _kind(
+            "hed_scribble",
+            "Rough strokes along HED's edges; a doodle is used as it is.",
+            "annotator/hed",
+            knobs=PRIVATE,
+        ),
+        _kind("mlsd", "Straight lines by M-LSD.", "annotator/mlsd", knobs=PRIVATE + MLSD),
+        _kind(
+            "normal_bae",
+            "How surfaces face, by BAE: blue the camera, red left, green up.",
+            "annotator/normal_bae",
+            knobs=PRIVATE,
+        ),
+        _kind(
+            "depth_anything",
+            "Depth by Depth Anything: near is white.",
+            "annotator/depth_anything",
+            knobs=PRIVATE,
+        ),
+        _kind(
+            "upernet",
+            "What is where, by UPerNet, in the colours of ADE20K's 150 classes.",
+            "annotator/upernet",
+            knobs=PRIVATE,
+        ),
+        # Its models' processors cut people out and scale them to fixed sizes, so it has no private short side.
+        _kind(
+            "openpose",
+            "People's skeletons in OpenPose's colours, by RT-DETR and ViTPose.",
+            "annotator/person_detector",
+            "annotator/vitpose",
+            knobs=POSE,
+        ),
+        _kind(
+            "openpose_cmu",
+            "Skeletons with hands and faces, by OpenPose's own networks.",
+            "annotator/openpose_cmu",
+            knobs=POSE,
+        ),
+        _kind(
+            "lineart",
+            "Lines as a hand draws them, by Informative Drawings.",
+            "annotator/lineart",
+            knobs=PRIVATE,
+        ),
+        _kind("lineart_standard", "Lines as a soft pen draws them, by difference of Gaussians.", knobs=PRIVATE),
+        _kind("lineart_anime", "Lines as in anime, by Anime2Sketch.", "annotator/lineart_anime", knobs=PRIVATE),
+        _kind("shuffle", "The picture's colours and textures, moved about by a smooth random flow."),
+        _kind("tile", "The picture at an eighth of its sides, enlarged again."),
+        _kind("raw", "The picture itself."),
+        _tiny_kind("hed", "Soft edges in quantised form"),
+        _tiny_kind("mlsd", "Straight lines", PRIVATE + MLSD),
+        _tiny_kind("depth", "Depth: near is white"),
+        _tiny_kind("openpose", "People's skeletons in OpenPose's colours", POSE),
+        _tiny_kind("seg", "What is where, in the colours of ADE20K's classes"),
+        _tiny_kind("normal", "How surfaces face: blue the camera, red left, green up"),
+    )
+}

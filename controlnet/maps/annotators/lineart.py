@@ -1,0 +1,47 @@
+"""Line art: lines as a hand draws them. C. Chan, F. Durand, P. Isola, "Learning to Generate Line Drawings That Convey
+Geometry and Semantics", CVPR 2022 (github.com/carolineec/informative-drawings, MIT)."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from controlnet.models.loading import load_network
+
+from . import Annotator
+from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
+
+with quiet_controlnet_aux():
+    from controlnet_aux.lineart import Generator
+
+FILE = "sk_model.pth"
+"""The network of fine lines, controlnet_aux's default. There is another of coarse ones, sk_model2.pth: a choice between
+the two would be an input of its own."""
+STRIDE = 4
+"""The network halves its input twice."""
+
+
+def load(folder: Path, device: torch.device) -> Annotator:
+    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    return partial(draw_lineart, load_network(build_lineart, folder / FILE, device))
+
+
+def build_lineart() -> torch.nn.Module:
+    """The network in the variant of sk_model.pth, with random weights."""
+    return Generator(3, 1, n_residual_blocks=3)
+
+
+def draw_lineart(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
+    """RGB picture -> its lines, white on black with soft rims. short_side is the network's private resolution, in
+    pixels; where the picture already has it, the map is that of controlnet_aux's LineartDetector."""
+    pixels = private_pixels(image, short_side, STRIDE)
+    with torch.inference_mode():
+        paper = network(as_batch(pixels, device_of(network)) / 255)[0, 0].cpu().numpy() * 255
+    return white_lines(restore_soft(paper, image.size))
+
+
+def white_lines(paper: np.ndarray) -> Image.Image:
+    """Dark lines on white, float [height, width], about 0 to 255 -> the same lines white on black, RGB."""
+    return Image.fromarray(255 - paper.clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,53 @@
+"""Line art of anime: Anime2Sketch. X. Xiang et al., "Adversarial Open Domain Adaptation for Sketch-to-Photo Synthesis",
+WACV 2022 (github.com/Mukosame/Anime2Sketch, MIT); a U-Net as P. Isola et al., "Image-to-Image Translation with
+Conditional Adversarial Networks", CVPR 2017."""
+
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from PIL import Image
+
+from controlnet.models.loading import load_network
+
+from . import Annotator
+from .lineart import white_lines
+from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
+
+with quiet_controlnet_aux():
+    from controlnet_aux.lineart_anime import UnetGenerator
+
+FILE = "netG.pth"
+STRIDE = 256
+"""The network halves its input eight times."""
+
+
+def load(folder: Path, device: torch.device) -> Annotator:
+    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    network = load_network(build_lineart_anime, folder / FILE, device, tensors_of=unwrap)
+    return partial(draw_lineart_anime, network)
+
+
+def build_lineart_anime() -> torch.nn.Module:
+    """The network in the variant of netG.pth, with random weights."""
+    norm_layer: Any = torch.nn.InstanceNorm2d  # the default, batch normalisation, is all that the class's types know
+    return UnetGenerator(3, 1, num_downs=8, norm_layer=norm_layer)
+
+
+def draw_lineart_anime(
+    network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE
+) -> Image.Image:
+    """RGB picture -> its lines, white on black with soft rims. short_side is the network's private resolution, in
+    pixels; where the picture already has it, the map is that of controlnet_aux's LineartAnimeDetector."""
+    pixels = private_pixels(image, short_side, 1)
+    height, width = pixels.shape[:2]
+    # Stretched to the next multiples of STRIDE, as controlnet_aux does it: the nearest ones would halve some pictures.
+    stretched = [ceil(side / STRIDE) * STRIDE for side in (width, height)]
+    batch = as_batch(cv2.resize(pixels, stretched, interpolation=cv2.INTER_CUBIC), device_of(network)) / 127.5 - 1
+    with torch.inference_mode():
+        paper = network(batch)[0, 0] * 127.5 + 127.5
+    paper = cv2.resize(paper.cpu().numpy(), (width, height), interpolation=cv2.INTER_CUBIC)
+    return white_lines(restore_soft(paper, image.size))

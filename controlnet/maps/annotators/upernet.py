@@ -1,0 +1,81 @@
+"""UPerNet: what is where. T. Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018; classes and
+colours of ADE20K (B. Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017)."""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from controlnet.models.loading import WeightsMismatch, load_pretrained
+
+from . import Annotator
+from .network import TRAINED_SHORT_SIDE, device_of, load_processor, private_pixels, quiet_controlnet_aux
+
+with quiet_controlnet_aux():
+    from controlnet_aux.util import ade_palette
+
+STRIDE = 32
+"""The backbone's coarsest features are a thirty-second of its input."""
+CLASSES_AT_ONCE = 16
+"""All 150 classes of a 2048 × 2048 picture at once would take 2.5 GB."""
+
+
+def load(folder: Path, device: torch.device) -> Annotator:
+    """Raises WeightsMismatch where the tensors are not the model's, or where it has other classes than ADE20K's 150."""
+    from transformers import UperNetForSemanticSegmentation
+
+    model = load_pretrained(UperNetForSemanticSegmentation, folder, device)
+    if model.config.num_labels != len(ade20k_palette()):
+        raise WeightsMismatch(
+            f"annotator/upernet has {model.config.num_labels} classes: "
+            f"take a model of ADE20K's {len(ade20k_palette())}, whose colours the ControlNet knows."
+        )
+    return partial(draw_segmentation, model, load_processor(folder))
+
+
+@cache
+def ade20k_palette() -> np.ndarray:
+    """The colour of each ADE20K class, uint8 [150, 3], as the seg ControlNet was trained on: controlnet_aux's table."""
+    palette = np.array(ade_palette(), np.uint8)
+    palette.flags.writeable = False  # cached, so shared by all callers
+    return palette
+
+
+def draw_segmentation(
+    model: Any, processor: Any, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE
+) -> Image.Image:
+    """RGB picture -> its classes in ADE20K's colours. short_side is the network's private resolution, in pixels.
+
+    The aspect ratio is kept, as in the model's training; its processor alone would squeeze every picture into a square.
+    """
+    pixels = private_pixels(image, short_side, STRIDE)
+    inputs = processor(images=Image.fromarray(pixels), do_resize=False, return_tensors="pt").to(device_of(model))
+    with torch.inference_mode():
+        labels = label_map(model(pixel_values=inputs["pixel_values"]).logits, image.size)
+    return segmentation_map(labels)
+
+
+def label_map(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Logits [1, classes, height, width] -> the likeliest class at each pixel, int64 [height, width] of `size`.
+
+    The logits are resized, not the labels: that follows contours more finely, and no label can blend with another.
+    """
+    width, height = size
+    best = torch.full((height, width), -torch.inf, device=logits.device)
+    labels = torch.zeros((height, width), dtype=torch.int64, device=logits.device)
+    for first in range(0, logits.shape[1], CLASSES_AT_ONCE):
+        some = logits[:, first : first + CLASSES_AT_ONCE].float()
+        resized = torch.nn.functional.interpolate(some, (height, width), mode="bilinear", align_corners=False)
+        values, indices = resized[0].max(dim=0)
+        better = values > best
+        labels = torch.where(better, indices + first, labels)
+        best = torch.where(better, values, best)
+    return labels.cpu().numpy()
+
+
+def segmentation_map(labels: np.ndarray) -> Image.Image:
+    """Class numbers 0 to 149, [height, width] -> an RGB picture in ADE20K's exact colours."""
+    return Image.fromarray(ade20k_palette()[labels])

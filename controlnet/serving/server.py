@@ -1,0 +1,258 @@
+"""Cog's own HTTP server outside a container: started as in one, with the same checks of every request.
+
+`python -m controlnet.serving.server [--host HOST] [-p PORT]` picks the bundle, writes the schema that the server
+validates by and becomes the server. `Server` runs that as a child and talks to it.
+"""
+
+import argparse
+import http.client
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from controlnet.serving.schema import SchemaError, write_schema
+from controlnet.weights.choice import BUNDLE, choose_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCALHOST = "127.0.0.1"
+
+# Said at every start of the names that we keep on purpose: cog-safe-push reads only `predict:` in cog.yaml.
+QUIET = ",".join(f"ignore:{name} is deprecated:DeprecationWarning" for name in ("BasePredictor", "Predictor.predict()"))
+
+# coglet puts "Prediction failed: " twice, or a chain of "setup failed", before what the exception said, and its
+# class, which would tell them nothing.
+ERROR_PREFIX = re.compile(
+    r"(?:Prediction failed: )*(?:worker setup failed.*?: setup failed: )?(?:\w+(?:Error|Fault|Mismatch): )?"
+)
+
+
+class ServerError(RuntimeError):
+    """The server could not be started, or its setup() failed. The message is what to show the user."""
+
+
+def plain_error(text: str) -> str:
+    """Return the exception's own message out of the error text that the server gives."""
+    return ERROR_PREFIX.sub("", text, count=1)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOCALHOST, 0))
+        return probe.getsockname()[1]
+
+
+# ---- becoming the server
+
+
+def serve(host: str, port: int) -> None:
+    """Replace this process by the server of the predict.py here. Raises ServerError or SchemaError."""
+    _check_port(host, port)
+    name, reason = choose_bundle(os.environ)
+    if reason:
+        print(reason, file=sys.stderr, flush=True)
+    write_schema(Path.cwd(), importlib.metadata.version("cog"))
+    os.environ |= {
+        BUNDLE: name,
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "PORT": str(port),
+        "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
+        # The server starts its worker as `python` from PATH, whatever it runs under itself.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+    }
+    os.execv(sys.executable, [sys.executable, "-m", "cog.server.http", "--host", host])
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = error.strerror.lower() if error.strerror else "no reason given"
+            raise ServerError(f"Cannot listen on port {port}: {reason}. Try script/serve -p PORT.") from error
+
+
+def _end_with_stdin() -> None:
+    """Leave a process behind that kills this process group when stdin closes: the client is gone, however it went.
+
+    The worker is a process of its own that outlives a killed server for as long as a prediction runs.
+    """
+    if os.fork() == 0:
+        silence = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silence, 1)  # else the client would wait for the end of the log
+        os.dup2(silence, 2)
+        os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of script/serve."""
+    parser = argparse.ArgumentParser(
+        prog="script/serve", description="Serve predictions over HTTP. The bundle is CONTROLNET_BUNDLE."
+    )
+    parser.add_argument("-p", "--port", type=int, default=int(os.environ.get("PORT", "5000")), help="default: 5000")
+    parser.add_argument(
+        "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for every one (default: this machine only)"
+    )
+    parser.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.end_with_stdin:
+        _end_with_stdin()
+    try:
+        serve(options.host, options.port)
+    except (SchemaError, ServerError) as error:
+        sys.exit(str(error))
+
+
+# ---- the server as a child
+
+LogHandler = Callable[[str, str], None]
+
+
+class Server:
+    """The server of the predict.py in `root`, as a child on a free port of 127.0.0.1, stopped when the block is left.
+
+    log_handler gets the kind and text of each line as it is printed, on another thread: "setup",
+    "prediction" or "user" for what predict.py prints (every update of a progress bar is a line), "coglet" for the
+    server's own log, "server" for the rest. Entering does not wait: call wait_ready().
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] = os.environ,
+        root: Path = ROOT,
+        log_handler: LogHandler = lambda kind, text: None,
+    ) -> None:
+        self.environ = dict(environ)
+        self.root = root
+        self.log_handler = log_handler
+        self.port = free_port()
+        self.lines: list[tuple[str, str]] = []
+        """Every (kind, text) so far."""
+
+    def __enter__(self) -> "Server":
+        search = [str(ROOT), self.environ.get("PYTHONPATH", "")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "controlnet.serving.server", f"--host={LOCALHOST}"]
+            + [f"--port={self.port}", "--end-with-stdin"],
+            cwd=self.root,
+            env=self.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us: we cancel first and stop it then
+        )
+        self.reader = threading.Thread(target=self._read_log, daemon=True)
+        self.reader.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def stop(self, patience: float = 3.0) -> None:
+        """End the server and whatever it started, at the latest after `patience` seconds."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                pass  # busy: it would wait for the prediction to end
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all gone already
+        self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+        self.reader.join(patience)
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        for raw in self.process.stdout:
+            kind, text = _log_line(raw.decode(errors="replace").rstrip("\n"))
+            self.lines.append((kind, text))
+            self.log_handler(kind, text)
+
+    def wait_ready(self) -> None:
+        """Return once setup() has finished; raises ServerError with its message if it failed."""
+        while True:
+            if self.process.poll() is not None:
+                self.reader.join(1.0)
+                said = "\n".join(text for _, text in self.lines[-20:])
+                raise ServerError(said or "The server ended without a word.")
+            health = self.health()
+            if health.get("status") not in (None, "STARTING"):
+                break
+            time.sleep(0.05)
+        if health["status"] not in ("READY", "BUSY"):
+            raise ServerError(plain_error(health.get("setup", {}).get("logs") or health["status"]))
+
+    def health(self) -> dict[str, Any]:
+        """Return the answer of /health-check, empty where the server does not listen yet or any more."""
+        try:
+            return self.request("GET", "/health-check", timeout=5)[1]
+        except (OSError, http.client.HTTPException):
+            return {}
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}, timeout: float | None = None
+    ) -> tuple[int, Any]:
+        """Send one request; returns the status and the answer, decoded if it is JSON. Raises OSError if it breaks."""
+        connection = http.client.HTTPConnection(LOCALHOST, self.port, timeout=timeout)
+        try:
+            text = body if isinstance(body, (str, bytes, type(None))) else json.dumps(body)
+            connection.request(method, path, text, {"Content-Type": "application/json"} | dict(headers))
+            response = connection.getresponse()
+            answer = response.read()
+            is_json = (response.getheader("Content-Type") or "").startswith("application/json")
+            return response.status, json.loads(answer) if is_json else answer.decode(errors="replace")
+        finally:
+            connection.close()
+
+    def predict(
+        self, inputs: Mapping[str, Any], prediction_id: str = "", patience: float = 5.0, timeout: float | None = None
+    ) -> tuple[int, Any]:
+        """Run one prediction and wait for its end; returns the HTTP status and the answer.
+
+        A 409 (the slot is being freed: seen right after another prediction) is tried again for `patience` seconds.
+        """
+        path = f"/predictions/{prediction_id or uuid.uuid4().hex}"
+        deadline = time.monotonic() + patience
+        while True:
+            status, answer = self.request("PUT", path, {"input": dict(inputs)}, timeout=timeout)
+            if status != 409 or time.monotonic() > deadline:
+                return status, answer
+            time.sleep(0.05)
+
+    def cancel(self, prediction_id: str) -> int:
+        """Ask for a prediction to be cancelled; returns the HTTP status, 404 where no such one runs."""
+        return self.request("POST", f"/predictions/{prediction_id}/cancel", timeout=5)[0]
+
+
+def _log_line(line: str) -> tuple[str, str]:
+    """Split one line of the server's output, JSON or not, into its kind and text."""
+    try:
+        record = json.loads(line)
+        fields = record["fields"]
+        target = record["target"].removeprefix("coglet::")
+        printed = "source" in fields or target == "user"  # "user": the server lost track of when it was printed
+        return (target if printed else "coglet"), str(fields["message"])
+    except (ValueError, KeyError, TypeError):
+        return "server", line
+
+
+if __name__ == "__main__":
+    main()

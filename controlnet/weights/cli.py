@@ -1,0 +1,62 @@
+"""The command line behind script/download-weights, script/verify-weights and script/lock-weights."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from controlnet.weights.download import download, lock
+from controlnet.weights.files import verify
+from controlnet.weights.lockfile import WeightsError, lock_path
+from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names
+
+
+def _download(manifest: Manifest, root: Path) -> str:
+    if manifest.embedded:
+        return f"{manifest.name} is embedded: its files are in git, and there is nothing to download."
+    download(manifest, root)
+    return f"{manifest.name}: {len(manifest.needed_paths)} files in place and verified."
+
+
+def _verify(manifest: Manifest, root: Path) -> str:
+    verify(manifest, root)
+    return f"{manifest.name}: {len(manifest.needed_paths)} files have the locked size and sha256."
+
+
+def _lock(manifest: Manifest, root: Path) -> str:
+    written = lock(manifest, root)
+    size = sum(file.size for file in written.files)
+    path = lock_path(manifest, root)
+    return f"{manifest.name}: {len(written.files)} files, {size / 1e9:.2f} GB, locked in {root.name}/{path.name}."
+
+
+COMMANDS: dict[str, tuple[Callable[[Manifest, Path], str], str]] = {
+    "download": (_download, "Fetch a bundle's weights, verify them, and lock them where there is no lock."),
+    "verify": (_verify, "Compare every byte of a bundle's weights with its lock."),
+    "lock": (_lock, "Write a bundle's lock anew, from what is on the hub now (an embedded bundle: from its files)."),
+}
+
+
+def main(arguments: list[str] | None = None, root: Path = WEIGHTS) -> int:
+    """Run one command. Returns the exit status; an error is one message on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m controlnet.weights.cli")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        command = commands.add_parser(name, prog=f"script/{name}-weights", description=summary, help=summary)
+        known = ", ".join(bundle_names(root))
+        command.add_argument("bundle", nargs="?", default="sd15", help=f"one of: {known} (default: %(default)s)")
+    asked = parser.parse_args(arguments)
+    run, _ = COMMANDS[asked.command]
+    try:
+        print(run(Manifest.read(root / f"{asked.bundle}.toml"), root))
+    except (WeightsError, ManifestError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. What was fetched is kept: run the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

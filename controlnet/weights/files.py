@@ -1,0 +1,96 @@
+"""Are a bundle's files there, and are they the right ones? Knows files and hashes, no models.
+
+`check` looks at presence and size, which takes milliseconds, so it runs before every start. `verify` reads every byte.
+Both collect all faults and raise once, with the command that repairs them. Fetching is in download.py.
+Parts of options that are off (Manifest.options) are not looked at.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from controlnet.weights.lockfile import Lock, WeightsError, read_lock
+from controlnet.weights.manifest import WEIGHTS, Manifest, option_variable
+
+__all__ = ["WeightsError", "check", "repair_command", "sha256", "size_fault", "verify"]
+
+
+def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
+    """Hold that every needed file of the bundle is there and, where there is a lock, has the locked size.
+
+    Without a lock an empty file is the only size that is known to be wrong. Raises WeightsError with all faults.
+    """
+    lock = read_lock(manifest, root)
+    _raise_faults(manifest, root, _size_faults(manifest, root, lock))
+
+
+def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
+    """Hold that every needed file of the bundle has the locked size and sha256. Raises WeightsError with all faults."""
+    lock = read_lock(manifest, root)
+    if lock is None:
+        raise WeightsError(
+            f"{manifest.name} has no lock to verify its files against. Write one: script/lock-weights {manifest.name}"
+        )
+    faults = _size_faults(manifest, root, lock)
+    sound = [path for path in manifest.needed_paths if path not in faults]
+
+    def hash_fault(path: str) -> str | None:
+        expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
+        return None if got == expected else f"wrong content, expected sha256 {expected}, got {got}"
+
+    # hashlib lets go of the interpreter's lock, so threads hash in parallel.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults |= _only_faults(zip(sound, pool.map(hash_fault, sound), strict=True))
+    _raise_faults(manifest, root, faults)
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_fault(path: Path, expected: int | None) -> str | None:
+    """What is wrong with a file's presence or size in bytes; None where nothing is. `expected` None: not known."""
+    wanted = "" if expected is None else f", expected {expected} bytes"
+    if not path.exists():
+        return f"missing{wanted}"
+    if not path.is_file():
+        return f"not a file{wanted}"
+    got = path.stat().st_size
+    if expected is None:
+        return None if got else "empty"
+    if got == expected:
+        return None
+    return f"too {'short' if got < expected else 'long'}{wanted}, got {got}"
+
+
+def repair_command(manifest: Manifest) -> str:
+    """The command that puts a bundle's files right."""
+    if manifest.embedded:
+        return f"git checkout HEAD -- weights/{manifest.name}"
+    options = "".join(f"{option_variable(option)}=1 " for option in sorted(manifest.options))
+    return f"{options}script/download-weights {manifest.name}"
+
+
+def _size_faults(manifest: Manifest, root: Path, lock: Lock | None) -> dict[str, str]:
+    def fault(path: str) -> str | None:
+        return size_fault(root / manifest.name / path, lock.file(path).size if lock else None)
+
+    return _only_faults((path, fault(path)) for path in manifest.needed_paths)
+
+
+def _only_faults(findings: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    return {path: fault for path, fault in findings if fault is not None}
+
+
+def _raise_faults(manifest: Manifest, root: Path, faults: dict[str, str]) -> None:
+    if not faults:
+        return
+    # In the manifest's order, whatever order the faults were found in.
+    lines = [f"  {root.name}/{manifest.name}/{path}: {faults[path]}" for path in manifest.paths if path in faults]
+    count = "1 file is" if len(lines) == 1 else f"{len(lines)} files are"
+    heading = f"The weights of {manifest.name} cannot be used, {count} at fault:"
+    raise WeightsError("\n".join([heading, *lines, f"Repair: {repair_command(manifest)}"]))

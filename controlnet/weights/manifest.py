@@ -1,0 +1,272 @@
+"""A bundle's manifest, weights/<bundle>.toml: the files it is made of, what they are for, and the bundle's defaults.
+
+Reading is strict. A misspelt key would otherwise be a silent default, and a file name that leaves the bundle's folder
+would be written there by the download.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from controlnet.weights.toml_table import ManifestError, Table
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+"""Folder of the manifests, the locks, and one folder of files per bundle."""
+
+_BUNDLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_PART_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+# No component starts with a dot: that shuts out "..", and leaves dotted names to the download's own staging folder.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
+
+
+def option_variable(option: str) -> str:
+    """The environment variable that switches an option on where it is 1: CONTROLNET_OPENPOSE_CMU for openpose_cmu."""
+    return f"CONTROLNET_{option.upper()}"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets where it leaves the input out."""
+
+    resolution: int
+    """Length of the picture's short side in pixels: the size that the base model was trained at."""
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    control_mode: str = "balanced"
+    """A key of composite.CONTROL_MODES."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for at most."""
+
+    pixels: int
+    """width × height × num_outputs."""
+
+
+@dataclass(frozen=True)
+class ConditionerEntry:
+    """A conditioner that the bundle has. Its ControlNet is the part controlnet/<conditioner>."""
+
+    annotator: str
+    """A kind in controlnet.maps.annotators.ANNOTATORS."""
+    option: str = ""
+    """Another kind, which takes its place where the environment asks for it; empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of files that are loaded together: one model, one tokenizer, one annotator."""
+
+    name: str
+    """Also the folder below weights/<bundle>/."""
+    files: tuple[str, ...]
+    """Relative to the part's folder, on disk and on the hub alike."""
+    licence: str
+    purpose: str
+    repo: str = ""
+    """owner/name on the hub; empty in an embedded bundle, whose files are in git."""
+    revision: str = ""
+    """A branch, tag or commit of the repo. The lock pins it to a commit."""
+    folder: str = ""
+    """Folder inside the repo that holds the files; empty: its root."""
+    option: str = ""
+    """The option that alone needs the part: without it the part is not fetched and not missed."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files relative to the bundle's folder, with forward slashes: "unet/config.json"."""
+        return tuple(f"{self.name}/{file}" for file in self.files)
+
+    @property
+    def repo_paths(self) -> tuple[str, ...]:
+        """The files relative to the repo's root, in the order of `paths`."""
+        return tuple(f"{self.folder}/{file}" if self.folder else file for file in self.files)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One weights bundle, as its manifest describes it."""
+
+    name: str
+    title: str
+    summary: str
+    needs: dict[str, str]
+    """For a reader: memory and disk."""
+    safety_checker: str
+    """Name of the part that flags pictures, or "none", and then safety_note says why."""
+    safety_note: str
+    embedded: bool
+    """The files are in git: there is nothing to download."""
+    defaults: Defaults
+    limits: Limits
+    conditioners: dict[str, ConditionerEntry]
+    parts: tuple[Part, ...]
+    made: dict[str, Any]
+    """How an embedded bundle was made (commit, seed, steps, hardware, data), free-form."""
+    options: frozenset[str]
+    """The options that are on."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file of the bundle relative to its folder, in the manifest's order; those of all options too."""
+        return tuple(path for part in self.parts for path in part.paths)
+
+    @property
+    def needed_parts(self) -> tuple[Part, ...]:
+        """The parts without those of options that are off, in the manifest's order."""
+        return tuple(part for part in self.parts if not part.option or part.option in self.options)
+
+    @property
+    def needed_paths(self) -> tuple[str, ...]:
+        """The files of the needed parts, as `paths`."""
+        return tuple(path for part in self.needed_parts for path in part.paths)
+
+    def annotator(self, conditioner: str) -> str:
+        """The kind that draws the conditioner's map: its option where that is on."""
+        entry = self.conditioners[conditioner]
+        return entry.option if entry.option in self.options else entry.annotator
+
+    @classmethod
+    def read(cls, path: Path, environ: Mapping[str, str] = os.environ) -> "Manifest":
+        """Read weights/<bundle>.toml; `environ` says which options are on (option_variable).
+
+        Raises ManifestError for whatever it does not understand.
+        """
+        where = f"{path.parent.name}/{path.name}"
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            known = ", ".join(bundle_names(path.parent)) or "none"
+            raise ManifestError(f"There is no bundle named {path.stem!r}. Bundles with a manifest: {known}.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{where}: not readable as TOML: {error}.") from error
+        manifest = _read_manifest(Table(values, where), environ)
+        if manifest.name != path.stem:
+            raise ManifestError(f"{where}: name: expected {path.stem!r}, the file's own name, got {manifest.name!r}.")
+        return manifest
+
+
+def bundle_names(root: Path = WEIGHTS) -> list[str]:
+    """Names of the bundles that have a manifest in `root`, sorted."""
+    return sorted(path.stem for path in root.glob("*.toml"))
+
+
+def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
+    embedded = table.take("embedded", bool, False)
+    parts = _read_parts(table, embedded)
+    conditioners = _read_conditioners(table.table("conditioners"))
+    options = {entry.option for entry in conditioners.values() if entry.option}
+    manifest = Manifest(
+        name=table.name("name", _BUNDLE_NAME, "sd15"),
+        title=table.text("title"),
+        summary=table.text("summary"),
+        needs=_read_needs(table.table("needs")),
+        safety_checker=table.text("safety_checker"),
+        safety_note=table.text("safety_note", default=""),
+        embedded=embedded,
+        defaults=_read_defaults(table.table("defaults")),
+        limits=_read_limits(table.table("limits")),
+        conditioners=conditioners,
+        parts=parts,
+        made=table.table("made", default={}).rest(),
+        options=frozenset(option for option in options if environ.get(option_variable(option)) == "1"),
+    )
+    _check_names(table, manifest)
+    table.close()
+    return manifest
+
+
+def _check_names(table: Table, manifest: Manifest) -> None:
+    """Hold that every part which another entry relies on is there, and every option that a part is for."""
+    names = {part.name for part in manifest.parts if not part.option}
+    options = {entry.option for entry in manifest.conditioners.values()}
+    for number, part in enumerate(manifest.parts, start=1):
+        if part.option and part.option not in options:
+            raise table.error(f"parts[{number}].option", f"no conditioner has the option {part.option!r}")
+    for conditioner in manifest.conditioners:
+        if f"controlnet/{conditioner}" not in names:
+            raise table.error(f"conditioners.{conditioner}", f"there is no part named 'controlnet/{conditioner}'")
+    if manifest.safety_checker == "none":
+        if not manifest.safety_note.strip():
+            raise table.error("safety_note", "missing, expected the reason why the bundle has no safety checker")
+    elif manifest.safety_checker not in names:
+        raise table.error("safety_checker", f"expected a part's name or 'none', got {manifest.safety_checker!r}")
+
+
+def _read_needs(table: Table) -> dict[str, str]:
+    needs = {"memory": table.text("memory"), "disk": table.text("disk")}
+    table.close()
+    return needs
+
+
+def _read_defaults(table: Table) -> Defaults:
+    defaults = Defaults(
+        resolution=table.number("resolution", 1),
+        num_inference_steps=table.number("num_inference_steps", 1),
+        guidance_scale=table.number("guidance_scale", 0, float),
+        scheduler=table.text("scheduler"),
+        control_mode=table.text("control_mode", "balanced"),
+    )
+    table.close()
+    return defaults
+
+
+def _read_limits(table: Table) -> Limits:
+    limits = Limits(pixels=table.number("pixels", 1))
+    table.close()
+    return limits
+
+
+def _read_conditioners(table: Table) -> dict[str, ConditionerEntry]:
+    entries = {}
+    for conditioner in table.left():
+        entry = table.table(conditioner)
+        option = entry.name("option", _BUNDLE_NAME, "openpose_cmu", default="")
+        entries[conditioner] = ConditionerEntry(entry.text("annotator"), option)
+        entry.close()
+    return entries
+
+
+def _read_parts(table: Table, embedded: bool) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    seen: set[str] = set()
+    revisions: dict[str, str] = {}
+    for entry in table.tables("parts"):
+        part = _read_part(entry, embedded)
+        if any(part.name == other.name for other in parts):
+            raise entry.error("name", f"there already is a part named {part.name!r}")
+        if twice := [path for path in part.paths if path in seen or part.paths.count(path) > 1]:
+            raise entry.error("files", f"{twice[0]!r} is named twice")
+        if revisions.setdefault(part.repo, part.revision) != part.revision:
+            raise entry.error("revision", f"expected {revisions[part.repo]!r} as for the other parts of {part.repo}")
+        seen.update(part.paths)
+        parts.append(part)
+    return tuple(parts)
+
+
+def _read_part(entry: Table, embedded: bool) -> Part:
+    name = entry.name("name", _PART_NAME, "controlnet/canny")
+    files = entry.take("files", list)
+    if not files:
+        raise entry.error("files", "expected at least one file name")
+    for file in files:
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise entry.error("files", f"expected a file name inside the part's folder, got {file!r}")
+    part = Part(name, tuple(files), licence=entry.text("licence"), purpose=entry.text("purpose"))
+    if not embedded:  # in an embedded bundle these four are unknown keys
+        part = replace(
+            part,
+            repo=entry.name("repo", _REPO, "owner/name"),
+            revision=entry.text("revision"),
+            folder=entry.name("folder", _FILE_NAME, "unet", default=""),
+            option=entry.name("option", _BUNDLE_NAME, "openpose_cmu", default=""),
+        )
+    entry.close()
+    return part

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
+from support.jobs import hint, pixels, request
+from support.small_models import SmallBundle, parts
+
+from controlnet.generation.generator import Generator, RequestError
+from controlnet.models.schedulers import SCHEDULERS
+from controlnet.stopwatch import Stopwatch
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(SmallBundle())
+
+
+def diffusers_own(conditioner: str, output_type: str, scale: float = 1.0):
+    """What diffusers' pipeline makes of request(), without our generator."""
+    small = parts()
+    pipeline = StableDiffusionControlNetPipeline(
+        **SmallBundle().base() | {"scheduler": DDIMScheduler.from_config(small["scheduler"].config)},
+        controlnet=small[conditioner],
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    settings = {"image": hint(1), "num_inference_steps": 3, "guidance_scale": 4.0}
+    settings |= {"controlnet_conditioning_scale": scale, "output_type": output_type}
+    return pipeline("a red ball", **settings, generator=torch.Generator().manual_seed(5)).images
+
+
+def test_a_request_equals_diffusers_own_pipeline(generator: Generator) -> None:
+    (plain,) = diffusers_own("canny", "pil")
+    (ours,) = generator.generate(request())
+    assert np.abs(np.asarray(ours, int) - np.asarray(plain, int)).max() <= 1
+
+
+@pytest.mark.parametrize("conditioner", ["canny", "shuffle"])  # a plain net, and one with global pooling
+def test_latents_equal_diffusers_own(generator: Generator, conditioner: str, monkeypatch) -> None:
+    latents = []
+    decode = generator._decode
+    monkeypatch.setattr(generator, "_decode", lambda made, pipeline: latents.append(made) or decode(made, pipeline))
+    generator.generate(request(control={"conditioner": conditioner}))
+    generator.generate(request(control={"conditioner": conditioner, "scale": 0.0}))
+    ours, uncontrolled = latents
+    assert ours.dtype == torch.float32
+    assert (ours - diffusers_own(conditioner, "latent")).abs().max() <= 1e-4
+    assert (uncontrolled - diffusers_own(conditioner, "latent", scale=0.0)).abs().max() <= 1e-4
+    assert (ours - uncontrolled).abs().max() > 1e-2, "the comparison is empty: control changes nothing"
+
+
+def test_picture_i_of_seed_s_is_picture_0_of_seed_s_plus_i(generator: Generator) -> None:
+    """Peers' outputs of one batch were identical, or differed from those of the same seed asked for alone."""
+    together = pixels(generator.generate(request(num_outputs=3, seed=0)))
+    alone = [pixels(generator.generate(request(seed=seed)))[0] for seed in range(3)]
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+def test_after_the_highest_seed_comes_0(generator: Generator) -> None:
+    assert (
+        pixels(generator.generate(request(seed=2**32 - 1, num_outputs=2)))[1]
+        == pixels(generator.generate(request(seed=0)))[0]
+    )
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_every_scheduler_runs_with_any_number_of_steps(generator: Generator, scheduler: str, steps: int) -> None:
+    (picture,) = generator.generate(request(scheduler=scheduler, num_inference_steps=steps))
+    assert picture.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": "a blue box on grass"},
+        {"negative_prompt": "a green room"},
+        {"num_inference_steps": 4},
+        {"guidance_scale": 9.0},
+        {"scheduler": "K_EULER_ANCESTRAL"},
+        {"seed": 6},
+        {"control": {"scale": 0.5}},
+        {"control": {"start": 0.3}},
+        {"control": {"end": 0.7}},
+        {"control": {"conditioner": "scribble"}},
+        {"control": {"control_map": hint(2)}},
+    ],
+    ids=lambda changed: "-".join(changed.get("control", changed)),
+)
+def test_every_setting_changes_the_picture_and_leaves_no_trace(generator: Generator, changed: dict) -> None:
+    """Peers had strength, start and end that did nothing, and a resize factor in the place of the guidance scale."""
+    before = pixels(generator.generate(request()))
+    assert pixels(generator.generate(request(**changed))) != before
+    assert pixels(generator.generate(request())) == before
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.7, 0.2), (1.0, 1.0)])
+def test_an_empty_window_is_refused(generator: Generator, start: float, end: float) -> None:
+    with pytest.raises(RequestError, match="control_start must be below control_end"):
+        generator.generate(request(control={"start": start, "end": end}))
+
+
+def test_a_window_that_covers_no_step_is_refused(generator: Generator) -> None:
+    with pytest.raises(RequestError, match="covers none of the 3 steps"):
+        generator.generate(request(control={"start": 0.0, "end": 0.2}))
+
+
+def test_one_base_whatever_the_number_of_conditioners(generator: Generator) -> None:
+    """Switching conditioner loads nothing: the pipeline of each is built around the very same modules."""
+    pipelines = [generator._pipeline(request(control={"conditioner": name})) for name in ("canny", "scribble")]
+    for part in ("unet", "vae", "text_encoder"):
+        assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]
+    assert pipelines[0].controlnet.nets[0].net is generator.controlnets["canny"]
+
+
+def test_a_pictures_parameters_make_it_again(generator: Generator) -> None:
+    second = generator.generate(request(num_outputs=2))[1]
+    told = second.info["parameters"]
+    assert told["controls"] == [{"conditioner": "canny", "scale": 1.0, "start": 0.0, "end": 1.0}]
+    settings = {name: value for name, value in told.items() if name != "controls"}
+    assert pixels(generator.generate(request(**settings))) == pixels([second])
+
+
+def test_each_phase_is_timed_and_the_pictures_add_up(generator: Generator) -> None:
+    told: dict[str, list[float]] = {}
+    generator.generate(request(num_outputs=2), Stopwatch(lambda name, value: told.setdefault(name, []).append(value)))
+    assert list(told) == ["timing.encode", "timing.denoise", "timing.decode"]
+    assert len(told["timing.denoise"]) == 2 and 0 < told["timing.denoise"][0] < told["timing.denoise"][1]

@@ -1,0 +1,240 @@
+import copy
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from support.small_models import parts
+
+from controlnet.bundle import open_bundle
+from controlnet.generation.prompts import MOST_CHUNKS, PromptError, encode_prompts, weighted_parts
+from tinyworld.models import TOKENS
+
+LONG = "a red ball " * 40
+
+
+def encode(prompt: str, negative: str = "", **options) -> tuple[torch.Tensor, torch.Tensor]:
+    return encode_prompts(prompt, negative, parts()["tokenizer"], parts()["text_encoder"], **options)
+
+
+def test_a_short_prompt_gives_what_diffusers_computes() -> None:
+    small = parts()
+    names = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    pipeline = StableDiffusionPipeline(
+        **{name: small[name] for name in names},
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    expected = pipeline.encode_prompt("a red ball", "cpu", 1, True, "a blue box")
+    for ours, theirs in zip(encode("a red ball", "a blue box"), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_long_prompt_is_used_to_its_end() -> None:
+    embedded, _ = encode(LONG + "on grass")
+    other, _ = encode(LONG + "in a green room")
+    assert embedded.shape[1] > TOKENS and embedded.shape[1] % TOKENS == 0
+    assert not torch.equal(embedded[:, -TOKENS:], other[:, -TOKENS:])
+    assert torch.equal(embedded[:, :TOKENS], other[:, :TOKENS])
+
+
+def test_both_prompts_have_one_length() -> None:
+    for pair in (encode(LONG, ""), encode("", LONG), encode("", "")):
+        assert pair[0].shape == pair[1].shape
+
+
+def test_a_long_prompt_is_encoded_without_a_warning(caplog) -> None:
+    encode(LONG)
+    assert not caplog.records
+
+
+def test_the_longest_prompt_passes_and_one_word_more_is_refused() -> None:
+    words = (TOKENS - 2) * MOST_CHUNKS
+    assert encode("red " * words)[0].shape[1] == MOST_CHUNKS * TOKENS
+    with pytest.raises(PromptError, match=f"at most {words} tokens .* has {words + 1} tokens"):
+        encode("", "red " * (words + 1))
+    with pytest.raises(PromptError, match="5000000 characters"):
+        encode("x" * 5_000_000)
+
+
+def ids_of(text: str) -> torch.Tensor:
+    """Token ids of a text that fits one chunk, by transformers' own padding."""
+    tokenizer = parts()["tokenizer"]
+    return tokenizer(text, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+
+
+def plain(text: str) -> torch.Tensor:
+    with torch.no_grad():
+        return parts()["text_encoder"](ids_of(text)).last_hidden_state
+
+
+def weights_in(weighted: str, text: str) -> torch.Tensor:
+    """The weight that each token's embedding has, read off the embeddings; the begin marks' weight is 1."""
+    ratio = (encode(weighted)[0] / encode(text)[0]).median(-1).values.reshape(-1, TOKENS)
+    return ratio / ratio[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red ball", [("a red ball", 1)]),
+        ("", []),
+        ("()[](:2)(([]))", []),
+        ("a (red) ball", [("a ", 1), ("red", 1.1), (" ball", 1)]),
+        ("((red))", [("red", 1.21)]),
+        ("[red]", [("red", 0.909091)]),
+        ("[[red]]", [("red", 0.826446)]),
+        ("(red:1.25)", [("red", 1.25)]),
+        ("(red: .5 ) (ball:2.)", [("red", 0.5), (" ", 1), ("ball", 2)]),
+        ("(red:0)(ball:3)", [("red", 0), ("ball", 3)]),
+        ("(red (ball:1.5) on:0.5) grass", [("red ", 0.5), ("ball", 0.75), (" on", 0.5), (" grass", 1)]),
+        ("(red [ball])", [("red ", 1.1), ("ball", 1)]),
+        ("((([[[red]]])))", [("red", 1)]),
+        ("(a [b) c]", [("a ", 1.1), ("b", 1), (" c", 0.909091)]),
+        ("(red)(ball:1.1)", [("redball", 1.1)]),
+        (r"\(red\) \[ball\] \\ (a\):2)", [(r"(red) [ball] \ ", 1), ("a)", 2)]),
+        (r"\\(red)", [("\\", 1), ("red", 1.1)]),
+    ],
+)
+def test_the_syntax_of_weights(prompt: str, expected: list) -> None:
+    assert weighted_parts(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["(", ")", "[", "]", "red :( ball", "red ball:1.2)", "red) (ball", "][", "a ([ b", r"C:\red", "1:2", "(red:1.2"],
+)
+def test_unbalanced_brackets_are_plain_text(prompt: str) -> None:
+    assert weighted_parts(prompt) == [(prompt, 1)]
+    assert torch.equal(encode(prompt)[0], plain(prompt))
+
+
+def test_an_unbalanced_bracket_leaves_the_others_their_weight() -> None:
+    assert weighted_parts("((red) ball") == [("(", 1), ("red", 1.1), (" ball", 1)]
+    assert weighted_parts("(red)) [ball") == [("red", 1.1), (") [ball", 1)]
+    assert weighted_parts("(red:1.2.3)") == [("red:1.2.3", 1.1)]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(red:3.1)", "a ((red:2) ball:2)", "(red:-1)", "(" * 12 + "red" + ")" * 12, "(16:9)"]
+)
+def test_a_weight_out_of_range_is_refused(prompt: str) -> None:
+    for pair in ((prompt, ""), ("", prompt)):
+        with pytest.raises(PromptError, match=r'^Weights in a prompt may be 0 to 3 .*"(red|16)" has [-\d.]+: .*\.$'):
+            encode(*pair)
+
+
+@pytest.mark.parametrize(("word", "weight"), [("red", "inf"), ("(red:0)", "nan")])
+def test_deep_nesting_overflows_into_the_same_error(word: str, weight: str) -> None:
+    with pytest.raises(PromptError, match=f'"red" has {weight}'):
+        weighted_parts("(" * 9000 + word + ")" * 9000)
+
+
+@pytest.mark.parametrize("prompt", ["a (red:1) ball", "a ([red]) ball", "a re(d ba:1.0)ll", "(a red:1.0) ball()"])
+def test_weights_of_one_change_no_bit(prompt: str) -> None:
+    assert torch.equal(encode(prompt)[0], plain("a red ball"))
+
+
+def test_each_token_has_its_weight() -> None:
+    found = weights_in("a (red:1.5) [ball] beside ((a blue box):0.5)", "a red ball beside a blue box")
+    expected = torch.ones(1, TOKENS)
+    expected[0, 1:8] = torch.tensor([1, 1.5, 1 / 1.1, 1, 0.55, 0.55, 0.55])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_word_keeps_its_weight_across_the_border_of_chunks() -> None:
+    room = TOKENS - 2
+    before, letters = "red " * (room - 2), "zyxwv"  # an unknown word falls apart into its letters
+    assert len(parts()["tokenizer"](letters, add_special_tokens=False).input_ids) == len(letters)
+    found = weights_in(f"{before}({letters}:1.5) ball", f"{before}{letters} ball")
+    expected = torch.ones(2, TOKENS)
+    expected[0, room - 1 : room + 1] = 1.5
+    expected[1, 1:4] = 1.5
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_leave_the_magnitude_and_the_other_chunks_as_they_are() -> None:
+    text = "a red ball " * 20
+    weighted, as_is = encode(text + "on (grass:2)")[0], encode(text + "on grass")[0]
+    for ours, theirs in zip(weighted.split(TOKENS, 1), as_is.split(TOKENS, 1), strict=True):
+        torch.testing.assert_close(ours.abs().mean(), theirs.abs().mean())
+    assert torch.equal(weighted[:, : 2 * TOKENS], as_is[:, : 2 * TOKENS])
+    assert not torch.equal(weighted[:, 2 * TOKENS :], as_is[:, 2 * TOKENS :])
+
+
+def test_half_precision_stays_half_and_whole() -> None:
+    tokenizer, encoder = parts()["tokenizer"], copy.deepcopy(parts()["text_encoder"]).to(torch.bfloat16)
+    with torch.no_grad():
+        expected = encoder(ids_of("a red ball")).last_hidden_state
+    ours, _ = encode_prompts("a red ball", "", tokenizer, encoder)
+    assert ours.dtype == torch.bfloat16 and torch.equal(ours, expected)
+    assert encode_prompts("a (red:2) ball", "", tokenizer, encoder)[0].dtype == torch.bfloat16
+
+
+def test_a_weight_raises_and_lowers_what_its_word_does() -> None:
+    base = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    far = []
+    for weight in (0, 0.5, 1, 1.5, 2, 3):
+        red, blue = (f"a ({colour}:{weight}) ball on grass" for colour in ("red", "blue"))
+        ours, other = encode_prompts(red, blue, base["tokenizer"], base["text_encoder"])
+        far.append((ours - other).norm().item())
+    # not 0 for a weight of 0, as the words after it have read it
+    assert all(after > before for before, after in pairwise(far)) and far[-1] > 1.5 * far[0], far
+
+
+def test_clip_skip_counts_layers_from_the_last() -> None:
+    encoder = parts()["text_encoder"]
+    with torch.no_grad():
+        states = encoder(ids_of("a red ball"), output_hidden_states=True).hidden_states
+        expected = encoder.final_layer_norm(states[-2])
+    assert torch.equal(encode("a red ball", clip_skip=2)[0], expected)
+    assert torch.equal(encode("a red ball", clip_skip=1)[0], plain("a red ball"))
+    assert not torch.equal(expected, plain("a red ball"))
+
+
+def test_clip_skip_holds_for_every_chunk_and_both_prompts() -> None:
+    prompt, negative = encode(LONG, "a (red:1.0) ball", clip_skip=2)
+    swapped = encode("a red ball", LONG, clip_skip=2)
+    assert torch.equal(prompt, swapped[1]) and torch.equal(negative, swapped[0])
+    for ours, last in zip(prompt.split(TOKENS, 1), encode(LONG)[0].split(TOKENS, 1), strict=True):
+        assert not torch.allclose(ours, last)
+
+
+@pytest.mark.parametrize("clip_skip", [0, 3, -1, 12])
+def test_a_layer_that_the_bundle_lacks_is_refused(clip_skip: int) -> None:
+    with pytest.raises(PromptError, match=rf"may be 1 \(the last layer\) to 2, .* has 2 layers; got {clip_skip}: "):
+        encode("a red ball", clip_skip=clip_skip)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "(" * 100_000,
+        "(" * 50_000 + ")" * 50_000,
+        "[)" * 50_000,
+        "([)]" * 25_000,
+        "(:1.1)" * 16_000,
+        "(a)[b]" * 16_000,
+        ":" + " " * 100_000,
+        ":" + "1" * 100_000,
+        ":1." + "1" * 100_000,
+        "\\" * 100_000,
+    ],
+    ids=lambda prompt: prompt[:6],
+)
+def test_a_flood_of_brackets_is_read_in_no_time(prompt: str) -> None:
+    began = time.process_time()
+    weighted_parts(prompt)
+    with pytest.raises(PromptError, match="characters"):
+        encode(prompt)
+    assert time.process_time() - began < 1
+
+
+def test_brackets_do_not_bypass_the_longest_prompt() -> None:
+    words = (TOKENS - 2) * MOST_CHUNKS
+    assert encode("(red:1.1) [red]" * (words // 2))[0].shape[1] == MOST_CHUNKS * TOKENS
+    for one_more in ("(red:1.1)[red]" * (words // 2) + "red", "(" * (words + 1), "(" + "red " * (words + 1) + ")"):
+        with pytest.raises(PromptError, match=f"has {words + 1} tokens"):
+            encode(one_more)

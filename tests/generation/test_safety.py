@@ -1,0 +1,254 @@
+"""The safety checker fails closed, holds back what it flags and only that, and no request changes it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
+from random_models import SMALL
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from controlnet.generation.safety import (
+    FORBID_UNSAFE,
+    SafetyChecker,
+    SafetyError,
+    check_disabling,
+    open_safety_checker,
+    withhold,
+)
+from controlnet.models.loading import load_pretrained
+
+
+def tiny_model() -> StableDiffusionSafetyChecker:
+    """The real class, small, with random weights that never flag: no cosine reaches its thresholds of 1."""
+    torch.manual_seed(0)
+    model = StableDiffusionSafetyChecker(CLIPConfig(**SMALL["safety_checker"]))
+    for block in model.modules():  # so that pictures differ by more than rounding in what comes out
+        if isinstance(block, torch.nn.Linear | torch.nn.Conv2d):
+            torch.nn.init.normal_(block.weight, std=0.5)
+    return model
+
+
+def processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def pictures(count: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def flagging(wanted: Image.Image) -> SafetyChecker:
+    """A checker with one concept, which is what `wanted` shows."""
+    model = tiny_model()
+    with torch.no_grad():
+        pixels = processor()(images=[wanted], return_tensors="pt").pixel_values
+        embedding = model.visual_projection(model.vision_model(pixels)[1])[0]
+        model.concept_embeds[3] = embedding
+        model.concept_embeds_weights[3] = 0.998
+    return SafetyChecker(model, processor(), "cpu")
+
+
+class Fake:
+    """Flags by position."""
+
+    def __init__(self, *flags: bool) -> None:
+        self.result = list(flags)
+        self.calls = 0
+
+    def flags(self, pictures: object) -> list[bool]:
+        self.calls += 1
+        return self.result
+
+
+# The checker
+
+
+def test_flags_the_picture_that_shows_the_concept_and_no_other() -> None:
+    batch = pictures()
+    for i, wanted in enumerate(batch):
+        assert flagging(wanted).flags(batch) == [other == i for other in range(4)]
+
+
+def test_the_pictures_are_not_touched() -> None:
+    batch = pictures()
+    before = [picture.tobytes() for picture in batch]
+    assert flagging(batch[1]).flags(batch)[1]
+    assert [picture.tobytes() for picture in batch] == before
+
+
+def test_any_error_withholds() -> None:
+    """Guards against the peers' fault of a safety check that fails open."""
+    broken = SafetyChecker(tiny_model(), lambda **options: 1 / 0, "cpu")
+    with pytest.raises(SafetyError, match="could not be checked by the safety checker, so no picture"):
+        broken.flags(pictures())
+    with pytest.raises(SafetyError):
+        withhold(pictures(), broken, disabled=False)
+
+
+def test_a_result_of_the_wrong_length_withholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = flagging(pictures()[0])
+    monkeypatch.setattr(checker.model, "forward", lambda clip_input, images: (images, [False]))
+    with pytest.raises(SafetyError, match="no picture is returned"):
+        checker.flags(pictures())
+
+
+def test_an_embedding_that_overflowed_withholds() -> None:
+    """A NaN is below every threshold: diffusers' own comparison calls such a picture safe."""
+    checker = SafetyChecker(tiny_model(), processor(), "cpu")
+    with torch.no_grad():
+        checker.model.vision_model.post_layernorm.bias.fill_(float("nan"))
+    with pytest.raises(SafetyError, match="no picture is returned"):
+        checker.flags(pictures())
+
+
+def test_a_cancellation_passes_through() -> None:
+    def cancelled(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SafetyChecker(tiny_model(), cancelled, "cpu").flags(pictures())
+
+
+# Withholding
+
+
+def test_one_flagged_picture_does_not_lose_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against the peers' fault of a flagged image that loses the whole batch."""
+    batch = pictures()
+    kept = withhold(batch, Fake(False, True, False, False), disabled=False)
+    assert [id(picture) for picture in kept] == [id(batch[i]) for i in (0, 2, 3)]
+    assert "Withheld by the safety checker, of the pictures 0 to 3: 1\n" in capsys.readouterr().out
+
+
+def test_all_flagged_is_an_error_that_says_what_to_try() -> None:
+    with pytest.raises(SafetyError, match=r"flagged every picture .* another seed or another prompt"):
+        withhold(pictures(2), Fake(True, True), disabled=False)
+
+
+@pytest.mark.parametrize("flags", [(), (False,), (False,) * 5])
+def test_withhold_refuses_a_wrong_number_of_flags(flags: tuple[bool, ...]) -> None:
+    with pytest.raises(SafetyError, match="no picture is returned"):
+        withhold(pictures(4), Fake(*flags), disabled=False)
+
+
+def test_disabling_is_for_one_request() -> None:
+    """Guards against the peers' fault of a request that disables the checker for everyone after it."""
+    checker, batch = flagging(pictures()[2]), pictures()
+    before = withhold(batch, checker, disabled=False)
+    assert withhold(batch, checker, disabled=True) == batch
+    after = withhold(batch, checker, disabled=False)
+    assert len(before) == len(after) == 3
+    assert batch[2] not in after
+
+
+def test_a_disabled_request_does_not_ask() -> None:
+    checker = Fake(True)
+    assert len(withhold(pictures(1), checker, disabled=True)) == 1
+    assert checker.calls == 0
+
+
+def test_a_bundle_without_checker_passes_pictures_through() -> None:
+    assert withhold(pictures(2), None, disabled=False) == pictures(2)
+
+
+def test_no_pictures_need_no_check() -> None:
+    assert withhold([], Fake(), disabled=False) == []
+
+
+@pytest.mark.parametrize("value", ["1", "true", "yes", "ture"])
+def test_the_container_can_forbid_disabling(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(FORBID_UNSAFE, value)
+    with pytest.raises(SafetyError, match="disable_safety_checker is not allowed here"):
+        withhold(pictures(1), Fake(False), disabled=True)
+    with pytest.raises(SafetyError):
+        check_disabling(True)
+    check_disabling(False)
+    assert len(withhold(pictures(1), Fake(False), disabled=False)) == 1
+
+
+@pytest.mark.parametrize("value", ["", "0", "false"])
+def test_the_container_need_not_forbid_disabling(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(FORBID_UNSAFE, value)
+    check_disabling(True)
+
+
+# Opening
+
+
+def bundle(folder: Path, safety_checker: str = "safety_checker") -> SimpleNamespace:
+    manifest = SimpleNamespace(name="sd15", safety_checker=safety_checker, safety_note="made for tests")
+
+    def model(kind: type, part: str):
+        return load_pretrained(kind, folder / part, "cpu")
+
+    return SimpleNamespace(manifest=manifest, folder=lambda part: folder / part, device="cpu", model=model)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    flagging(pictures()[0]).model.save_pretrained(folder / "safety_checker")
+    processor().save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+def rewrite(saved: Path, target: Path, rename) -> Path:
+    """A copy of the saved bundle whose tensors are named by `rename` (None: left out)."""
+    shutil.copytree(saved, target)
+    file = target / "safety_checker" / "model.safetensors"
+    tensors = {rename(name): tensor for name, tensor in load_file(file).items()}
+    tensors.pop(None, None)
+    file.unlink()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return target
+
+
+def test_opens_the_checker_that_the_manifest_names(saved: Path) -> None:
+    checker = open_safety_checker(bundle(saved))
+    assert checker is not None
+    assert checker.flags(pictures()) == [True, False, False, False]
+
+
+def test_opens_a_half_precision_variant(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "bundle") / "safety_checker"
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    checker = open_safety_checker(bundle(folder.parent))
+    assert checker is not None and checker.flags(pictures()) == [True, False, False, False]
+
+
+def test_opens_the_published_file_layout(saved: Path, tmp_path: Path) -> None:
+    """The published file has one more level in its names than today's transformers classes."""
+
+    def published(name: str) -> str:
+        inner = name.removeprefix("vision_model.")
+        return name if inner == name else f"vision_model.vision_model.{inner}"
+
+    checker = open_safety_checker(bundle(rewrite(saved, tmp_path / "bundle", published)))
+    assert checker is not None and checker.flags(pictures()) == [True, False, False, False]
+
+
+def test_a_bundle_may_declare_that_it_has_none(tmp_path: Path) -> None:
+    assert open_safety_checker(bundle(tmp_path, "none")) is None
+
+
+@pytest.mark.parametrize("absent", ["safety_checker", "feature_extractor", "safety_checker/model.safetensors"])
+def test_absent_files_refuse_at_setup(saved: Path, tmp_path: Path, absent: str) -> None:
+    folder = shutil.copytree(saved, tmp_path / "bundle")
+    shutil.rmtree(folder / absent) if (folder / absent).is_dir() else (folder / absent).unlink()
+    with pytest.raises(SafetyError) as caught:
+        open_safety_checker(bundle(folder))
+    assert "script/download-weights sd15" in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["concept_embeds", "visual_projection.weight"])
+def test_missing_tensors_refuse_at_setup(saved: Path, tmp_path: Path, missing: str) -> None:
+    """transformers would fill them in and go on: concepts of ones are never reached, so nothing would be flagged."""
+    folder = rewrite(saved, tmp_path / "bundle", lambda name: None if name == missing else name)
+    with pytest.raises(SafetyError, match="incomplete"):
+        open_safety_checker(bundle(folder))

@@ -1,0 +1,109 @@
+"""Poses are drawn as controlnet_aux draws them, pixel by pixel, and annotators say the poses that they draw."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from controlnet.maps.annotators.network import quiet_controlnet_aux
+from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses, draw_skeletons
+from controlnet.request.pose import FARTHEST, POSE_PARTS, Joint, Pose, PoseError
+
+with quiet_controlnet_aux():
+    from controlnet_aux.open_pose import Keypoint
+    from controlnet_aux.open_pose.util import draw_bodypose, draw_facepose, draw_handpose
+
+SIZE = (640, 512)
+"""Its short side is the one at which poses are drawn, so that nothing is resized."""
+
+
+def scattered(count: int, seed: int, absent: tuple[int, ...] = ()) -> tuple[Joint, ...]:
+    numbers = random.Random(seed)
+    points = [(numbers.uniform(-30, 670), numbers.uniform(-30, 540)) for _ in range(count)]
+    return tuple(None if i in absent else point for i, point in enumerate(points))
+
+
+PEOPLE = [
+    Pose(
+        scattered(18, 1, absent=(4, 16)), scattered(21, 2, absent=(0, 8)), scattered(21, 3), scattered(70, 4, (7, 69))
+    ),
+    Pose(scattered(18, 5), None, scattered(21, 6), None),
+    Pose((None,) * 18, scattered(21, 7), None, scattered(70, 8)),
+]
+
+
+def theirs(parts: tuple[str, ...]) -> np.ndarray:
+    """By controlnet_aux's functions, one by one. In hands and faces what is outside the picture is no joint."""
+    canvas = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    for person in PEOPLE:
+        body: Any = [j and Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) for j in person.body]
+        canvas = draw_bodypose(canvas, body)
+        left, right, face = (
+            part and [Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) if j else Keypoint(-1, -1) for j in part]
+            for part in (person.left_hand, person.right_hand, person.face)
+        )
+        if "hands" in parts:
+            canvas = draw_handpose(draw_handpose(canvas, left), right)
+        if "face" in parts:
+            canvas = draw_facepose(canvas, face)
+    return canvas
+
+
+@pytest.mark.parametrize("choice", POSE_PARTS)
+def test_every_choice_is_drawn_as_controlnet_aux_draws_it(choice: str, recwarn: pytest.WarningsRecorder) -> None:
+    drawn = np.array(draw_poses(PEOPLE, SIZE, choice))
+    assert np.array_equal(drawn, theirs(POSE_PARTS[choice]))
+    others = [other for other in POSE_PARTS if other != choice]
+    assert not any(np.array_equal(drawn, theirs(POSE_PARTS[other])) for other in others), "choices draw the same"
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_skeletons_are_bodies_and_lines_widen_with_the_picture_without_blending() -> None:
+    assert np.array_equal(np.array(draw_skeletons([p.body for p in PEOPLE], SIZE)), theirs(()))
+    large = np.array(draw_poses([person.scaled(2, 2) for person in PEOPLE], (1280, 1024), "all"))
+    assert np.array_equal(large, theirs(("hands", "face")).repeat(2, 0).repeat(2, 1))
+    assert not np.array(draw_poses([], (70, 64), "all")).any()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (2048, 64), (64, 2048), (200, 1000), (2048, 2048)])
+def test_any_size_and_joints_far_outside_can_be_drawn(size: tuple[int, int]) -> None:
+    width, height = (FARTHEST * side for side in size)
+    body = [(-width, -height), (width, height), (width, -height), *[(3.0, 4.0)] * 15]
+    person = Pose(tuple(body), tuple(body[:3] * 7), None, tuple(body[:2] * 35))
+    drawn = draw_poses([person], size, "all")
+    assert (drawn.size, drawn.mode) == (size, "RGB") and np.array(drawn).any()
+
+
+def test_an_annotator_draws_the_poses_that_it_says() -> None:
+    asked: list[str] = []
+
+    def add(part: str, **fields: Any) -> Any:
+        return lambda image, person: asked.append(part) or Pose(person.body, **(fields | {"face": person.face}))
+
+    hand = scattered(21, 9)
+    annotator = PoseAnnotator(lambda image: PEOPLE[1:2], {"hands": add("hands", left_hand=hand), "face": add("face")})
+    picture = Image.new("RGB", SIZE)
+    wanted = {"body": [], "body_hands": ["hands"], "body_face": ["face"], "all": ["hands", "face"]}
+    for choice, parts in wanted.items():
+        asked.clear()
+        poses = annotator.poses(picture, choice)
+        assert asked == parts, "a network ran in vain, or did not"
+        assert annotator(picture, pose_parts=choice).tobytes() == draw_poses(poses, SIZE, choice).tobytes()
+    assert annotator.poses(picture, "body_hands")[0].left_hand == hand
+    assert annotator(picture).tobytes() == draw_skeletons([PEOPLE[1].body], SIZE).tobytes(), "the default is the body"
+
+
+def test_parts_that_an_annotator_lacks_or_nobody_knows_are_told() -> None:
+    bodies = PoseAnnotator(lambda image: pytest.fail("the network ran"))
+    picture = Image.new("RGB", SIZE)
+    for ask in (bodies, bodies.poses):
+        with pytest.raises(PoseError, match=r"no hands or face: .*CONTROLNET_OPENPOSE_CMU=1"):
+            ask(picture, "all")
+        with pytest.raises(PoseError, match="bodies and no face: leave"):
+            ask(picture, "body_face")
+        with pytest.raises(PoseError, match="'feet': choose one of body, body_hands, body_face, all"):
+            ask(picture, "feet")
+    with pytest.raises(PoseError, match="'feet'"):
+        draw_poses(PEOPLE, SIZE, "feet")

@@ -1,0 +1,139 @@
+"""What Canny, XDoG and the doodle shortcut draw, and where."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from controlnet.maps.annotators import AnnotatorError
+from controlnet.maps.annotators.canny import draw_canny
+from controlnet.maps.annotators.doodle import find_strokes
+from controlnet.maps.annotators.xdog import draw_xdog
+
+
+def pen(size: int, thickness: int, ink: Any, paper: Any, line: int = cv2.LINE_AA) -> np.ndarray:
+    """A face of a few pen strokes, as uint8 [size, size, 3]."""
+    canvas = np.full((size, size, 3), paper, np.uint8)
+    at = lambda x, y: (int(x * size), int(y * size))  # noqa: E731
+    cv2.circle(canvas, at(0.5, 0.5), int(0.35 * size), ink, thickness, line)
+    cv2.line(canvas, at(0.35, 0.4), at(0.35, 0.45), ink, thickness, line)
+    cv2.line(canvas, at(0.65, 0.4), at(0.65, 0.45), ink, thickness, line)
+    cv2.ellipse(canvas, at(0.5, 0.6), at(0.15, 0.1), 0, 0, 180, ink, thickness, line)
+    return canvas
+
+
+def drawn(pixels: np.ndarray) -> np.ndarray:
+    """XDoG's map as uint8 [height, width]."""
+    return np.array(draw_xdog(Image.fromarray(pixels)))[..., 0]
+
+
+def test_canny_is_opencvs_canny_on_the_grey_picture() -> None:
+    photo = data.coffee()
+    expected = cv2.Canny(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), 100, 200)
+    control_map = np.array(draw_canny(Image.fromarray(photo)))
+    assert expected.any()
+    assert all(np.array_equal(control_map[..., channel], expected) for channel in range(3))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 30), (50, 100), (100, 255), (199.5, 200)])
+def test_cannys_thresholds_are_opencvs(low: float, high: float) -> None:
+    photo = data.astronaut()
+    drawn = np.array(draw_canny(Image.fromarray(photo), low_threshold=low, high_threshold=high))
+    assert np.array_equal(drawn[..., 0], cv2.Canny(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), low, high))
+    assert not np.array_equal(drawn, np.array(draw_canny(Image.fromarray(photo))))
+
+
+@pytest.mark.parametrize("thresholds", [(200, 100), (100, 100), (-1, 100), (10, 256), (250, 200)])
+def test_thresholds_that_make_no_sense_are_refused_in_one_sentence(thresholds: tuple[float, float]) -> None:
+    with pytest.raises(AnnotatorError, match=r"from 0 to 255, the low one below the high one \(left out, they are 100"):
+        draw_canny(Image.new("RGB", (64, 64)), *thresholds)
+
+
+def test_a_dark_disk_gives_a_stroke_along_its_outline_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    photo = np.full((512, 512, 3), (240, 236, 230), np.uint8)
+    cv2.circle(photo, (256, 256), 120, (60, 50, 40), -1, cv2.LINE_AA)
+    photo = np.clip(photo + rng.normal(0, 4, photo.shape), 0, 255).astype(np.uint8)
+    strokes = drawn(photo)
+    assert set(np.unique(strokes)) == {0, 255}
+    rows, columns = np.mgrid[:512, :512]
+    from_outline = np.abs(np.hypot(rows - 256, columns - 256) - 120)
+    assert not strokes[from_outline > 10].any()
+    angles = np.linspace(0, 2 * np.pi, 360)
+    just_inside = strokes[(256 + 118 * np.sin(angles)).astype(int), (256 + 118 * np.cos(angles)).astype(int)]
+    assert just_inside.all(), "the outline has gaps"
+
+
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
+@pytest.mark.parametrize("short", [128, 512])
+def test_strokes_of_a_photo_are_as_wide_as_in_training(name: str, short: int) -> None:
+    photo = getattr(data, name)()
+    scale = short / min(photo.shape[:2])
+    strokes = drawn(cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    assert set(np.unique(strokes)) == {0, 255}
+    assert 0.005 < (strokes > 0).mean() < 0.3
+    radii = cv2.distanceTransform(strokes, cv2.DIST_L2, 5)
+    assert radii.max() <= max(12 * short / 512, 6)
+
+
+def test_a_flat_picture_has_no_strokes() -> None:
+    for tone in (0, 128, 255):
+        assert not drawn(np.full((96, 64, 3), tone, np.uint8)).any()
+
+
+@pytest.mark.parametrize("thickness", [1, 3, 8, 24])
+def test_a_dark_doodle_on_white_is_inverted_exactly(thickness: int) -> None:
+    doodle = pen(512, thickness, (0, 0, 0), (255, 255, 255), cv2.LINE_8)
+    assert np.array_equal(drawn(doodle), 255 - doodle[..., 0])
+
+
+def test_a_white_doodle_on_black_stays_as_it_is() -> None:
+    doodle = pen(512, 5, (255, 255, 255), (0, 0, 0), cv2.LINE_8)
+    assert np.array_equal(drawn(doodle), doodle[..., 0])
+
+
+def jpeg(pixels: np.ndarray) -> np.ndarray:
+    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 40])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+
+
+@pytest.mark.parametrize(
+    "doodle",
+    [
+        pytest.param(pen(512, 3, (110, 110, 110), (235, 230, 220)), id="pencil on cream paper"),
+        pytest.param(pen(512, 4, (30, 40, 200), (250, 250, 250)), id="blue pen"),
+        pytest.param(jpeg(pen(512, 3, (0, 0, 0), (255, 255, 255))), id="JPEG of low quality"),
+        pytest.param(
+            cv2.resize(pen(512, 3, (0,) * 3, (255,) * 3), (128, 128), None, 0, 0, cv2.INTER_AREA), id="shrunk"
+        ),
+    ],
+)
+def test_a_doodle_gives_its_own_strokes_and_not_their_outlines(doodle: np.ndarray) -> None:
+    strokes = drawn(doodle)
+    size = len(doodle)
+    ink = pen(512, 3, (255,) * 3, (0,) * 3)[..., 0] if size == 512 else 255 - doodle[..., 0]
+    assert (strokes[ink > 200] > 128).all(), "a hole where the pen was"
+    near_ink = cv2.dilate(ink, np.ones((9, 9), np.uint8)) > 64
+    assert not (strokes[~near_ink] > 40).any(), "a stroke where the pen was not"
+
+
+def test_what_is_not_a_line_drawing_is_no_doodle() -> None:
+    disk = np.full((512, 512, 3), 255, np.uint8)
+    cv2.circle(disk, (256, 256), 120, (0, 0, 0), -1)
+    red_paper = pen(512, 4, (0, 0, 0), (230, 60, 50))
+    for pixels in (disk, red_paper, np.full((64, 64, 3), 255, np.uint8), data.astronaut(), data.rocket()):
+        assert find_strokes(Image.fromarray(pixels)) is None
+    for grey in (data.camera(), data.moon(), data.coins(), data.clock(), data.horse().astype(np.uint8) * 255):
+        assert find_strokes(Image.fromarray(grey).convert("RGB")) is None
+
+
+def test_hed_scribble_takes_a_doodle_without_its_network() -> None:
+    from controlnet.maps.annotators.hed_scribble import draw_hed_scribble
+
+    doodle = pen(200, 3, (0, 0, 0), (255, 255, 255), cv2.LINE_8)
+    no_network: Any = None
+    control_map = np.array(draw_hed_scribble(no_network, Image.fromarray(doodle)))
+    assert np.array_equal(control_map, 255 - doodle)

@@ -1,0 +1,205 @@
+"""The tiny bundle's annotators: what they draw of what their network sees."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from annotator_weights import make_part
+from PIL import Image
+from support.scenes import small_dataset
+
+from controlnet.maps.annotators import ANNOTATORS, AnnotatorError, tiny
+from controlnet.maps.annotators.network import quiet_controlnet_aux
+from controlnet.maps.annotators.tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
+from controlnet.models.loading import WeightsMismatch
+from tinyworld.vision import targets
+
+with quiet_controlnet_aux():
+    from controlnet_aux.util import ade_palette
+
+SIZE = 64
+JOINTS = 18
+
+
+class Sees(torch.nn.Module):
+    """Sees the same in every picture; `config` is like the network's."""
+
+    config: dict = {"classes": (0, 2, 12)}  # noqa: RUF012
+
+    def __init__(self, **fields: torch.Tensor) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+        self.seen = seen(**fields)
+
+    def forward(self, pictures: torch.Tensor) -> Seen:
+        assert pictures.shape[0] == 1 and pictures.max() <= 1 and pictures.shape[2] % STRIDE == 0
+        return self.seen
+
+
+def seen(**fields: torch.Tensor) -> Seen:
+    """Nothing at all, except for the fields given."""
+    empty = {name: torch.full((1, 1, SIZE, SIZE), -9.0) for name in ("outlines", "edges", "straight")}
+    empty |= {"nearness": torch.zeros(1, 1, SIZE, SIZE), "normals": torch.zeros(1, 3, SIZE, SIZE)}
+    empty |= {"classes": torch.zeros(1, 3, SIZE, SIZE), "joints": torch.full((1, JOINTS, SIZE // 2, SIZE // 2), -9.0)}
+    return Seen(**(empty | {"to_neck": torch.zeros(1, 2, SIZE // 2, SIZE // 2)} | fields))
+
+
+def draw(kind: str, size: tuple[int, int] = (SIZE, SIZE), **fields: torch.Tensor) -> np.ndarray:
+    return np.array(tiny.DRAWINGS[kind](Sees(**fields), Image.new("RGB", size)))
+
+
+def test_hed_has_three_levels_whatever_the_size() -> None:
+    ramp = torch.linspace(-3, 3, SIZE).expand(1, 1, SIZE, SIZE)
+    for size in ((SIZE, SIZE), (100, 80), (70, 300)):
+        assert set(np.unique(draw("hed", size, outlines=ramp))) == {0, 127, 255}
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (150, 150), (40, 40)])
+def test_mlsd_thins_lines_and_drops_specks(size: tuple[int, int]) -> None:
+    logits = torch.full((1, 1, SIZE, SIZE), -9.0)
+    logits[..., 20:23, 5:60] = 9
+    logits[..., 50:52, 30:32] = 9
+    drawn = draw("mlsd", size, straight=logits)[..., 0]
+    scale = size[0] / SIZE
+    assert set(np.unique(drawn)) == {0, 255}
+    rows = np.flatnonzero(drawn[:, int(30 * scale)])
+    assert abs(len(rows) - max(1, scale)) < 1 and abs(rows.mean() - 21 * scale) < 1.5
+    assert not drawn[int(40 * scale) :].any(), "a speck is no line"
+
+
+def test_mlsds_thresholds_are_a_probability_and_a_length() -> None:
+    logits = torch.full((1, 1, SIZE, SIZE), -9.0)
+    logits[..., 10, 5:60] = 1.0  # a probability of 0.73
+    logits[..., 20, 5:60] = -1.0  # of 0.27
+    logits[..., 30, 5:20] = 9.0
+
+    def rows(**knobs: float) -> set[int]:
+        drawn = tiny.draw_mlsd(Sees(straight=logits), Image.new("RGB", (SIZE, SIZE)), **knobs)
+        return set(np.flatnonzero(np.array(drawn)[..., 0].any(1)))
+
+    assert rows() == {10, 30}
+    assert rows(mlsd_score_threshold=0.2) == {10, 20, 30}
+    assert rows(mlsd_score_threshold=0.8) == {30}
+    assert rows(mlsd_distance_threshold=20) == {10}
+    with pytest.raises(AnnotatorError, match="mlsd_score_threshold is 2: expected a number from 0 to 1"):
+        rows(mlsd_score_threshold=2)
+
+
+def test_the_network_sees_the_short_side_asked_for() -> None:
+    shapes = []
+    network = Sees()
+    network.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape[2:])))
+    for kind, drawing in tiny.DRAWINGS.items():
+        drawing(network, Image.new("RGB", (96, 64)))
+        drawing(network, Image.new("RGB", (96, 64)), short_side=256)
+        assert shapes[-2:] == [(128, 192), (256, 384)], kind
+
+
+def test_depth_is_white_where_it_is_near() -> None:
+    near_below = torch.linspace(0.2, 0.7, SIZE)[:, None].expand(1, 1, SIZE, SIZE)
+    drawn = draw("depth", nearness=near_below)
+    assert drawn[0, 0, 0] == 0 and drawn[-1, 0, 0] == 255
+
+
+def test_normals_are_red_to_the_left_green_up_and_blue_to_the_camera() -> None:
+    for axis in range(3):
+        normals = torch.zeros(1, 3, SIZE, SIZE)
+        normals[:, axis] = 1
+        assert draw("normal", normals=normals)[5, 5].tolist() == [255 if axis == c else 127 for c in range(3)]
+
+
+def test_seg_has_exactly_ade20ks_colours_of_the_classes_that_the_configuration_names() -> None:
+    logits = torch.zeros(1, 3, SIZE, SIZE)
+    logits[:, 1, :20] = 5
+    logits[:, 2, 40:] = 5
+    drawn = draw("seg", (130, 90), classes=logits)
+    palette = [tuple(colour) for colour in ade_palette()]
+    assert {tuple(int(v) for v in colour) for colour in drawn.reshape(-1, 3)} == {palette[0], palette[2], palette[12]}
+    assert tuple(int(v) for v in drawn[0, 0]) == palette[2] and tuple(int(v) for v in drawn[-1, 0]) == palette[12]
+
+
+def as_seen(people: list[np.ndarray]) -> Seen:
+    """Exactly what the network is trained to see of these people, in pixels of (64, 64)."""
+    sample = small_dataset().sample(0)
+    object.__setattr__(sample, "people", np.stack(people))
+    wanted = targets([sample])
+    logits = torch.logit(wanted["joints"].clamp(1e-4, 1 - 1e-4))
+    return Seen(**{**vars(seen()), "joints": logits, "to_neck": wanted["to_neck"]})
+
+
+def person(left: float) -> np.ndarray:
+    """Joints in a zigzag beside the neck, all in view."""
+    joints = np.ones((JOINTS, 3), np.float32)
+    joints[:, 0] = left + 8 * (np.arange(JOINTS) % 3)
+    joints[:, 1] = 20 + 5 * np.arange(JOINTS)
+    return joints
+
+
+def test_two_people_are_told_apart_and_their_joints_are_where_they_were() -> None:
+    wanted = [person(20), person(50)]
+    found = sorted(tiny.find_people(as_seen(wanted)), key=lambda joints: joints[1, 0])
+    assert len(found) == 2
+    for got, expected in zip(found, wanted, strict=True):
+        assert (got[:, 2] > 0.5).all()
+        assert np.abs(got[:, :2] - expected[:, :2]).max() <= 1
+
+
+def test_a_lost_joint_is_missing_and_without_a_neck_there_is_nobody() -> None:
+    without_elbow, without_neck = person(30), person(30)
+    without_elbow[3, 2] = without_neck[1, 2] = 0
+    (found,) = tiny.find_people(as_seen([without_elbow]))
+    assert found[3].tolist() == [0, 0, 0] and (np.delete(found, 3, axis=0)[:, 2] > 0.5).all()
+    assert tiny.find_people(as_seen([without_neck])) == []
+
+
+def test_a_joint_that_points_elsewhere_is_nobodys() -> None:
+    body = as_seen([person(30)])
+    x, y, _ = person(30)[7]
+    column, row = int(x / 2), int(y / 2)
+    body.to_neck[0, :, row - 1 : row + 2, column - 1 : column + 2] += 20 / NECK_UNIT
+    (found,) = tiny.find_people(body)
+    assert found[7, 2] == 0 and found[6, 2] > 0.5
+
+
+def test_openpose_draws_people_in_the_pictures_own_pixels() -> None:
+    body = as_seen([person(30)])
+    network = Sees()
+    blank = vars(seen(outlines=torch.zeros(1, 1, 128, 128)))
+    network.seen = Seen(**(blank | {"joints": body.joints, "to_neck": body.to_neck}))
+    small, large = (np.array(tiny.draw_openpose(network, Image.new("RGB", (side, side)))) for side in (128, 384))
+    box = [np.argwhere(drawn.any(2)) for drawn in (small, large)]
+    assert np.abs(box[0].min(0) * 3 - box[1].min(0)).max() < 10 and np.abs(box[0].max(0) * 3 - box[1].max(0)).max() < 10
+    assert not draw("openpose").any()
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "annotator/tiny"
+    folder.mkdir(parents=True)
+    TinyVisionModel(widths=(8, 8)).save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"classes": [\n    0\n  ]', '"classes": [0, 1]'))
+    with pytest.raises(WeightsMismatch, match="fine"):
+        ANNOTATORS["tiny_hed"].load(lambda part: tmp_path / part, torch.device("cpu"))
+
+
+def network_of(loaded: Callable) -> torch.nn.Module:
+    return getattr(loaded, "find", loaded).args[0]
+
+
+@pytest.mark.parametrize("kind", list(tiny.DRAWINGS))
+def test_every_kind_draws_with_its_own_function(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.getbasetemp() / "bundle"
+    loaded: Callable = ANNOTATORS[f"tiny_{kind}"].load(lambda part: make_part(part, root), torch.device("cpu"))
+    picture = Image.effect_noise((96, 64), 80).convert("RGB")
+    assert np.array_equal(np.array(loaded(picture)), np.array(tiny.DRAWINGS[kind](network_of(loaded), picture)))
+
+
+def test_all_kinds_share_one_network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.getbasetemp() / "bundle"
+    kinds = [
+        ANNOTATORS[f"tiny_{kind}"].load(lambda part: make_part(part, root), torch.device("cpu"))
+        for kind in tiny.DRAWINGS
+    ]
+    assert len({id(network_of(loaded)) for loaded in kinds}) == 1

@@ -1,0 +1,241 @@
+"""Each kind of control map up and down: thin lines stay lines, strokes scale, labels and limbs keep their colours."""
+
+import io
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+from skimage.measure import label
+
+from controlnet.conditioners import CONDITIONERS
+from controlnet.maps.resizing import KINDS, centre_lines, resize_map, thick_strokes
+
+FACTORS = (0.25, 0.5, 1.5, 4)
+ANGLES = (0, 20, 45, 75, 90, 135, 170)
+RED, BLUE, WALL, SKY = (153, 0, 0), (0, 0, 153), (120, 120, 120), (6, 230, 230)
+
+
+def scaled(control_map: Image.Image, factor: float) -> tuple[int, int]:
+    return round(control_map.width * factor), round(control_map.height * factor)
+
+
+def line(angle: float, width: int, size: int = 240, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """One straight line across the middle, without anti-aliasing."""
+    canvas = np.zeros((size, size, 3), np.uint8)
+    reach = size * 0.4 * np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
+    ends = [tuple(int(v) for v in size / 2 + sign * reach) for sign in (-1, 1)]
+    cv2.line(canvas, ends[0], ends[1], colour, width)
+    return Image.fromarray(canvas)
+
+
+def lit(control_map: Image.Image) -> np.ndarray:
+    return np.array(control_map).max(axis=2) > 0
+
+
+def colours(control_map: Image.Image) -> set:
+    return {colour for _, colour in control_map.getcolors(1 << 24) or []}
+
+
+def width_of(control_map: Image.Image, angle: float) -> float:
+    """Of a straight line that reaches over 0.8 of the side: its area by its length."""
+    return np.count_nonzero(lit(control_map)) / (0.8 * control_map.width) * max(abs(np.cos(np.radians(angle))), 0.7071)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_map_of_the_right_size_comes_back_as_an_equal_copy(kind: str) -> None:
+    noise = Image.effect_noise((90, 70), 90).convert("RGB")
+    same = resize_map(noise, noise.size, kind)
+    assert same.tobytes() == noise.tobytes()
+    same.paste("red", (0, 0, 90, 70))
+    assert noise.tobytes() == resize_map(noise, noise.size, kind).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(60, 31), (45, 400), (333, 40), (200, 400), (120, 80), (121, 79)])
+def test_a_map_is_rgb_of_exactly_the_size_and_the_input_is_untouched(kind: str, size: tuple[int, int]) -> None:
+    for drawn in (line(20, 1, 120).crop((0, 20, 120, 100)), Image.new("RGB", (120, 80)), noise()):
+        before = drawn.tobytes()
+        control_map = resize_map(drawn, size, kind)
+        assert (control_map.size, control_map.mode) == (size, "RGB")
+        assert drawn.tobytes() == before
+        assert resize_map(drawn, size, kind).tobytes() == control_map.tobytes()
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (80, 120, 3), np.uint8))
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_line_one_pixel_wide_stays_one_line_one_pixel_wide(factor: float) -> None:
+    for angle in ANGLES:
+        thin = line(angle, 1)
+        control_map = resize_map(thin, scaled(thin, factor), "lines")
+        assert colours(control_map) == {(0, 0, 0), (255, 255, 255)}
+        assert label(lit(control_map), connectivity=2).max() == 1, f"{angle}°: in pieces"
+        assert not thick_strokes(lit(control_map)).any(), f"{angle}°: a blob"
+        expected = lit(line(angle, 1, control_map.width)).sum()
+        assert 0.95 * expected - 3 <= lit(control_map).sum() <= 1.12 * expected, f"{angle}°"
+        assert farthest(lit(line(angle, 1, control_map.width)), lit(control_map)) <= max(2, factor), f"{angle}°: moved"
+
+
+def farthest(these: np.ndarray, those: np.ndarray) -> float:
+    """How far the farthest lit pixel of `these` is from the nearest of `those`."""
+    return float(cv2.distanceTransform((~those).astype(np.uint8), cv2.DIST_L2, 5)[these].max())
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("width", [2, 3, 6, 12])
+def test_thick_strokes_scale_and_never_vanish(factor: float, width: int) -> None:
+    for angle in ANGLES:
+        thick = line(angle, width)
+        control_map = resize_map(thick, scaled(thick, factor), "lines")
+        assert label(lit(control_map), connectivity=2).max() == 1, f"{angle}°: in pieces"
+        expected = lit(thick).sum() * factor**2
+        least = max(0.75 * expected, lit(line(angle, 1, control_map.width)).sum() * 0.9 - 3)
+        assert least <= lit(control_map).sum() <= max(1.25 * expected, 2.3 * least), f"{angle}°"
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_cannys_edges_of_a_photo_are_all_kept_and_stay_thin(factor: float) -> None:
+    edges = Image.fromarray(cv2.Canny(cv2.cvtColor(data.rocket(), cv2.COLOR_RGB2GRAY), 100, 200)).convert("RGB")
+    size = scaled(edges, factor)
+    control_map = lit(resize_map(edges, size, "lines"))
+    # Where every edge's pixel falls to: pixels along a line nearest to it, with none far from all lines.
+    rows, columns = np.nonzero(lit(edges))
+    kept = cv2.distanceTransform((~control_map).astype(np.uint8), cv2.DIST_L2, 5)
+    away = kept[((rows + 0.5) * factor).astype(int).clip(0, size[1] - 1), ((columns + 0.5) * factor).astype(int)]
+    assert np.mean(away <= max(1.5, factor)) > 0.9 and away.max() <= max(4.5, 3 * factor)
+    blocks = cv2.erode(control_map.astype(np.uint8), np.ones((3, 3), np.uint8)).sum()
+    assert blocks <= 0.02 * control_map.sum()
+
+
+def test_lines_that_lossy_compression_has_touched_are_drawn_clean() -> None:
+    thin = line(30, 1)
+    for options in ({"format": "JPEG", "quality": 60}, {"format": "WEBP", "quality": 70}):
+        file = io.BytesIO()
+        thin.save(file, **options)
+        control_map = resize_map(Image.open(file).convert("RGB"), (480, 480), "lines")
+        assert colours(control_map) == {(0, 0, 0), (255, 255, 255)}
+        assert farthest(lit(control_map), lit(line(30, 1, 480))) <= 3
+
+
+def test_grey_lines_are_blended_whatever_they_are_called() -> None:
+    """A map that was made smaller as a photo has no white pixel left in its lines: a threshold would erase them."""
+    faint = line(30, 1).resize((120, 120), Image.Resampling.BOX)
+    for size in ((60, 60), (300, 300)):
+        assert resize_map(faint, size, "lines").tobytes() == resize_map(faint, size, "soft_lines").tobytes()
+        assert label(lit(resize_map(faint, size, "lines")), connectivity=2).max() == 1
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_soft_lines_are_blended_and_keep_their_place_and_their_sum(factor: float) -> None:
+    soft = Image.fromarray(np.asarray(line(30, 1)) // 2 + np.asarray(line(100, 4)) // 2)
+    control_map = resize_map(soft, scaled(soft, factor), "soft_lines")
+    assert len(colours(control_map)) > 3
+    # No light is lost, and none is added beside the lines as Lanczos would on any ground but black.
+    assert np.asarray(control_map).mean() == pytest.approx(np.asarray(soft).mean(), rel=0.03)
+    assert farthest(lit(line(30, 1, control_map.width)), lit(control_map)) <= 1
+    grey = Image.fromarray(np.asarray(soft) // 2 + 64)
+    bounds = [
+        (int(np.min(pixels)), int(np.max(pixels))) for pixels in (grey, resize_map(grey, (77, 400), "soft_lines"))
+    ]
+    assert bounds[0][0] <= bounds[1][0] and bounds[1][1] <= bounds[0][1]
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_labels_keep_exactly_their_colours_and_their_areas(factor: float) -> None:
+    regions = np.array(Image.new("RGB", (240, 240), WALL))
+    cv2.circle(regions, (120, 120), 70, SKY, -1)
+    regions[:, 40] = (150, 5, 61)
+    regions[:, 200:208] = (4, 200, 3)
+    labels = Image.fromarray(regions)
+    control_map = resize_map(labels, scaled(labels, factor), "labels")
+    assert colours(control_map) <= colours(labels)
+    for colour in (WALL, SKY, (4, 200, 3)):
+        shares = [np.mean((np.asarray(picture) == colour).all(axis=2)) for picture in (labels, control_map)]
+        assert shares[1] == pytest.approx(shares[0], rel=0.03)
+
+
+def test_the_most_frequent_label_wins_where_pixels_are_merged() -> None:
+    pixels = np.array(Image.new("RGB", (8, 8), WALL))
+    pixels[::4, ::4] = pixels[2::4, 2::4] = SKY  # where a sampler of single pixels may look
+    assert colours(resize_map(Image.fromarray(pixels), (2, 2), "labels")) == {WALL}
+    assert colours(resize_map(Image.new("RGB", (8, 8)), (2, 2), "labels")) == {(0, 0, 0)}
+
+
+def test_enlarged_labels_have_smooth_contours() -> None:
+    """Squares of four pixels would be what the border of a disc is made of otherwise."""
+
+    def disc(side: int) -> np.ndarray:
+        across, down = (np.indices((side, side)) + 0.5) / side - 0.5
+        return across**2 + down**2 < 0.16
+
+    pixels = np.where(disc(60)[..., None], np.uint8(SKY), np.uint8(WALL))
+    large = (np.asarray(resize_map(Image.fromarray(pixels), (240, 240), "labels")) == SKY).all(axis=2)
+    assert np.mean(large != disc(240)) < 0.9 * np.mean(disc(60).repeat(4, 0).repeat(4, 1) != disc(240))
+
+
+def test_thousands_of_colours_are_no_labels_and_still_never_mixed() -> None:
+    for kind, size in itertools.product(("labels", "skeletons"), ((30, 20), (300, 200))):
+        assert colours(resize_map(noise(), size, kind)) <= colours(noise()) | {(0, 0, 0)}
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("width", [1, 4])
+def test_limbs_scale_keep_their_colours_and_are_never_lost(factor: float, width: int) -> None:
+    for angle in ANGLES:
+        limbs = line(angle, width, colour=RED)
+        pixels = np.array(limbs)
+        pixels[10:14, 10:14] = BLUE
+        limbs = Image.fromarray(pixels)
+        control_map = resize_map(limbs, scaled(limbs, factor), "skeletons")
+        assert colours(control_map) == {(0, 0, 0), RED, BLUE}
+        limb = (np.asarray(control_map) == RED).all(axis=2)
+        assert label(limb, connectivity=2).max() == 1, f"{angle}°: in pieces"
+        expected = lit(line(angle, width)).sum() * factor**2
+        least = lit(line(angle, 1, control_map.width)).sum() * 0.9 - 3
+        assert max(0.65 * expected, least) <= limb.sum() <= max(1.4 * expected, 2.5 * least), f"{angle}°"
+
+
+def test_a_limb_takes_no_colour_from_the_one_beside_it_and_is_not_lost_to_it() -> None:
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    for left, factor in itertools.product(range(8, 12), FACTORS):
+        pixels[:], pixels[:, left : left + 4], pixels[:, left + 4 : left + 8] = 0, RED, BLUE
+        size = scaled(Image.fromarray(pixels), factor)
+        row = np.asarray(resize_map(Image.fromarray(pixels), size, "skeletons"))[size[1] // 2]
+        found = [tuple(int(v) for v in colour) for colour in row]
+        for colour in (RED, BLUE):
+            assert max(1, 4 * factor - 1) <= found.count(colour) <= 4 * factor + 1
+        assert found.index(RED) < found.index(BLUE)
+    assert not np.any(resize_map(Image.new("RGB", (40, 40), (30, 30, 30)), (20, 20), "skeletons")), "nobody"
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_dense_maps_keep_their_values(factor: float) -> None:
+    ramp = np.tile(np.linspace(0, 255, 240).astype(np.uint8)[:, None], (1, 240))
+    control_map = np.asarray(resize_map(Image.fromarray(ramp).convert("RGB"), (round(240 * factor),) * 2, "dense"))
+    wanted = np.linspace(0, 255, len(control_map))
+    assert np.abs(control_map[:, 5, 0] - wanted).max() < 4
+    checks = Image.fromarray((np.indices((240, 240)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    if factor < 1:
+        assert abs(int(np.asarray(resize_map(checks, (60, 60), "dense"))[30, 30, 0]) - 127) < 12, "aliasing"
+
+
+def test_a_path_keeps_its_ends_its_branches_and_its_single_pixels() -> None:
+    drawn = np.zeros((40, 40), bool)
+    drawn[20, 5:36] = drawn[5:36, 20] = True
+    drawn[3, 36] = True
+    large = centre_lines(drawn, (160, 160))
+    assert label(large, connectivity=2).max() == 2
+    assert label(~large, connectivity=1).max() == 1, "a loop where the lines cross"
+    rows, columns = np.nonzero(large[30:, :])
+    assert columns.min() in (21, 22) and columns.max() in (141, 142) and rows.max() + 30 in (141, 142)
+    assert large[12:16, 144:148].sum() == 1
+    assert not centre_lines(np.zeros((40, 40), bool), (160, 160)).any()
+
+
+def test_every_conditioner_has_a_kind() -> None:
+    assert {conditioner.kind for conditioner in CONDITIONERS} == set(KINDS)

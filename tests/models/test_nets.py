@@ -1,0 +1,147 @@
+"""ControlNets that stay in their files: cast when used, exactly, a request's own and no more, and without a trace."""
+
+import weakref
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+from random_bundle import write_bundle
+from support.jobs import hint, pixels, request
+
+from controlnet.bundle import open_bundle
+from controlnet.generation.generator import Control, Generator, Request
+from controlnet.models.nets import ControlNets, cast
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    root = tmp_path_factory.mktemp("weights")
+    write_bundle("tiny", root, small=True)
+    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, root))
+
+
+@pytest.fixture
+def nets(generator: Generator) -> ControlNets:
+    return generator.bundle.controlnets()
+
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is cast")
+
+
+def plain(generator: Generator, name: str) -> ControlNetModel:
+    folder = generator.bundle.folder(f"controlnet/{name}")
+    return ControlNetModel.from_pretrained(folder, variant="fp16", torch_dtype=generator.bundle.dtype)
+
+
+def test_a_net_is_bit_for_bit_what_from_pretrained_gives_whatever_came_before(generator: Generator, nets) -> None:
+    for name in ("canny", "scribble", "canny"):
+        expected, got = plain(generator, name).state_dict(), nets[name].state_dict()
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[key].to(got[key].device), got[key]) for key in got), name
+        assert nets[name].dtype == generator.bundle.dtype and not nets[name].training
+        assert not any(parameter.requires_grad for parameter in nets[name].parameters())
+
+
+@on_cpu
+def test_a_nets_configuration_comes_with_it() -> None:
+    """The composite asks each net whether it pools."""
+    small = {"block_out_channels": (8, 16), "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "DownBlock2D")}
+    stored = {name: ControlNetModel(**small, global_pool_conditions=name == "b").half() for name in ("a", "b")}
+    nets = ControlNets(stored, torch.float32)
+    assert [net.config["global_pool_conditions"] for net in nets.together(["a", "b", "a"])] == [False, True, False]
+
+
+@on_cpu
+def test_memory_holds_the_nets_of_one_request(nets: ControlNets) -> None:
+    first, second = nets.together(["canny", "scribble"])
+    assert first is not second and nets.together(["scribble", "canny", "scribble"]) == [second, first, second]
+    gone = weakref.ref(first)
+    del first
+    assert nets.together(["scribble"]) == [second], "a net that is still in use was cast again"
+    assert gone() is None, "the copy of a net that no request uses is still held"
+
+
+@on_cpu
+def test_a_request_lets_go_of_the_net_before(generator: Generator) -> None:
+    """With nothing but its last reference gone: a collector that comes later would come too late for the memory."""
+    generator.generate(request())
+    gone = weakref.ref(generator.controlnets["canny"])
+    generator.generate(request(control={"conditioner": "scribble"}))
+    assert gone() is None
+
+
+def test_a_net_in_the_right_precision_is_used_as_it_is() -> None:
+    net = torch.nn.Module()
+    net.dtype = torch.float32
+    assert ControlNets({"a": net}, torch.float32)["a"] is net
+
+
+def test_casting_leaves_the_stored_net_as_it_was(generator: Generator) -> None:
+    stored = plain(generator, "canny").half()
+    before = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
+    made = cast(stored, torch.float32)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+    assert stored.dtype == torch.float16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stored.state_dict().items())
+
+
+def test_a_cast_net_shares_no_memory_with_the_stored_one() -> None:
+    stored = torch.nn.Sequential(torch.nn.Linear(2, 2).half(), torch.nn.BatchNorm1d(2))  # has a counter
+    made = cast(stored, torch.float32)
+    places = [tensor.data_ptr() for net in (stored, made) for tensor in net.state_dict().values()]
+    assert len(set(places)) == len(places) and made[0].weight.dtype == torch.float32
+    assert made[1].num_batches_tracked.dtype == torch.int64
+
+
+def test_an_unknown_name_is_a_key_error_and_changes_nothing(nets: ControlNets) -> None:
+    held = nets["canny"]
+    with pytest.raises(KeyError):
+        nets.together(["canny", "nothing"])
+    assert nets["canny"] is held
+    assert "nothing" not in nets and len(nets) == len(list(nets))
+
+
+def test_the_order_of_requests_never_changes_a_picture(generator: Generator) -> None:
+    names = ["canny", "scribble"]
+    alone = {name: pixels(generator.generate(request(control={"conditioner": name}))) for name in names}
+    assert len({tuple(picture) for picture in alone.values()}) == len(names)
+    for name in ("scribble", "canny", "canny", "scribble"):
+        assert pixels(generator.generate(request(control={"conditioner": name}))) == alone[name]
+
+
+def test_two_controls_of_one_request_are_two_nets(generator: Generator) -> None:
+    def two(first: str, second: str) -> list[bytes]:
+        one = request()
+        controls = (Control(first, hint(1)), Control(second, hint(2)))
+        return pixels(generator.generate(Request(**(vars(one) | {"controls": controls}))))
+
+    pairs = (("canny", "scribble"), ("scribble", "canny"), ("canny", "canny"))
+    assert len({tuple(two(*names)) for names in pairs}) == 3
+
+
+def test_the_warm_up_leaves_no_trace(generator: Generator, capsys) -> None:
+    before = pixels(generator.generate(request()))
+    state = torch.get_rng_state()
+    capsys.readouterr()
+    generator.warm_up()
+    assert capsys.readouterr() == ("", ""), "a progress bar of a picture that nobody asked for"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert pixels(generator.generate(request())) == before
+
+
+def test_the_warm_up_makes_one_small_picture_as_a_request_would(generator: Generator, monkeypatch) -> None:
+    made: list[Image.Image] = []
+    decode = Generator._decode
+
+    def watched(self, *arguments):
+        made.append(decode(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(Generator, "_decode", watched)
+    generator.warm_up()
+    assert [picture.size for picture in made] == [(64, 64)]

@@ -1,0 +1,168 @@
+"""Packed models: one buffer, equal copies, the packed model never harmed, and main memory taken once."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from random_bundle import write_bundle
+from safetensors.torch import save_file
+from torch import nn
+
+from controlnet.models import packing
+from controlnet.models.loading import load_pretrained
+from controlnet.models.packing import ALIGNMENT, Packed, PinningError, main_memory, tensors_of, with_tensors
+from controlnet.serving.server import ROOT
+
+
+def mixed() -> nn.Module:
+    """Odd sizes, an integer buffer, a scalar and a tensor that two layers share."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 5), nn.Linear(5, 5)).eval()
+    model[3].weight = model[2].weight
+    model.register_parameter("scalar", nn.Parameter(torch.tensor(2.5)))
+    model.register_buffer("nothing", torch.empty(0, 4))
+    return model.requires_grad_(False)
+
+
+def contents(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    same_kind = all(a[name].dtype == b[name].dtype and a[name].shape == b[name].shape for name in a)
+    return a.keys() == b.keys() and same_kind and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_packing_changes_nothing_but_the_precision(dtype: torch.dtype) -> None:
+    expected = contents(mixed().to(dtype))
+    packed = Packed(mixed(), dtype)
+    assert equal(contents(packed.model), expected)
+    assert equal(contents(packed.on("cpu")), expected)
+
+
+def test_all_tensors_are_in_the_one_buffer_at_aligned_places() -> None:
+    packed = Packed(mixed(), torch.float16)
+    for model, buffer in ((packed.model, packed.buffer), (copied := packed.on("cpu"), None)):
+        tensors = [tensor for tensor in tensors_of(model) if tensor.numel()]
+        (storage,) = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        starts = [tensor.data_ptr() - storage for tensor in tensors]
+        assert all(start % ALIGNMENT == 0 for start in starts) and len(set(starts)) == len(starts)
+        assert buffer is None or storage == buffer.data_ptr()
+    assert copied[3].weight is copied[2].weight, "a shared tensor is two"
+    assert isinstance(copied[0].weight, nn.Parameter) and not copied[0].weight.requires_grad
+
+
+def test_a_copy_takes_one_move_and_has_memory_of_its_own(monkeypatch) -> None:
+    packed = Packed(mixed(), torch.float32)
+    moved = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **more: moved.append(self) or to(self, *args, **more))
+    before, copied = contents(packed.model), packed.on("cpu")
+    assert len(moved) == 1 and moved[0] is packed.buffer
+    for tensor in tensors_of(copied):
+        tensor.zero_()
+    assert equal(contents(packed.model), before) and equal(contents(packed.on("cpu")), before)
+
+
+def test_a_copys_structure_is_its_own_and_its_settings_come_with_it(tmp_path: Path) -> None:
+    write_bundle("tiny", tmp_path, small=True)
+    packed = Packed(load_pretrained(ControlNetModel, tmp_path / "tiny/controlnet/canny", "cpu", None), torch.float32)
+    first, second = packed.on("cpu"), packed.on("cpu")
+    first.conv_in = nn.Identity()
+    assert isinstance(second.conv_in, nn.Conv2d) and isinstance(packed.model.conv_in, nn.Conv2d)
+    assert second.config == packed.model.config and second.dtype == torch.float32 and not second.training
+
+
+def test_with_tensors_refuses_another_number_of_tensors() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        with_tensors(mixed(), [])
+
+
+def test_main_memory_is_no_larger_than_asked_and_on_pages_of_its_own() -> None:
+    for size in (0, 1, 5000):
+        buffer = main_memory(size)
+        assert buffer.dtype == torch.uint8 and buffer.shape == (size,)
+        assert size == 0 or buffer.data_ptr() % 4096 == 0
+    big = main_memory(3_000_001)
+    assert big.untyped_storage().nbytes() == 3_000_001
+    big.fill_(7)
+    assert int(big.long().sum()) == 21_000_007
+
+
+class Driver:
+    """Stands in for CUDA's runtime: what it was asked to lock and to let go, and the status that it answers."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+        self.locked: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.locked[address] = size
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> None:
+        del self.locked[address]
+
+
+def test_pinned_memory_is_locked_whole_and_unlocked_before_it_is_freed(monkeypatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(packing.torch.cuda, "cudart", lambda: driver)
+    Packed(mixed(), torch.float32)
+    assert not driver.locked
+    packed = Packed(mixed(), torch.float32, pinned=True)
+    assert driver.locked == {packed.buffer.data_ptr(): packed.buffer.nbytes}
+    locked_when_freed = []
+    weakref.finalize(packed.buffer, lambda: locked_when_freed.append(dict(driver.locked)))
+    del packed
+    gc.collect()
+    assert locked_when_freed == [{}] and not driver.locked
+
+
+def test_memory_that_cannot_be_locked_is_an_error_that_says_what_to_do(monkeypatch) -> None:
+    monkeypatch.setattr(packing.torch.cuda, "cudart", lambda: Driver(status=2))
+    model = mixed()
+    before = contents(model)
+    with pytest.raises(PinningError, match=r"could not lock 0\.00 GB .*CUDA error 2.*CONTROLNET_LOW_MEMORY=0"):
+        Packed(model, torch.float32, pinned=True)
+    assert equal(contents(model), before)
+
+
+GROWTH = """
+import resource, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from torch import nn
+from controlnet.models.packing import Packed
+def anonymous():
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+file = Path(sys.argv[1])
+with torch.device("meta"):
+    model = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(16)))  # 268 MB
+model.load_state_dict(load_file(file), assign=True)
+model.requires_grad_(False)
+before = anonymous()
+packed = Packed(model, torch.float32)
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_packing_a_mapped_model_takes_its_size_in_memory_once(tmp_path: Path) -> None:
+    save_file({f"{i}.weight": torch.full((2048, 2048), float(i)) for i in range(16)}, tmp_path / "model.safetensors")
+    command = [sys.executable, "-c", GROWTH, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert 250 < float(done.stdout) < 290
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_pinned_model_gives_equal_copies() -> None:
+    packed = Packed(mixed(), torch.float16, pinned=True)
+    assert packed.buffer.is_pinned()
+    copied = packed.on("cuda")
+    assert all(tensor.is_cuda for tensor in tensors_of(copied)) and equal(contents(copied), contents(packed.model))

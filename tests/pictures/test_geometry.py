@@ -1,0 +1,106 @@
+"""Sizes are legal, as asked, and as near to the image's shape as they can be."""
+
+import random
+from fractions import Fraction
+
+import pytest
+from PIL import Image
+
+from controlnet.pictures.geometry import SizeError, canvas_size, check_pixels, fit
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "canvas"),
+    [
+        ((1000, 1000), 512, (512, 512)),
+        ((1920, 1080), 512, (912, 512)),
+        ((1080, 1920), 512, (512, 912)),
+        ((4000, 3000), 768, (1024, 768)),
+        ((100, 100), 508, (512, 512)),  # halves round up
+        ((100, 100), 507, (504, 504)),
+        ((100, 400), 64, (64, 256)),
+        ((101, 100), 64, (64, 64)),
+        ((100, 100), 10, (64, 64)),
+        ((16, 16), 2048, (2048, 2048)),
+    ],
+)
+def test_canvas_size(size: tuple[int, int], resolution: int, canvas: tuple[int, int]) -> None:
+    """Guards against the peers' fault of pictures in another size than the one asked for."""
+    assert canvas_size(size, resolution) == canvas
+
+
+def test_every_canvas_is_legal_and_the_nearest_to_the_images_shape() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        short = rng.randint(16, 3000)
+        size = [short, rng.randint(short, 4 * short)]
+        rng.shuffle(size)
+        resolution = rng.randint(64, 2048)
+        canvas = canvas_size((size[0], size[1]), resolution)
+        assert all(side % 8 == 0 and side >= 64 for side in canvas)
+        assert abs(min(canvas) - resolution) <= 4
+        assert (canvas[0] > canvas[1]) <= (size[0] > size[1]) and (canvas[0] < canvas[1]) <= (size[0] < size[1])
+        exact = min(canvas) * Fraction(max(size), min(size))
+        assert abs(max(canvas) - exact) <= 4
+
+
+def test_canvas_of_the_same_image_turned_is_the_same_turned() -> None:
+    for width in range(300, 400):
+        assert canvas_size((width, 341), 512) == canvas_size((341, width), 512)[::-1]
+
+
+@pytest.mark.parametrize("size", [(64, 40), (30, 20), (37, 101)])
+def test_fit_gives_exactly_the_size_and_leaves_the_image(size: tuple[int, int]) -> None:
+    image = Image.linear_gradient("L").convert("RGB").resize((64, 40))
+    before = image.tobytes()
+    fitted = fit(image, size, Image.Resampling.LANCZOS)
+    assert fitted.size == size and fitted is not image
+    fitted.paste("red", (0, 0, *size))
+    assert image.tobytes() == before
+
+
+def test_fit_uses_the_resampling_asked_for() -> None:
+    image = Image.linear_gradient("L")
+    nearest = fit(image, (10, 10), Image.Resampling.NEAREST)
+    assert set(nearest.tobytes()) <= set(image.tobytes()) and len(set(nearest.tobytes())) == 10
+    assert nearest.tobytes() != fit(image, (10, 10), Image.Resampling.BOX).tobytes()
+
+
+def test_pixels_within_the_limit_pass() -> None:
+    check_pixels((1024, 1024), 4, 4 * 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_outputs", "limit", "ways"),
+    [
+        ((2048, 2048), 4, 4194304, "lower resolution to 1024 or lower num_outputs to 1."),
+        ((2048, 2048), 1, 4194303, "lower resolution to 2040."),
+        ((1024, 1024), 4, 3_500_000, "lower resolution to 928 or lower num_outputs to 3."),
+        ((2048, 2048), 4, 10_000, "lower num_outputs to 1 and resolution to 96."),
+        ((64, 64), 1, 100, "no resolution is small enough."),
+    ],
+)
+def test_too_many_pixels_says_what_to_lower_and_to_what(
+    size: tuple[int, int], num_outputs: int, limit: int, ways: str
+) -> None:
+    with pytest.raises(SizeError) as caught:
+        check_pixels(size, num_outputs, limit)
+    assert str(caught.value).endswith(f": {ways}")
+    assert f"{num_outputs} × {size[0]}×{size[1]}" in str(caught.value)
+
+
+def test_the_advice_is_legal_for_the_image_and_close_to_the_most() -> None:
+    rng = random.Random(1)
+    for _ in range(400):
+        size = (rng.randint(100, 1000), rng.randint(100, 1000))
+        if max(size) > 4 * min(size):
+            continue
+        outputs, limit = rng.randint(1, 4), rng.randint(100_000, 4_000_000)
+        canvas = canvas_size(size, rng.randint(64, 2048))
+        try:
+            check_pixels(canvas, outputs, limit)
+        except SizeError as error:
+            advised = int(str(error).split("lower resolution to ")[1].split(" ")[0].rstrip("."))
+            check_pixels(canvas_size(size, advised), outputs, limit)
+            with pytest.raises(SizeError):
+                check_pixels(canvas_size(size, advised + 24), outputs, limit)

@@ -1,0 +1,219 @@
+"""Files: right order, right format, same bytes for the same pixels, and nothing left behind."""
+
+import errno
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cog
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from controlnet.pictures import output
+from controlnet.pictures.output import PARAMETERS, OutputError, sweep, write_pictures
+
+FORMATS = tuple(output.FORMATS)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's folder for temporary files, empty, with this process not having written anything yet."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(output, "_homes", {})
+    return tmp_path
+
+
+def noise(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_maps_come_first_and_files_are_what_they_say(output_format: str) -> None:
+    files = write_pictures([noise(0)], [noise(1), noise(2)], output_format, 80)
+    assert [file.name for file in files] == [
+        f"{name}.{output_format}" for name in ("control_map", "picture_0", "picture_1")
+    ]
+    assert all(isinstance(file, cog.Path) for file in files)
+    for seed, file in enumerate(files):
+        with Image.open(file) as image:
+            assert image.format == {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}[output_format]
+            assert image.size == (64, 48) and image.mode == "RGB"
+        distances = [np.abs(pixels_of(file) - np.asarray(noise(other)).astype(int)).mean() for other in range(3)]
+        assert int(np.argmin(distances)) == seed
+
+
+def test_several_maps_are_numbered() -> None:
+    files = write_pictures([noise(0), noise(1)], [noise(2)], "png", 80)
+    assert [file.name for file in files] == ["control_map_0.png", "control_map_1.png", "picture_0.png"]
+
+
+@pytest.mark.parametrize(("output_format", "which"), [("png", 0), ("png", 1), ("webp", 0)])
+def test_lossless(output_format: str, which: int) -> None:
+    files = write_pictures([noise(0)], [noise(1)], output_format, 0)
+    assert np.array_equal(pixels_of(files[which]), np.asarray(noise(which)))
+
+
+@pytest.mark.parametrize("output_format", ["webp", "jpg"])
+def test_quality_is_used_from_0_to_100(output_format: str) -> None:
+    sizes = [
+        write_pictures([], [noise(0)], output_format, quality)[0].stat().st_size for quality in (0, 10, 30, 60, 90, 100)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_same_pixels_same_bytes_whatever_the_images_carry(output_format: str) -> None:
+    laden = noise(0)
+    laden.info = {
+        "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        "exif": b"Exif\0\0secret",
+        "transparency": (1, 2, 3),
+        "comment": b"secret",
+        "dpi": (300, 300),
+    }
+    (plain,) = write_pictures([], [noise(0)], output_format, 80)
+    (other,) = write_pictures([], [laden], output_format, 80)
+    assert plain.read_bytes() == other.read_bytes()
+    assert laden.info["dpi"] == (300, 300)
+
+
+def test_requests_do_not_share_paths() -> None:
+    """Guards against the peers' fault of fixed output paths, where one request overwrites another's pictures."""
+    (first,) = write_pictures([], [noise(0)], "png", 80)
+    (second,) = write_pictures([], [noise(1)], "png", 80)
+    assert first.parent != second.parent
+    assert np.array_equal(pixels_of(first), np.asarray(noise(0)))
+
+
+def test_folders_are_private_and_recognisable(temporary: Path) -> None:
+    (file,) = write_pictures([], [noise(0)], "png", 80)
+    assert temporary in file.parents
+    assert [folder.name.startswith("controlnet-") for folder in temporary.iterdir()] == [True]
+    assert file.parent.stat().st_mode & 0o77 == 0
+
+
+def test_sweep_removes_what_earlier_requests_left(temporary: Path) -> None:
+    write_pictures([noise(0)], [noise(1)], "png", 80)
+    write_pictures([], [noise(1)], "webp", 80)
+    stranger = temporary / "controlnet-of-another-process"
+    stranger.mkdir()
+    (stranger / "file").write_bytes(b"kept")
+    sweep()
+    assert files_below(temporary) == [stranger / "file"]
+    (file,) = write_pictures([], [noise(2)], "png", 80)
+    assert file.exists()
+
+
+def test_sweep_before_anything_was_written_touches_nothing(temporary: Path) -> None:
+    sweep()
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_folder_may_be_taken_away_between_requests() -> None:
+    (file,) = write_pictures([], [noise(0)], "png", 80)
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.parent.rmdir()
+    sweep()
+    (again,) = write_pictures([], [noise(0)], "png", 80)
+    assert again.exists()
+
+
+def test_a_forked_process_has_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = write_pictures([], [noise(0)], "png", 80)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    (other,) = write_pictures([], [noise(0)], "png", 80)
+    sweep()
+    assert file.exists() and not other.exists()
+
+
+def fail_at_second_file(error: BaseException) -> Callable[[Path, bytes], int]:
+    real = pathlib.Path.write_bytes
+    count = 0
+
+    def write_bytes(self: Path, data: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count < 2:
+            return real(self, data)
+        real(self, data[: len(data) // 2])
+        raise error
+
+    return write_bytes
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "Input/output error")])
+def test_a_write_error_is_one_sentence_and_leaves_nothing(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    error = OSError(number, os.strerror(number), str(temporary / "somewhere"))
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fail_at_second_file(error))
+    with pytest.raises(OutputError) as caught:
+        write_pictures([noise(0)], [noise(1)], "png", 80)
+    assert words in str(caught.value) and str(temporary) not in str(caught.value)
+    assert files_below(temporary) == []
+    monkeypatch.undo()
+
+
+def test_a_disk_too_full_for_even_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mkdtemp(*args: object, **options: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    with pytest.raises(OutputError, match="disk is full"):
+        write_pictures([], [noise(0)], "png", 80)
+
+
+@pytest.mark.parametrize("cancellation", [cog.CancelationException, KeyboardInterrupt])
+def test_cancelled_while_writing(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, cancellation: type[BaseException]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_bytes", fail_at_second_file(cancellation()))
+        with pytest.raises(cancellation):
+            write_pictures([noise(0)], [noise(1)], "png", 80)
+    assert files_below(temporary) == []
+
+
+def test_cancelled_while_cleaning_up_is_swept_by_the_next_request(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled(*args: object, **options: object) -> None:
+        raise cog.CancelationException
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_bytes", fail_at_second_file(OSError(errno.ENOSPC, "full")))
+        patch.setattr(output.shutil, "rmtree", cancelled)
+        with pytest.raises(cog.CancelationException):
+            write_pictures([noise(0)], [noise(1)], "png", 80)
+    assert len(files_below(temporary)) == 2
+    sweep()
+    assert files_below(temporary) == []
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
+def test_what_a_picture_was_made_with_is_in_its_file(output_format: str) -> None:
+    parameters = {"prompt": "ein schöner Hut \u2603", "seed": 7, "controls": [{"conditioner": "canny", "scale": 0.5}]}
+    picture, other = noise(0), noise(0)
+    picture.info = {PARAMETERS: parameters, "comment": "a secret"}
+    marked, plain = write_pictures([], [picture, other], output_format, 80)
+    with Image.open(marked) as opened:
+        text = opened.text["parameters"] if output_format == "png" else opened.getexif()[0x010E]
+        assert json.loads(text) == parameters
+        with Image.open(plain) as bare:
+            assert np.array_equal(np.asarray(opened), np.asarray(bare)), "the pixels are the same"
+    assert b"secret" not in marked.read_bytes() and b"Hut" not in plain.read_bytes()

@@ -1,0 +1,296 @@
+"""The product as its users meet it: the real server over HTTP, with the tiny bundle and real photographs."""
+
+import functools
+import gc
+import http.server
+import inspect
+import io
+import json
+import random
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import cog
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT
+from support.requests_to_tiny import CAT, FAST, PHOTO, data_url, differ, encoded, pixels, png, run, url
+from support.server import Server
+
+import predict
+from controlnet.conditioners import INPAINT
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.models.loading import load_pretrained
+from controlnet.weights.manifest import WEIGHTS, Manifest
+from tinyworld.cases import Case
+from tinyworld.evaluate import measure
+from tinyworld.export import EVALUATOR
+from tinyworld.judge import READINGS, Judge
+
+NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
+
+# ---- what it can do
+
+
+DRAWN = [name for name in NAMES if name != INPAINT]
+"""Those whose map is drawn from the image alone; inpaint's is in test_server_features.py."""
+
+
+@pytest.mark.parametrize("conditioner", DRAWN)
+def test_a_photograph_becomes_a_picture_of_its_aspect(server: Server, conditioner: str) -> None:
+    (picture,) = run(server, conditioner=conditioner)
+    assert picture.size == (96, 64) and picture.format == "WEBP"
+
+
+@pytest.mark.parametrize("conditioner", DRAWN)
+def test_a_ready_made_map_gives_what_the_photograph_gave(server: Server, conditioner: str) -> None:
+    control_map, picture = png(server, conditioner=conditioner, return_control_map=True)
+    ready = {"image": data_url(control_map), "preprocess": False, "return_control_map": True}
+    assert png(server, conditioner=conditioner, **ready) == [control_map, picture]
+
+
+def test_map_only_generates_nothing_and_returns_the_map(server: Server) -> None:
+    (only,) = png(server, map_only=True)
+    (first, _) = png(server, return_control_map=True)
+    assert only == first
+    assert set(np.unique(np.asarray(Image.open(io.BytesIO(only))))) == {0, 255}
+
+
+def test_four_outputs_are_four_pictures_and_each_is_its_own_seeds(server: Server) -> None:
+    together = png(server, num_outputs=4, seed=0)
+    assert together == [png(server, seed=seed)[0] for seed in range(4)]
+    assert len({pixels(picture).tobytes() for picture in together}) == 4
+
+
+@pytest.mark.parametrize(("name", "kind"), [("webp", "WEBP"), ("jpg", "JPEG"), ("png", "PNG")])
+def test_three_formats(server: Server, name: str, kind: str) -> None:
+    assert [image.format for image in run(server, output_format=name, return_control_map=True)] == [kind, kind]
+
+
+def test_quality_makes_files_smaller(server: Server) -> None:
+    sizes = [len(server.run(**(FAST | {"image": PHOTO, "output_quality": q})).files[0]) for q in (10, 95)]
+    assert sizes[0] < sizes[1]
+
+
+def test_every_scheduler_makes_its_own_picture(server: Server) -> None:
+    pictures = {name: png(server, scheduler=name, num_inference_steps=4)[0] for name in predict.SCHEDULERS}
+    assert len({pixels(picture).tobytes() for picture in pictures.values()}) == len(predict.SCHEDULERS)
+
+
+def test_the_seed_is_in_the_log_and_the_metrics(server: Server) -> None:
+    given = server.run(**(FAST | {"image": PHOTO, "seed": 0}))
+    assert given.metrics["seed"] == 0 and "seed: 0" in given.logs
+    drawn = [server.run(**({k: v for k, v in FAST.items() if k != "seed"} | {"image": PHOTO})) for _ in range(2)]
+    seeds = [answer.metrics["seed"] for answer in drawn]
+    assert seeds[0] != seeds[1] and f"seed: {seeds[0]}" in drawn[0].logs
+    again = server.run(**(FAST | {"image": PHOTO, "seed": seeds[0]}))
+    assert again.files == drawn[0].files
+
+
+def test_the_metrics_say_where_the_time_went_and_what_was_made(server: Server) -> None:
+    metrics = server.run(**(FAST | {"image": PHOTO})).metrics
+    timing = metrics["timing"] if "timing" in metrics else {k.split(".")[1]: metrics[k] for k in metrics if "." in k}
+    assert set(timing) - {"swap"} == {"preprocess", "encode", "denoise", "decode", "safety", "output"}
+    assert all(seconds >= 0 for seconds in timing.values()) and timing["denoise"] > 0
+    expected = {"seed": 1, "steps": 2, "width": 96, "height": 64, "bundle": "tiny", "withheld": 0}
+    assert {name: metrics[name] for name in expected} == expected
+    assert metrics["device"] in ("cpu", "cuda")
+
+
+def test_progress_is_in_the_log(server: Server) -> None:
+    answer = server.run(**(FAST | {"image": PHOTO, "num_outputs": 2}))
+    assert "picture 1/2: 100%" in answer.logs and "picture 2/2: 100%" in answer.logs
+
+
+def test_the_log_says_what_was_loaded_and_nothing_that_nobody_can_act_on(server: Server) -> None:
+    run(server)
+    said = [line for line in server.logs.splitlines() if line.strip() and not line.startswith(("seed: ", "picture "))]
+    assert said[0] == f"bundle: tiny on {'cuda in float16' if torch.cuda.is_available() else 'cpu in float32'}"
+    assert not [line for line in said if re.search("warn|ignored|deprecat|expected", line, re.IGNORECASE)]
+
+
+class Painter:
+    """What evaluate.measure asks of a bundle under test, done over HTTP."""
+
+    size = (128, 128)
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def control_map(self, conditioner: str, case: Case) -> Image.Image:
+        (drawn,) = png(self.server, image=url(case.picture), conditioner=conditioner, resolution=128, map_only=True)
+        return Image.open(io.BytesIO(drawn))
+
+    def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
+        asked = {"image": url(control_map), "preprocess": False, "conditioner": conditioner, "prompt": prompt}
+        (picture,) = png(self.server, **asked, seed=seed, resolution=128, num_inference_steps=20)
+        return Image.open(io.BytesIO(picture))
+
+
+@pytest.mark.parametrize("conditioner", [name for name in NAMES if name in READINGS])
+def test_tiny_obeys_its_map(server: Server, conditioner: str) -> None:
+    """Held-out scenes, scored by a network that drew none of the maps; 64 of them make the table in the README."""
+    judge = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
+    quality = measure(conditioner, Painter(server), judge, 6)
+    print(conditioner, quality)
+    assert quality.share > 0.5
+    assert quality.score > quality.floor + 0.1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": "a blue box in a green room"},
+        {"negative_prompt": "a green room"},
+        {"conditioning_scale": 0.5},
+        {"conditioning_scale": 0},
+        {"control_start": 0.4},
+        {"control_end": 0.6},
+        {"num_inference_steps": 5},
+        {"guidance_scale": 9},
+        {"guidance_scale": 1},
+        {"seed": 2},
+        {"resolution": 72},
+        {"preprocess": False},
+    ],
+    ids=str,
+)
+def test_every_input_reaches_the_picture_and_leaves_no_trace(server: Server, changed: dict) -> None:
+    """Peers dropped strength, start and end by a typo, and put a resize factor in the place of the guidance scale."""
+    base = {"num_inference_steps": 4}
+    before = png(server, **base)
+    assert differ(png(server, **(base | changed)), before)
+    assert png(server, **base) == before
+
+
+def test_an_image_may_be_a_web_address(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(encoded(CAT.resize((226, 150))))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        fetched = png(server, image=f"http://127.0.0.1:{site.server_port}/cat.png")
+        site.shutdown()
+    assert fetched == png(server)
+
+
+# ---- the schema
+
+
+def test_the_schema_served_is_the_signature(server: Server) -> None:
+    status, document = server.request("GET", "/openapi.json")
+    document = document if isinstance(document, dict) else json.loads(document)
+    schemas = document["components"]["schemas"]
+    properties = schemas["Input"]["properties"]
+    declared = {k: v.default for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
+    assert status == 200
+    assert sorted(properties, key=lambda name: properties[name]["x-order"]) == list(declared)
+    for name, field in declared.items():
+        got = properties[name]
+        assert got["description"] == field.description
+        assert (got.get("minimum"), got.get("maximum"), got.get("default")) == (field.ge, field.le, field.default), name
+        assert ("allOf" in got) == (field.choices is not None)
+        if field.choices:
+            assert schemas[name]["enum"] == field.choices
+
+
+# ---- requests leave no trace on each other
+
+
+LONG = {"num_inference_steps": 100, "num_outputs": 4}
+
+
+def test_cancelling_answers_within_a_step_and_the_next_request_is_as_before(server: Server) -> None:
+    size = {"resolution": 256}
+    before = png(server, **size)
+    started = time.monotonic()
+    png(server, **size, num_inference_steps=20)
+    step = (time.monotonic() - started) / 20
+    running = server.start(**(FAST | {"image": PHOTO} | LONG | size))
+    time.sleep(1.0)
+    stopping = running.stop()
+    assert running.result().status == "canceled"
+    assert stopping < step + 0.5  # half a second for HTTP and for a busy machine
+    assert png(server, **size) == before
+
+
+def test_the_same_request_gives_the_same_bytes_after_any_other(server: Server) -> None:
+    """Peers kept a disabled safety checker, a scheduler or a LoRA of one request for the next."""
+    choose = random.Random(20)
+    before = {name: png(server, conditioner=name) for name in ("canny", "scribble")}
+    others: list[dict] = [
+        {"conditioner": "scribble", "seed": 9},
+        {"scheduler": "K_EULER_ANCESTRAL"},
+        {"scheduler": "KLMS", "num_outputs": 2},
+        {"disable_safety_checker": True},
+        {"guidance_scale": 0, "conditioning_scale": 0},
+        {"control_start": 0.5},
+        {"image": data_url(b"not a picture")},
+        {"conditioner": "depth"},
+        {"map_only": True, "conditioner": "scribble"},
+        {"prompt": "word " * 100},
+        *[LONG | {"seed": seed} for seed in range(6)],
+    ]
+    choose.shuffle(others)
+    for other in others:
+        running = server.start(**(FAST | {"image": PHOTO} | other))
+        if LONG.items() <= other.items():
+            time.sleep(choose.uniform(0, 0.5))
+            running.stop()
+            assert running.result().status == "canceled"
+        else:
+            running.result()
+        name = choose.choice(sorted(before))
+        assert png(server, conditioner=name) == before[name], other
+
+
+# ---- what is in memory
+
+
+def test_one_base_whatever_the_conditioner_and_switching_loads_nothing(monkeypatch, tmp_path: Path) -> None:
+    """In this process, so that every model that exists can be counted."""
+    monkeypatch.setenv("CONTROLNET_BUNDLE", "tiny")
+    predictor = predict.Predictor()
+    predictor.setup()
+    generator = predictor.generator
+    nets = list(generator.controlnets.values())
+    base = [generator.base[part] for part in ("unet", "vae", "text_encoder")]
+    storages = [p.untyped_storage().data_ptr() for module in (*base, *nets) for p in module.parameters()]
+    assert len(set(storages)) == len({id(p) for module in (*base, *nets) for p in module.parameters()})
+
+    loaded: list[str] = []
+    for place in ("diffusers.ControlNetModel", "diffusers.UNet2DConditionModel", "transformers.CLIPTextModel"):
+        monkeypatch.setattr(f"{place}.from_pretrained", lambda *a, place=place, **k: loaded.append(place))
+    photo = tmp_path / "photo.png"
+    CAT.resize((96, 64)).save(photo)
+    counts = []
+    for conditioner in ("canny", "scribble", "canny"):
+        predictor.predict(**(FAST | {"image": cog.Path(photo), "conditioner": conditioner}))
+        counts.append(_weights_in_memory())
+    assert not loaded
+    assert len(set(counts)) == 1, counts
+
+
+def _weights_in_memory() -> int:
+    """How many tensors of weights exist in this process."""
+    gc.collect()
+    return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+
+
+# ---- as a newcomer types it
+
+
+def test_the_readmes_first_command_makes_a_picture(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"```bash\n(script/predict .*?)\n```", readme, re.DOTALL)
+    assert command, "the README's first command is not script/predict"
+    made = subprocess.run(
+        f"{command[1]} -o {tmp_path}", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=90, check=True
+    )
+    (picture,) = tmp_path.iterdir()
+    assert Image.open(picture).size == (128, 128)
+    assert str(picture) in made.stdout and "seed" in made.stderr and "tiny" in made.stderr

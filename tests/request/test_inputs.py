@@ -1,0 +1,160 @@
+"""What reaches predict() is what it declares, whatever the server let through."""
+
+import math
+from pathlib import Path as LocalPath
+from typing import Any, Optional, Union
+
+import pytest
+from cog import BasePredictor, Input, Path
+
+from controlnet.request.inputs import InputError, check_inputs, pick_seed
+
+IMAGE = Path("/tmp/upload.png")
+
+
+class Predictor(BasePredictor):
+    """A small stand-in with one input of each declaration that predict.py uses."""
+
+    def predict(
+        self,
+        prompt: str = Input(description="required"),
+        image: Path = Input(description="required"),
+        conditioner: str = Input(default="canny", choices=["canny", "hed"]),
+        scale: float = Input(default=1.0, ge=0, le=2),
+        outputs: int = Input(default=1, ge=1, le=4),
+        steps: Optional[int] = Input(default=None, ge=1, le=100),
+        scheduler: Optional[str] = Input(default=None, choices=["DDIM", "PNDM"]),
+        preprocess: bool = Input(default=True),
+        code: str = Input(default="ab", min_length=2, max_length=3, regex="^[a-z]+$"),
+        samples: Union[str, int] = Input(default="1"),
+        unbounded: float = Input(default=0.5),
+        mask: Path | None = Input(default=None),
+    ) -> dict[str, Any]:
+        helper = "a local that is no input"
+        assert helper
+        return check_inputs(Predictor.predict, locals())
+
+
+DEFAULTS = {
+    "conditioner": "canny",
+    "scale": 1.0,
+    "outputs": 1,
+    "steps": None,
+    "scheduler": None,
+    "preprocess": True,
+    "code": "ab",
+    "samples": "1",
+    "unbounded": 0.5,
+    "mask": None,
+}
+
+
+def check(**values: Any) -> dict[str, Any]:
+    return check_inputs(Predictor.predict, {"prompt": "a house", "image": IMAGE} | values)
+
+
+def fault(**values: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        check(**values)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def test_defaults_replace_the_declarations_when_predict_is_called_from_python() -> None:
+    assert Predictor().predict("a house", IMAGE) == {"prompt": "a house", "image": IMAGE} | DEFAULTS
+
+
+def test_only_declared_inputs_are_returned_and_absent_ones_get_their_default() -> None:
+    assert check(steps=7, surplus=1, self=None) == {"prompt": "a house", "image": IMAGE} | DEFAULTS | {"steps": 7}
+
+
+@pytest.mark.parametrize(("sent", "received"), [(4, 4), (4.0, 4), (1, 1)])
+def test_whole_numbers_become_integers(sent: float, received: int) -> None:
+    outputs = check(outputs=sent)["outputs"]
+    assert outputs == received and type(outputs) is int
+
+
+def test_integers_become_floats_where_a_float_is_declared() -> None:
+    scale = check(scale=2)["scale"]
+    assert scale == 2.0 and type(scale) is float
+
+
+def test_zero_and_false_are_values() -> None:
+    """Guards against the peers' fault of taking a value for absent because it is falsy."""
+    checked = check(scale=0, preprocess=False, samples=0)
+    assert (checked["scale"], checked["preprocess"], checked["samples"]) == (0.0, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"conditioner": "x"}, "conditioner: expected one of canny, hed; got 'x'."),
+        ({"conditioner": None}, "conditioner: expected one of canny, hed; got nothing."),
+        ({"conditioner": ["canny"]}, "conditioner: expected one of canny, hed; got a list."),
+        ({"scheduler": "ddim"}, "scheduler: expected one of DDIM, PNDM; got 'ddim'."),
+        ({"outputs": 0}, "outputs: expected an integer, at least 1 and at most 4; got 0."),
+        ({"outputs": 5}, "outputs: expected an integer, at least 1 and at most 4; got 5."),
+        ({"outputs": 2.5}, "outputs: expected an integer, at least 1 and at most 4; got 2.5."),
+        ({"outputs": True}, "outputs: expected an integer, at least 1 and at most 4; got true."),
+        ({"outputs": "2"}, "outputs: expected an integer, at least 1 and at most 4; got '2'."),
+        ({"outputs": math.nan}, "outputs: expected an integer, at least 1 and at most 4; got nan."),
+        ({"outputs": math.inf}, "outputs: expected an integer, at least 1 and at most 4; got inf."),
+        ({"outputs": 10**5000}, "outputs: expected an integer, at least 1 and at most 4; got a very large number."),
+        ({"steps": 101}, "steps: expected an integer, at least 1 and at most 100; got 101."),
+        ({"scale": 2.0001}, "scale: expected a number, at least 0 and at most 2; got 2.0001."),
+        ({"scale": -1}, "scale: expected a number, at least 0 and at most 2; got -1."),
+        ({"scale": math.nan}, "scale: expected a number, at least 0 and at most 2; got nan."),
+        ({"scale": -math.inf}, "scale: expected a number, at least 0 and at most 2; got -inf."),
+        ({"scale": False}, "scale: expected a number, at least 0 and at most 2; got false."),
+        ({"scale": 10**400}, "scale: expected a number, at least 0 and at most 2; got a very large number."),
+        ({"unbounded": math.nan}, "unbounded: expected a number; got nan."),
+        ({"unbounded": math.inf}, "unbounded: expected a number; got inf."),
+        ({"preprocess": 1}, "preprocess: expected true or false; got 1."),
+        ({"preprocess": "true"}, "preprocess: expected true or false; got 'true'."),
+        ({"prompt": 7}, "prompt: expected text; got 7."),
+        ({"prompt": None}, "prompt: expected text; got nothing."),
+        ({"samples": 1.5}, "samples: expected text or an integer; got 1.5."),
+        ({"code": "a"}, "code: expected text, at least 2 characters long and at most 3 characters long and matching"),
+        ({"code": "abcd"}, "got 'abcd'."),
+        ({"code": "A1"}, "got 'A1'."),
+    ],
+)
+def test_fault(values: dict[str, Any], message: str) -> None:
+    assert message in fault(**values)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    message = fault(conditioner="x", outputs=9, scale=3)
+    assert [part.split(":")[0] for part in message.split(". ")] == ["conditioner", "scale", "outputs"]
+
+
+def test_what_is_required_must_be_there() -> None:
+    with pytest.raises(InputError, match=r"^prompt: expected text; got nothing\. image: expected an uploaded file"):
+        check_inputs(Predictor.predict, {})
+
+
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_a_local_path_as_text_is_refused_and_not_repeated(name: str) -> None:
+    message = fault(**{name: "/etc/hostname"})
+    assert message == f"{name}: expected an uploaded file, an http(s) URL or a data URL; got plain text."
+
+
+def test_any_path_object_is_a_file() -> None:
+    assert check(image=LocalPath("/tmp/x"))["image"] == LocalPath("/tmp/x")
+    assert "/tmp" not in fault(prompt=LocalPath("/tmp/x"))
+
+
+def test_long_values_are_not_repeated_whole() -> None:
+    assert len(fault(conditioner="x" * 10_000)) < 120
+
+
+def test_seed_0_is_a_seed() -> None:
+    """Guards against the peers' fault of treating seed 0 as "random"."""
+    assert pick_seed(0) == 0
+    assert pick_seed(4294967295) == 4294967295
+
+
+def test_a_drawn_seed_is_new_and_in_range() -> None:
+    seeds = {pick_seed(None) for _ in range(200)}
+    assert len(seeds) > 190
+    assert min(seeds) >= 0 and 2**31 < max(seeds) < 2**32

@@ -1,0 +1,104 @@
+"""script/bench/setup: both ways load the same, and a row says what was measured or why nothing was."""
+
+import argparse
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from random_bundle import write_bundle
+
+from controlnet.bundle import Bundle, open_bundle
+from controlnet.models.loading import load_pretrained
+from controlnet.models.precision import PrecisionError
+from controlnet.serving.server import ROOT
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("setup_times", ROOT / "script/bench/setup_times.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("weights")
+    write_bundle("tiny", root, small=True)
+    return root
+
+
+def test_both_ways_load_every_part_and_only_ours_warms_up(bench: ModuleType, weights: Path, capsys) -> None:
+    loaded = {}
+    for way in bench.WAYS:
+        figures = bench.measure(way, "tiny", weights)
+        out, errors = capsys.readouterr()
+        loaded[way] = sorted(line.split(":")[0] for line in errors.splitlines() if " MB" in line)
+        assert out == "" and figures["seconds"] > 0 and re.fullmatch(r"\d+\.\d\d GB", figures["memory"])
+        cuda = torch.cuda.is_available()
+        assert figures["precision"] == ("float16" if cuda else "float32")
+        assert figures["nets"] == ("cuda" if cuda else "files" if way == "setup()" else "cpu")
+    ours, plain = loaded.values()
+    assert ours == plain and "controlnet/canny" in ours
+
+
+def test_the_plain_way_is_the_libraries_own_in_the_devices_precision(bench: ModuleType, weights: Path) -> None:
+    bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, weights)
+    plain = bench.PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
+    net = plain.model(ControlNetModel, "controlnet/canny", mapped=True)
+    assert net.dtype == bundle.dtype
+    ours = load_pretrained(type(net), bundle.folder("controlnet/canny"), bundle.device, bundle.dtype)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), ours.parameters(), strict=True))
+
+
+def options(weights: Path) -> argparse.Namespace:
+    return argparse.Namespace(bundle="tiny", weights=weights)
+
+
+def test_a_row_is_measured_in_a_process_of_its_own(bench: ModuleType, weights: Path, monkeypatch) -> None:
+    commands = []
+
+    def run(command: list[str], **_):
+        commands.append(command)
+        figures = '{"seconds": 2.0, "memory": "1.50 GB", "precision": "float16", "nets": "cuda"}'
+        return SimpleNamespace(returncode=0, stdout=f"noise\n{figures}\n", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    file = weights / "four"
+    file.write_bytes(bytes(4_000_000))
+    row = bench.row("setup()", True, options(weights), [file])
+    assert row == "| setup() | cold | 2.0 | 0.00 | 1.50 GB | float16 | cuda |"
+    assert commands[0][-2:] == ["--way", "setup()"] and str(weights) in commands[0]
+
+
+def test_a_way_that_fails_is_a_row_that_says_so(bench: ModuleType, weights: Path, monkeypatch, capsys) -> None:
+    failed = SimpleNamespace(returncode=-9, stdout="", stderr="what went wrong")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    assert bench.row("setup()", False, options(weights), []) == "| setup() | warm | failed with status -9 | | | | |"
+    assert "what went wrong" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU loads half precision as it is")
+def test_what_would_not_fit_is_not_tried(bench: ModuleType, weights: Path, monkeypatch) -> None:
+    """The system might end another program than the one that took too much."""
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("was started"))
+    monkeypatch.setattr(bench, "ROOM", 1e15)
+    row = bench.row("plain from_pretrained", False, options(weights), [])
+    assert row == "| plain from_pretrained | warm | not run: needs 1000000 GB | | | | |"
+
+
+def test_a_row_says_where_low_memory_mode_leaves_the_nets(bench: ModuleType, weights: Path) -> None:
+    bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, weights)
+    low = Bundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype, low_memory=True)
+    assert bench.where_nets_are(low) == "main memory (low-memory mode)"
+
+
+def test_the_environments_choices_reach_the_measured_process(bench: ModuleType, weights: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CONTROLNET_DTYPE", "nonsense")
+    with pytest.raises(PrecisionError):
+        bench.measure("setup()", "tiny", weights)

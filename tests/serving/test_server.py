@@ -1,0 +1,158 @@
+"""The server, run for real on a toy predictor."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import toy_predictor
+from support.server import Server
+
+from controlnet.serving import server as serving
+from controlnet.serving.server import ServerError, plain_error
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(toy_predictor.ENVIRON, toy_predictor.write(tmp_path_factory.mktemp("toy"))) as server:
+        yield server
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie that nobody waits for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone_within(seconds: float, *pids: int) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(map(alive, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_it_validates_by_the_schema_that_it_wrote(toy: Server) -> None:
+    answer = toy.run(prompt=1, mode="draw", count=9)
+    assert answer.http_status == 422
+    assert answer.error.splitlines() == [
+        "count: 9 is greater than the maximum of 4",
+        'mode: "draw" is not one of ["echo","fail","bar","type"]',
+        'prompt: 1 is not of type "string"',
+    ]
+    assert toy.run().error == "prompt: Field required"
+
+
+def test_files_come_back_with_their_types(toy: Server) -> None:
+    answer = toy.run(prompt="hello", count=3)
+    assert answer.status == "succeeded"
+    assert answer.files == [b"hello"] * 3
+    assert answer.endings == [".webp", ".jpg", ".png"]
+    assert answer.metrics["seed"] == 4294967295
+
+
+def test_an_upload_arrives_as_a_path_and_a_local_path_as_a_string(toy: Server) -> None:
+    assert toy.run(prompt="x", image="data:image/png;base64,aGVsbG8=").files == [b"hello"]
+    assert toy.run(prompt="x", image="data:image/png;base64,aGVsbG8=", mode="type").files[0].startswith(b"cog.types ")
+    for local in ("/etc/hostname", "file:///etc/hostname"):
+        answer = toy.run(prompt="x", image=local, mode="type")
+        assert answer.files == [f"builtins {local}".encode()]  # so predict() has to refuse what is not a Path
+
+
+def test_a_failure_says_what_the_exception_said(toy: Server) -> None:
+    answer = toy.run(prompt="x", mode="fail")
+    assert (answer.http_status, answer.status) == (200, "failed")
+    assert answer.error == "a 1x1 picture is too small; send one of at least 16 pixels."
+    assert toy.run(prompt="again").files == [b"again"]
+
+
+def test_a_running_prediction_is_cancelled_at_once(toy: Server) -> None:
+    running = toy.start(prompt="x", seconds=30)
+    assert running.stop() < 1
+    assert running.result().status == "canceled"
+    assert "cleaning up after CancelationException" in toy.logs
+    assert toy.run(prompt="next").files == [b"next"]
+    assert running.cancel() == 404
+
+
+def test_setup_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
+    environ = toy_predictor.ENVIRON | {"TOY_SETUP": "fail"}
+    with pytest.raises(ServerError, match=r"^unet is missing; script/download-weights fetches it\.$"):
+        Server(environ, toy_predictor.write(tmp_path)).__enter__()
+
+
+def test_a_predictor_that_cog_cannot_read_is_not_served(tmp_path: Path) -> None:
+    toy_predictor.write(tmp_path)
+    source = (tmp_path / "predict.py").read_text()
+    (tmp_path / "predict.py").write_text(source.replace("le=4", "le=MAX"))
+    with pytest.raises(ServerError, match="input 'count': the bound MAX is not a plain decimal number"):
+        Server(toy_predictor.ENVIRON, tmp_path).__enter__()
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "controlnet.serving.server", "--host=127.0.0.1", f"--port={port}"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=serving.ROOT)
+    assert result.returncode == 1
+    assert result.stderr == f"Cannot listen on port {port}: address already in use. Try script/serve -p PORT.\n"
+
+
+def test_leaving_ends_the_server_and_its_worker_in_the_middle_of_a_prediction(tmp_path: Path) -> None:
+    with Server(toy_predictor.ENVIRON, toy_predictor.write(tmp_path)) as server:
+        worker = int(server.run(prompt="x").metrics["worker"])
+        server.start(prompt="x", seconds=60)
+        time.sleep(0.1)
+        started = time.monotonic()
+        server.stop(patience=0.2)
+    assert time.monotonic() - started < 2
+    assert gone_within(1, server.process.pid, worker)
+
+
+def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> None:
+    toy_predictor.write(tmp_path)
+    program = (
+        "import sys, pathlib, toy_predictor; from server import Server\n"
+        "with Server(toy_predictor.ENVIRON, pathlib.Path(sys.argv[1])) as server:\n"
+        "    print(server.process.pid, int(server.run(prompt='x').metrics['worker']), flush=True)\n"
+        "    server.run(prompt='x', seconds=60)\n"
+    )
+    search = os.pathsep.join([str(serving.ROOT), str(serving.ROOT / "tests")])
+    client = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ) | {"PYTHONPATH": search},
+    )
+    assert client.stdout is not None
+    pids = [int(pid) for pid in client.stdout.readline().split()]
+    time.sleep(0.1)
+    os.kill(client.pid, signal.SIGKILL)
+    client.wait()
+    client.stdout.close()
+    assert gone_within(5, *pids)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Prediction failed: Prediction failed: ValueError: too small", "too small"),
+        ("Prediction failed: Prediction failed: ImageError: too large", "too large"),
+        ("Prediction failed: Prediction failed: ServerFault: ours", "ours"),
+        ("worker setup failed: worker setup failed (slot 1-2): Setup failed: setup failed: ValueError: gone", "gone"),
+        ("Input validation error: no such host", "Input validation error: no such host"),
+        ("a message: Prediction failed: inside", "a message: Prediction failed: inside"),
+    ],
+)
+def test_plain_error(text: str, plain: str) -> None:
+    assert plain_error(text) == plain

@@ -1,0 +1,88 @@
+"""The bundle that the tests of the weights are made with: three small files in two repos of a stand-in hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from controlnet.weights import hub as hub_module
+from controlnet.weights.download import download
+from controlnet.weights.manifest import Manifest
+from support.hub import Hub
+
+MANIFEST = """
+name = "small"
+title = "A small bundle"
+summary = "For tests."
+needs = { memory = "1 GB", disk = "1 MB" }
+safety_checker = "none"
+safety_note = "It draws nothing."
+[defaults]
+resolution = 64
+num_inference_steps = 2
+guidance_scale = 4
+scheduler = "DDIM"
+[limits]
+pixels = 4096
+[conditioners]
+[[parts]]
+name = "unet"
+repo = "someone/base"
+revision = "main"
+folder = "unet"
+files = ["config.json", "model.safetensors"]
+licence = "MIT"
+purpose = "Denoising network"
+[[parts]]
+name = "annotator/hed"
+repo = "someone/annotators"
+revision = "main"
+files = ["hed.pth"]
+licence = "MIT"
+purpose = "Draws soft edges"
+"""
+CONFIG = json.dumps({"channels": [4, 8]}).encode()
+MODEL = bytes(range(256)) * 1200
+HED = bytes(reversed(range(256))) * 300
+CONTENT = {"unet/config.json": CONFIG, "unet/model.safetensors": MODEL, "annotator/hed/hed.pth": HED}
+
+
+@pytest.fixture(name="hub")
+def hub_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.publish("someone/base", {"unet/config.json": CONFIG, "unet/model.safetensors": MODEL, "README.md": b"hi"})
+        hub.publish("someone/annotators", {"hed.pth": HED, "other.pth": b"unwanted"})
+        point_at(hub, monkeypatch)
+        yield hub
+
+
+def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does to a process that starts with it; and let nothing wait."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture(name="root")
+def root_fixture(tmp_path: Path) -> Path:
+    root = tmp_path / "weights"
+    root.mkdir()
+    (root / "small.toml").write_text(MANIFEST)
+    return root
+
+
+@pytest.fixture(name="manifest")
+def manifest_fixture(root: Path) -> Manifest:
+    return Manifest.read(root / "small.toml")
+
+
+def on_disk(root: Path) -> dict[str, bytes]:
+    """Every file below the bundle's folder."""
+    folder = root / "small"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fetch(manifest: Manifest, root: Path) -> None:
+    download(manifest, root, progress=False)

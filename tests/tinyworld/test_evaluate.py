@@ -1,0 +1,93 @@
+"""The evaluation's figures are what they are said to be: 1 for the scene itself, about 0 for another one."""
+
+from collections.abc import Callable
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.models.loading import load_pretrained
+from tinyworld import evaluate
+from tinyworld.cases import Case, held_out, shows_people
+from tinyworld.dataset import HELD_OUT
+from tinyworld.export import EVALUATOR
+from tinyworld.hints import HINTS, draw_from_truth
+from tinyworld.judge import READINGS, Judge
+from tinyworld.scene import make_scene, recoloured
+
+JUDGE = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
+COUNT = 6
+
+
+class Paints(SimpleNamespace):
+    """A painter whose maps are the truth and whose pictures are `picture_of(case)`, at 128 pixels."""
+
+    size = (128, 128)
+
+    def __init__(self, picture_of: Callable[[Case], Image.Image]) -> None:
+        super().__init__(picture_of=picture_of, cases=[], prompts=[])
+
+    def control_map(self, conditioner: str, case: Case) -> Image.Image:
+        self.cases.append(case)
+        return draw_from_truth(HINTS[conditioner], case.sample)
+
+    def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
+        self.prompts.append(prompt)
+        return self.picture_of(self.cases[-1])
+
+
+@pytest.mark.parametrize("conditioner", READINGS)
+def test_the_scene_itself_reaches_the_ceiling_and_another_scene_does_not(conditioner: str) -> None:
+    perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), JUDGE, COUNT)
+    assert perfect.share == pytest.approx(1) and perfect.score == perfect.ceiling > perfect.floor + 0.1
+    stranger = Image.fromarray(next(held_out(128, shows_people)).sample.picture[:, ::-1].copy())
+    blind = evaluate.measure(conditioner, Paints(lambda case: stranger), JUDGE, COUNT)
+    assert abs(blind.share) < 0.35, blind
+
+
+def test_pose_is_measured_on_scenes_with_people_only() -> None:
+    painter = Paints(lambda case: case.picture)
+    evaluate.measure("openpose", painter, JUDGE, COUNT)
+    assert all(any("person" in thing.words for thing in case.scene.things) for case in painter.cases)
+
+
+def test_no_held_out_scene_is_one_of_training() -> None:
+    assert next(held_out(128)).scene.caption == make_scene(HELD_OUT).caption
+
+
+def test_a_picture_that_ignores_the_prompt_has_the_wrong_colour() -> None:
+    painter = Paints(lambda case: case.picture)
+    figures = evaluate.measure_colours(painter, COUNT)
+    assert (figures["right"], figures["ceiling"]) == (0, 1)
+    for prompt, case in zip(painter.prompts, painter.cases, strict=True):
+        assert prompt != case.scene.caption and len(case.scene.things) == 1
+
+
+def test_a_larger_bundle_gets_larger_pictures_of_the_same_scene() -> None:
+    small, large = (next(held_out(size)).picture for size in (128, 256))
+    assert large.size == (256, 256)
+    assert np.abs(np.asarray(large.resize((128, 128), Image.Resampling.BOX)).astype(int) - np.asarray(small)).mean() < 4
+
+
+def test_recolouring_keeps_the_grammar_and_changes_every_colour() -> None:
+    caption = "an orange house with a red roof on snow under a blue sky"
+    for seed in range(30):
+        words = recoloured(caption, np.random.default_rng(seed)).split()
+        assert words[2] == "house" and words[1] != "orange" and words[5] != "red" and words[11] != "blue"
+        assert words[11] in ("grey", "orange", "black")
+        assert all((words[i] == "an") == (words[i + 1][0] in "aeiou") for i in (0, 4, 10))
+    assert recoloured(caption, np.random.default_rng(0), "green", only_first=True) == caption.replace(
+        "an orange", "a green"
+    )
+
+
+def test_captions_name_what_is_there() -> None:
+    seeds = (seed for seed in range(2000) if "many" in make_scene(seed).caption)
+    for seed in islice(seeds, 5):
+        scene = make_scene(seed)
+        assert 6 <= len(scene.things) <= 12
+        assert {thing.colour for thing in scene.things} <= set(scene.caption.replace(",", "").split())

@@ -1,0 +1,151 @@
+"""The procedural world: shapes are where they should be, scenes follow from their seed, training carries on."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from controlnet.bundle import open_bundle
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.models.loading import load_pretrained
+from controlnet.weights.manifest import WEIGHTS
+from tinyworld import stages, train
+from tinyworld.render import FIRST_SOLID, SKY, camera_rays, render
+from tinyworld.scene import make_scene
+from tinyworld.shapes import Capsule, Ellipsoid, Frustum, Polyhedron, box, pyramid, roof, vector
+from tinyworld.truth import outlines
+
+EYE = vector(0.3, 1.4, -4)
+SIZE = vector(1.2, 0.8, 1.0)
+SHAPES = {
+    "box": box(vector(0, 0.5, 0), SIZE, 0.4),
+    "roof": roof(vector(0, 0.2, 0), SIZE, 0.4),
+    "pyramid": pyramid(vector(0, 0.2, 0), SIZE, 0.4),
+    "ball": Ellipsoid(vector(0, 0.6, 0), vector(0.5, 0.6, 0.4)),
+    "cone": Frustum(vector(0, 0, 0), 1.2, 0.6, 0.0),
+    "cylinder": Frustum(vector(0, 0, 0), 1.2, 0.5, 0.5),
+    "limb": Capsule(vector(-0.4, 0.2, 0), vector(0.3, 1.0, 0.2), 0.25),
+}
+
+
+def distance(shape, points: np.ndarray) -> np.ndarray:
+    """How far outside (> 0) or inside (< 0) of the shape points are, by another formula than the ray's."""
+    if isinstance(shape, Polyhedron):
+        return (points @ shape.normals.T - shape.offsets).max(1)
+    if isinstance(shape, Ellipsoid):
+        return (np.linalg.norm((points - shape.centre) / shape.radii, axis=1) - 1) * shape.radii.min()
+    if isinstance(shape, Capsule):
+        axis = shape.b - shape.a
+        along = np.clip((points - shape.a) @ axis / (axis @ axis), 0, 1)
+        return np.linalg.norm(points - shape.a - along[:, None] * axis, axis=1) - shape.radius
+    up = points[:, 1] - shape.base[1]
+    radius = shape.bottom + (shape.top - shape.bottom) * up / shape.height
+    sideways = np.hypot(points[:, 0] - shape.base[0], points[:, 2] - shape.base[2]) - radius
+    return np.maximum(sideways, np.maximum(-up, up - shape.height))
+
+
+def rays_through(shape) -> np.ndarray:
+    centre, radius = shape.bounds()
+    targets = centre + np.random.default_rng(0).normal(0, radius, (4000, 3))
+    rays = targets - EYE
+    return (rays / np.linalg.norm(rays, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rays_meet_the_skin_of_a_shape_and_normals_point_out_of_it(name: str) -> None:
+    shape, rays = SHAPES[name], rays_through(SHAPES[name])
+    t, normals = shape.hit(EYE, rays)
+    hit = np.isfinite(t)
+    points = EYE + rays[hit] * t[hit, None]
+    assert 200 < hit.sum() < len(rays)
+    assert np.abs(distance(shape, points)).max() < 2e-3
+    assert np.allclose(np.linalg.norm(normals[hit], axis=1), 1, atol=1e-3)
+    assert ((normals[hit] * rays[hit]).sum(1) < 1e-3).all(), "a normal points away from the eye"
+    assert (distance(shape, points + 0.02 * normals[hit]) > 0.003).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_ray_passes_through_a_shape_unseen(name: str) -> None:
+    shape, rays = SHAPES[name], rays_through(SHAPES[name])
+    t, _ = shape.hit(EYE, rays)
+    steps = np.linspace(2, 7, 400, dtype=np.float32)
+    inside = np.stack([distance(shape, EYE + rays * step) < -5e-3 for step in steps], 1)
+    first = np.where(inside.any(1), steps[inside.argmax(1)], np.inf)
+    assert (t[np.isfinite(first)] <= first[np.isfinite(first)] + 1e-3).all()
+
+
+def test_a_scene_follows_from_its_seed() -> None:
+    one, other = render(make_scene(5), 32), render(make_scene(5), 32)
+    assert np.array_equal(one.picture, other.picture) and make_scene(5).caption == make_scene(5).caption
+    assert not np.array_equal(one.picture, render(make_scene(6), 32).picture)
+
+
+def test_the_truth_beside_the_picture_is_of_the_same_scene() -> None:
+    for seed in range(12):
+        scene = make_scene(seed)
+        view = render(scene, 64)
+        assert {thing.words.split()[0] for thing in scene.things} <= set(scene.caption.replace(",", "").split())
+        assert (view.ids >= FIRST_SOLID).any(), "nothing is in view"
+        assert np.isinf(view.depth[view.ids == SKY]).all() and np.isfinite(view.depth[view.ids != SKY]).all()
+        facing = view.normals[view.ids != SKY]
+        assert np.allclose(np.linalg.norm(facing, axis=-1), 1, atol=1e-3)
+        assert outlines(view).any()
+
+
+def test_rays_start_at_the_top_left() -> None:
+    rays = camera_rays(make_scene(0).camera, 8).reshape(8, 8, 3)
+    assert rays[0, 0, 1] > rays[-1, 0, 1] and rays[0, 0, 0] < rays[0, -1, 0]
+
+
+def test_training_stopped_and_started_again_ends_where_one_run_ends(tmp_path: Path) -> None:
+    def train_for(folder: str, *steps: int) -> torch.Tensor:
+        (tmp_path / folder).mkdir()
+        for count in steps:
+            torch.manual_seed(0)
+            layer = torch.nn.Linear(4, 1)
+
+            def loss_of(generator: torch.Generator, batch: int, layer: torch.nn.Linear = layer) -> torch.Tensor:
+                return layer(torch.randn(batch, 4, generator=generator)).square().mean()
+
+            plan = stages.Plan(100, 8, 1e-2)
+            stage = ("stage", plan, {"layer": layer}, loss_of, torch.device("cpu"), tmp_path / folder)
+            result = stages.train_stage(*stage, until=count)["layer"]
+        return result.weight
+
+    assert torch.equal(train_for("once", 100), train_for("twice", 50, 100))
+
+
+def test_training_goes_on_from_an_earlier_part_of_the_same_shape_only(tmp_path: Path) -> None:
+    earlier, other = TinyVisionModel(widths=(8, 8)), TinyVisionModel(widths=(8, 16))
+    earlier.half().save_pretrained(tmp_path / "part", variant="fp16")
+    fresh = stages.begin_as(TinyVisionModel(widths=(8, 8)), tmp_path / "part").state_dict()
+    assert all(torch.equal(fresh[name], value.float()) for name, value in earlier.state_dict().items())
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    for place in (tmp_path / "part", tmp_path / "nothing", None):
+        after = stages.begin_as(other, place).state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_whole_path_from_scenes_to_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> None:
+    places = {"--runs": tmp_path / "runs", "--export": tmp_path / "weights/tiny", "--evaluator": tmp_path / "evaluator"}
+    arguments = ["train-tiny", "--smoke", *(str(word) for pair in places.items() for word in pair)]
+    monkeypatch.setattr("sys.argv", arguments)
+    train.main()
+    assert (tmp_path / "runs/losses.png").stat().st_size > 10000
+    for folder in (tmp_path / "evaluator", tmp_path / "weights/tiny/annotator/tiny"):
+        network = load_pretrained(TinyVisionModel, folder, torch.device("cpu"))
+        assert network(torch.zeros(1, 3, 32, 48)).nearness.shape == (1, 1, 32, 48)
+    shutil.copy(WEIGHTS / "tiny.toml", tmp_path / "weights")
+    bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tmp_path / "weights")
+    assert set(bundle.controlnets()) == set(bundle.manifest.conditioners)
+    latents = torch.zeros(1, bundle.base()["unet"].config.in_channels, 4, 4)
+    assert bundle.base()["vae"].decode(latents).sample.shape == (1, 3, 32, 32)
+
+
+def test_a_stage_started_again_reads_the_words_that_it_has_learnt(tmp_path: Path) -> None:
+    """Trained twice on the same captions, the library's tokenizers number their tokens differently."""
+    captions = ["a red ball on grass", "a blue box in a green room"]
+    first, second = (train._tokenizer(captions, tmp_path / "tokenizer").get_vocab() for _ in range(2))
+    assert first == second

@@ -1,0 +1,113 @@
+"""The procedural world's truth: lines, nearness, normals, classes and joints agree with the picture they are of."""
+
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+from support.scenes import small_dataset
+
+from controlnet.maps.annotators.tiny_network import NECK_UNIT
+from tinyworld.dataset import SIZE
+from tinyworld.render import GROUND, LEFT, RIGHT, SKY, WALL, View, render
+from tinyworld.scene import Scene, make_scene
+from tinyworld.truth import CLASSES, OPENPOSE_JOINTS, Truth, outlines, truth_of
+from tinyworld.vision import targets
+
+NAMES = [name for name, _ in CLASSES]
+JOINT = {name: row for row, name in enumerate(OPENPOSE_JOINTS)}
+
+
+@cache
+def scene_with(word: str, nth: int = 0) -> tuple[Scene, View, Truth]:
+    """The nth scene whose caption has the word."""
+    seeds = (seed for seed in range(1000) if word in make_scene(seed).caption)
+    scene = make_scene([seed for seed, _ in zip(seeds, range(nth + 1), strict=False)][-1])
+    view = render(scene)
+    return scene, view, truth_of(scene, view)
+
+
+def test_near_is_one_and_the_sky_nothing() -> None:
+    _, view, truth = scene_with("sky")
+    assert truth.nearness.min() == 0 and truth.nearness.max() == 1
+    assert (truth.nearness[view.ids == SKY] == 0).all()
+    near, far = truth.nearness[-1, 64], truth.nearness[view.ids == GROUND].min()
+    assert near > far
+
+
+def test_normals_face_left_up_and_to_the_camera() -> None:
+    _, view, truth = next(
+        seen for seen in (scene_with("room", n) for n in range(50)) if {LEFT, RIGHT, WALL} <= set(seen[1].ids.flat)
+    )
+    assert truth.normals[view.ids == GROUND][:, 1].min() > 0.9
+    assert truth.normals[view.ids == WALL][:, 2].min() > 0.9
+    assert (truth.normals[view.ids == LEFT][:, 0] < -0.9).all(), "the wall on the left faces right"
+    assert (truth.normals[view.ids == RIGHT][:, 0] > 0.9).all()
+    assert np.allclose(np.linalg.norm(truth.normals, axis=2), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [(word, word) for word in ("ball", "house", "sky", "person")] + [("pyramid", "tent"), ("snow", "earth")],
+)
+def test_what_the_caption_names_is_among_the_classes(word: str, name: str) -> None:
+    classes = scene_with(word)[2].classes
+    assert (classes == NAMES.index(name)).sum() > 50
+
+
+def test_the_class_numbers_are_ade20ks() -> None:
+    """Four that the ADE20K list is known by, and none twice."""
+    numbers = dict(CLASSES)
+    assert (numbers["wall"], numbers["sky"], numbers["person"], numbers["ball"]) == (0, 2, 12, 119)
+    assert len(set(numbers.values())) == len(CLASSES)
+
+
+def test_straight_lines_run_along_the_outlines() -> None:
+    for nth in range(4):
+        _, view, truth = scene_with("box", nth)
+        near = cv2.dilate(outlines(view), np.ones((5, 5), np.uint8)) > 0
+        assert (truth.straight > 0).sum() > 40
+        assert near[truth.straight > 0].mean() > 0.95
+
+
+def test_a_lone_ball_outdoors_has_no_straight_lines() -> None:
+    outdoors = (scene for scene in map(make_scene, range(2000)) if "sky" in scene.caption)
+    scene = next(s for s in outdoors if len(s.things) == 1 and s.things[0].words.endswith("ball"))
+    assert not truth_of(scene, render(scene)).straight.any()
+
+
+def test_joints_in_view_lie_on_the_person_and_right_is_on_the_left_of_the_picture() -> None:
+    for nth in range(5):
+        _, _, truth = scene_with("person", nth)
+        on_person = cv2.dilate((truth.classes == NAMES.index("person")).astype(np.uint8), np.ones((3, 3))) > 0
+        for person in truth.people:
+            seen = person[person[:, 2] > 0, :2].astype(int)
+            assert on_person[seen[:, 1], seen[:, 0]].all()
+            assert person[JOINT["right_shoulder"], 0] < person[JOINT["left_shoulder"], 0]
+            for pair in ("eye", "ear"):
+                assert person[JOINT[f"right_{pair}"], 0] < person[JOINT[f"left_{pair}"], 0]
+            assert person[JOINT["nose"], 1] < person[JOINT["neck"], 1] < person[JOINT["left_hip"], 1]
+
+
+def test_a_mirrored_sample_is_what_a_mirror_shows() -> None:
+    plain, mirrored = small_dataset().sample(0), small_dataset().sample(0, mirrored=True)
+    assert np.array_equal(mirrored.picture, plain.picture[:, ::-1])
+    assert np.array_equal(mirrored.classes, plain.classes[:, ::-1])
+    assert np.array_equal(mirrored.normals[..., 0], -plain.normals[:, ::-1, 0])
+    assert np.array_equal(mirrored.normals[..., 1:], plain.normals[:, ::-1, 1:])
+    right, left = JOINT["right_wrist"], JOINT["left_wrist"]
+    assert mirrored.people[0, right, 0] == pytest.approx(SIZE - plain.people[0, left, 0])
+    assert mirrored.people[0, right, 1] == plain.people[0, left, 1]
+
+
+def test_the_networks_target_has_a_bump_on_each_joint_and_points_to_the_neck() -> None:
+    sample = small_dataset().sample(1)
+    wanted = targets([sample])
+    person = sample.people[0]
+    for joint, (x, y, visible) in enumerate(person):
+        row, column = int(y / 2), int(x / 2)
+        if visible:
+            assert wanted["joints"][0, joint, row, column] > 0.6
+            tip = wanted["to_neck"][0, :, row, column].numpy() * NECK_UNIT + (2 * column + 1, 2 * row + 1)
+            assert np.allclose(tip, person[JOINT["neck"], :2], atol=1e-3)
+    assert wanted["outlines"].max() == 1 and wanted["classes"].dtype.is_floating_point is False

@@ -1,0 +1,210 @@
+"""Reading manifests: what the real ones say, and that nothing misspelt passes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controlnet.conditioners import CONDITIONERS
+from controlnet.maps.annotators import ANNOTATORS
+from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names
+
+MINIMAL = """
+name = "small"
+title = "A small bundle"
+summary = "For tests."
+needs = { memory = "1 GB", disk = "1 MB" }
+safety_checker = "checker"
+
+[defaults]
+resolution = 64
+num_inference_steps = 2
+guidance_scale = 4
+scheduler = "DDIM"
+
+[limits]
+pixels = 4096
+
+[conditioners.canny]
+annotator = "canny"
+
+[[parts]]
+name = "controlnet/canny"
+repo = "someone/canny"
+revision = "main"
+folder = "net"
+files = ["config.json", "model.safetensors"]
+licence = "MIT"
+purpose = "ControlNet for edges"
+
+[[parts]]
+name = "checker"
+repo = "someone/checker"
+revision = "main"
+files = ["model.safetensors"]
+licence = "MIT"
+purpose = "Flags pictures"
+"""
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[str], Manifest]:
+    def read(text: str) -> Manifest:
+        path = tmp_path / "small.toml"
+        path.write_text(text)
+        return Manifest.read(path)
+
+    return read
+
+
+def test_a_manifest_is_read_as_it_is_written(read: Callable[[str], Manifest]) -> None:
+    manifest = read(MINIMAL)
+    assert (manifest.name, manifest.embedded, manifest.made) == ("small", False, {})
+    assert manifest.defaults.guidance_scale == 4.0
+    assert manifest.limits.pixels == 4096
+    assert manifest.conditioners["canny"].annotator == "canny"
+    net = manifest.parts[0]
+    assert net.paths == ("controlnet/canny/config.json", "controlnet/canny/model.safetensors")
+    assert net.repo_paths == ("net/config.json", "net/model.safetensors")
+    assert manifest.paths == (*net.paths, "checker/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('title = "A', 'titel = "A', "title: missing"),
+        ("[limits]", "extra = 1\n[limits]", "defaults.extra: unknown key"),
+        ("pixels = 4096", "pixels = 4096\nside = 3", "limits.side: unknown key"),
+        ('annotator = "canny"', 'annotator = "canny"\nscale = 1', "conditioners.canny.scale: unknown key"),
+        ('folder = "net"', 'foldr = "net"', "parts[1].foldr: unknown key"),
+        ('title = "A small bundle"', 'title = ""', "title: expected some text"),
+        ("resolution = 64", 'resolution = "64"', "defaults.resolution: expected a whole number"),
+        ("resolution = 64", "resolution = true", "defaults.resolution: expected a whole number"),
+        ("pixels = 4096", "pixels = 0", "limits.pixels: expected a number of at least 1"),
+        ("[conditioners.canny]", "[conditioners.depth]", "no part named 'controlnet/depth'"),
+        ('safety_checker = "checker"', 'safety_checker = "chekcer"', "safety_checker: expected a part's name"),
+        ('safety_checker = "checker"', 'safety_checker = "none"', "safety_note: missing"),
+        ('name = "checker"', 'name = "controlnet/canny"', "parts[2].name: there already is a part"),
+        ('["model.safetensors"]', '["a.bin", "a.bin"]', "parts[2].files: 'checker/a.bin' is named twice"),
+        ('["model.safetensors"]', "[]", "parts[2].files: expected at least one"),
+        ('["model.safetensors"]', '["../x"]', "parts[2].files: expected a file name inside"),
+        ('["model.safetensors"]', '["/etc/x"]', "parts[2].files: expected a file name inside"),
+        ('["model.safetensors"]', '["a/../../x"]', "parts[2].files: expected a file name inside"),
+        ('["model.safetensors"]', '["a\\\\b"]', "parts[2].files: expected a file name inside"),
+        ('["model.safetensors"]', "[3]", "parts[2].files: expected a file name inside"),
+        ('folder = "net"', 'folder = "../net"', "parts[1].folder: expected a name"),
+        ('name = "checker"', 'name = "../checker"', "parts[2].name: expected a name"),
+        ('repo = "someone/checker"', 'repo = "checker"', "parts[2].repo: expected a name"),
+        ('repo = "someone/checker"', "", "parts[2].repo: missing"),
+        ('name = "small"', 'name = "big"', "name: expected 'small'"),
+        ('name = "small"', 'name = "small', "not readable as TOML"),
+        ('name = "small"', 'name = "small"\nembedded = true', "parts[1].folder: unknown key"),
+    ],
+)
+def test_an_error_names_the_file_and_the_key(
+    read: Callable[[str], Manifest], tmp_path: Path, old: str, new: str, key: str
+) -> None:
+    assert old in MINIMAL
+    with pytest.raises(ManifestError) as error:
+        read(MINIMAL.replace(old, new))
+    assert str(error.value).startswith(f"{tmp_path.name}/small.toml: ")
+    assert key in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_parts_of_one_repo_have_one_revision(read: Callable[[str], Manifest]) -> None:
+    text = MINIMAL.replace("someone/checker", "someone/canny").replace(
+        'revision = "main"\nfiles', 'revision = "v2"\nfiles'
+    )
+    with pytest.raises(ManifestError, match=r"parts\[2\]\.revision: expected 'main'"):
+        read(text)
+
+
+def test_an_embedded_bundle_has_no_repos_and_may_say_how_it_was_made(read: Callable[[str], Manifest]) -> None:
+    lines = [line for line in MINIMAL.splitlines() if not line.startswith(("repo", "revision", "folder"))]
+    text = "\n".join(lines).replace('safety_checker = "checker"', 'safety_checker = "none"\nembedded = true')
+    text = text.replace("embedded = true", 'embedded = true\nsafety_note = "It draws shapes."') + "\n[made]\nseed = 3\n"
+    manifest = read(text)
+    assert manifest.embedded
+    assert manifest.made == {"seed": 3}
+    assert manifest.parts[0].repo == ""
+
+
+def test_an_unknown_bundle_is_told_the_known_ones(read: Callable[[str], Manifest], tmp_path: Path) -> None:
+    read(MINIMAL)
+    with pytest.raises(ManifestError, match=r"no bundle named 'large'. Bundles with a manifest: small"):
+        Manifest.read(tmp_path / "large.toml")
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_the_projects_manifests_have_all_that_their_annotators_need(name: str) -> None:
+    manifest = Manifest.read(WEIGHTS / f"{name}.toml")
+    parts = {part.name for part in manifest.parts}
+    assert manifest.conditioners
+    kinds = {kind for entry in manifest.conditioners.values() for kind in (entry.annotator, entry.option) if kind}
+    needed = {part for kind in kinds for part in ANNOTATORS[kind].parts}
+    assert needed == {part for part in parts if part.startswith("annotator/")}, "a part that no annotator needs"
+    for part in manifest.parts:  # what is needed without options must be there without them
+        kinds = {entry.annotator for entry in manifest.conditioners.values()}
+        always = part.name in {name for kind in kinds for name in ANNOTATORS[kind].parts}
+        assert not (always and part.option), part.name
+        assert not part.option or part.name in ANNOTATORS[part.option].parts
+
+
+OPTIONAL = (
+    MINIMAL.replace('annotator = "canny"', 'annotator = "canny"\noption = "sharp_edges"')
+    + """
+[[parts]]
+name = "annotator/sharp_edges"
+option = "sharp_edges"
+repo = "someone/edges"
+revision = "main"
+files = ["edges.pth"]
+licence = "non-commercial"
+purpose = "Sharper edges"
+"""
+)
+
+
+def test_an_option_is_off_unless_its_variable_is_1(read: Callable, tmp_path: Path) -> None:
+    read(OPTIONAL)
+    path = tmp_path / "small.toml"
+    file = "annotator/sharp_edges/edges.pth"
+    for value in (None, "", "0", "true"):
+        off = Manifest.read(path, {} if value is None else {"CONTROLNET_SHARP_EDGES": value})
+        assert off.annotator("canny") == "canny" and file in off.paths and file not in off.needed_paths
+    on = Manifest.read(path, {"CONTROLNET_SHARP_EDGES": "1"})
+    assert on.annotator("canny") == "sharp_edges" and on.needed_paths == on.paths == off.paths
+    assert [part.name for part in on.parts if part not in off.needed_parts] == ["annotator/sharp_edges"]
+
+
+def test_an_option_comes_from_the_process_s_environment_unless_another_is_given(
+    read: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTROLNET_SHARP_EDGES", "1")
+    assert read(OPTIONAL).options == {"sharp_edges"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('\noption = "sharp_edges"\nrepo', '\noption = "blunt"\nrepo', "parts[3].option: no conditioner has"),
+        ('\noption = "sharp_edges"\nrepo', "\noption = true\nrepo", "parts[3].option: expected a string"),
+        ('\noption = "sharp_edges"\n\n', '\noption = "Sharp Edges"\n\n', "conditioners.canny.option: expected a name"),
+        ('files = ["model.safetensors"]', 'files = ["a"]\noption = "sharp_edges"', "safety_checker: expected a part's"),
+    ],
+)
+def test_a_misspelt_option_and_one_that_a_needed_part_belongs_to_are_errors(
+    read: Callable, old: str, new: str, message: str
+) -> None:
+    assert old in OPTIONAL
+    with pytest.raises(ManifestError) as caught:
+        read(OPTIONAL.replace(old, new))
+    assert message in str(caught.value)
+
+
+def test_sd15_has_every_conditioner() -> None:
+    manifest = Manifest.read(WEIGHTS / "sd15.toml")
+    assert list(manifest.conditioners) == [conditioner.name for conditioner in CONDITIONERS]
+    parts = {part.name for part in manifest.parts}
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor"} <= parts
