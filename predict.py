@@ -7,7 +7,6 @@
 # pyright: reportArgumentType=false
 # (Cog declares choices as a list of str | int, which a list of str is not to a type checker.)
 
-from types import SimpleNamespace
 from typing import Optional
 
 from cog import BasePredictor, Input, Path
@@ -15,21 +14,13 @@ from cog import BasePredictor, Input, Path
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.generation.generator import Generator
-from controlnet.generation.safety import check_disabling, open_safety_checker, withhold
+from controlnet.generation.job import make_job
+from controlnet.generation.safety import open_safety_checker, withhold
 from controlnet.maps.cache import MapCache
-from controlnet.maps.controls import (
-    check_conditioners,
-    check_knobs_sent,
-    draw_controls,
-    found_poses,
-    make_request,
-    windows,
-)
-from controlnet.pictures.canvas import lay_out, open_pictures, start_of
-from controlnet.pictures.geometry import check_pixels
+from controlnet.maps.controls import draw_controls, found_poses
+from controlnet.pictures.canvas import lay_out
 from controlnet.pictures.output import sweep, write_pictures
-from controlnet.request.combinations import check_combinations
-from controlnet.request.inputs import check_inputs
+from controlnet.request.ask import Ask
 from controlnet.stopwatch import Stopwatch
 
 CONDITIONERS = [
@@ -370,32 +361,25 @@ class Predictor(BasePredictor):
             description="Skip the safety checker for this request. Otherwise a picture that it flags is withheld.",
         ),
     ) -> list[Path]:
-        """Return the files of one request: the control map first where it is asked for, then the pictures."""
+        """Return the files of one request: the control maps first if they are asked for, then the pictures."""
         with plain_errors():
-            return self._answer(self.bundle.resolve(check_combinations(check_inputs(Predictor.predict, locals()))))
+            return self._answer(Ask.read(Predictor.predict, locals(), self.bundle))
 
-    def _answer(self, ask: SimpleNamespace) -> list[Path]:
-        """The way of a request, whose inputs `ask` holds by name: look, draw the control maps, generate, check, write."""
+    def _answer(self, ask: Ask) -> list[Path]:
+        """The way of a request: open its pictures, draw its control maps, generate, check, write."""
         sweep()
-        check_conditioners(ask, self.annotators)
-        check_knobs_sent(ask, self.annotators)
-        check_disabling(ask.disable_safety_checker)
-        pictures = open_pictures(ask)
-        canvas = lay_out(ask, pictures)
-        check_pixels(canvas.size, ask.num_outputs, self.bundle.manifest.limits.pixels, canvas.by_resolution)
-        start = start_of(ask, pictures, canvas)
-        self.generator.check(ask.scheduler, ask.num_inference_steps, start, windows(ask))
+        layout = lay_out(ask, self.bundle.manifest.limits.pixels)
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
-            controls = draw_controls(ask, pictures, canvas, start, self.annotators, self.maps)
+            controls = draw_controls(ask, layout, self.annotators, self.maps)
         maps, poses = [control.control_map for control in controls], found_poses(controls)
         if ask.map_only:
             return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)
 
-        request = make_request(ask, controls, start)
-        print(f"seed: {request.seed}")
-        self._record(seed=request.seed, steps=request.num_inference_steps, width=canvas.size[0], height=canvas.size[1])
-        pictures = self.generator.generate(request, timed)
+        print(f"seed: {ask.seed}")
+        width, height = layout.canvas.size
+        self._record(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
+        pictures = self.generator.generate(make_job(ask, controls, layout.initial), timed)
         with timed("safety"):
             allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
         self._record(withheld=len(pictures) - len(allowed))

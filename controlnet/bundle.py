@@ -1,41 +1,44 @@
-"""A weights bundle as an object: which one is at work, are its files there, and its parts opened as models.
+"""A bundle of weights as an object: its files are checked, and its parts are opened as models.
 
 Every bundle loads through this code, the embedded tiny one and the full-size ones alike.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
-from controlnet.models import schedulers
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import load_pretrained, read_ahead
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
 from controlnet.models.nets import ControlNets
 from controlnet.models.packing import Packed
 from controlnet.models.precision import working_dtype
+from controlnet.models.schedulers import steps_of
+from controlnet.request.knobs import KnobValue
 from controlnet.weights.choice import choose_bundle
 from controlnet.weights.download import download
 from controlnet.weights.files import WeightsError, check
 from controlnet.weights.lockfile import read_lock
-from controlnet.weights.manifest import WEIGHTS, Manifest
+from controlnet.weights.manifest import WEIGHTS, Defaults, Manifest
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
-"""Environment variable: set to 1 (as in the container), setup() fetches weights that are absent, if they are locked."""
+"""Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 class Bundle:
-    """The parts of one bundle, opened on one device in one dtype; in low-memory mode its ControlNets in main memory."""
+    """The parts of one bundle, opened on one device in one dtype; in low-memory mode its ControlNets in main memory.
+
+    It is also the BundleFacts (controlnet/request/bundle_facts.py) that requests are checked against.
+    """
 
     def __init__(
         self, manifest: Manifest, root: Path, device: torch.device, dtype: torch.dtype, low_memory: bool = False
@@ -46,6 +49,27 @@ class Bundle:
         self.dtype = dtype
         self.low_memory = low_memory
         self.log = LoadLog(root)
+
+    # ---- what requests are checked against
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.manifest.defaults
+
+    @property
+    def conditioners(self) -> Collection[str]:
+        return self.manifest.conditioners
+
+    def knobs(self, conditioner: str) -> Collection[str]:
+        return ANNOTATORS[self.manifest.annotator(conditioner)].knobs
+
+    def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
+        return ANNOTATORS[self.manifest.annotator(conditioner)].fault(knobs)
+
+    def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
+        return steps_of(scheduler, self._scheduler_config, num_inference_steps, skipped)
+
+    # ---- its parts
 
     def folder(self, part: str) -> Path:
         """Where the files of a part are."""
@@ -78,35 +102,28 @@ class Bundle:
         loaded = {kind: self._annotator(kind) for kind in sorted(set(kinds.values()))}
         return {name: loaded[kind] for name, kind in kinds.items()}
 
-    def model(self, kind: type, part: str, mapped: bool = False) -> Any:
-        """A part as a model of class `kind`. Raises WeightsMismatch where its tensors are not the model's.
+    def model(self, model_class: type, part: str, mapped: bool = False) -> Any:
+        """A part as a `model_class`. Raises WeightsMismatch if its tensors are not the model's.
 
-        `mapped`: in the file's precision, its tensors left in the file, whatever the bundle's dtype.
+        `mapped`: its tensors are left in the file, in the file's precision, for any dtype of the bundle.
         """
         with self.log(part, self.files(part), mapped):
-            return load_pretrained(kind, self.folder(part), self.device, None if mapped else self.dtype)
+            return load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
 
-    def packed(self, kind: type, part: str) -> Packed:
-        """A part as a model of class `kind`, packed in main memory for moves to the device. Raises WeightsMismatch."""
+    def packed(self, model_class: type, part: str) -> Packed:
+        """A part as a `model_class`, packed in main memory for moves to the device. Raises WeightsMismatch."""
         with self.log(part, self.files(part)):
-            model = load_pretrained(kind, self.folder(part), "cpu", None)  # its tensors still in the file
+            model = load_pretrained(model_class, self.folder(part), "cpu", None)  # its tensors still in the file
             return Packed(model, self.dtype, pinned=self.device.type == "cuda")
 
     def read_ahead(self) -> None:
-        """Have the files of all needed parts come from the disk from now on, in their order: the base first."""
+        """Start reading the files of all needed parts from the disk, in their order: the base first."""
         read_ahead(self.files())
 
     def files(self, *parts: str) -> list[Path]:
-        """The files of parts; of all that are needed where none is named."""
+        """The files of `parts`, or of all that are needed if none is named."""
         chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / self.manifest.name / path for part in chosen for path in part.paths]
-
-    def resolve(self, inputs: Mapping[str, Any]) -> SimpleNamespace:
-        """The inputs of a request, with the bundle's defaults where one is None."""
-        defaults = asdict(self.manifest.defaults)
-        return SimpleNamespace(
-            **{name: defaults.get(name) if value is None else value for name, value in inputs.items()}
-        )
 
     def _class_name(self, part: str) -> str:
         config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)
@@ -119,8 +136,11 @@ class Bundle:
     def _scheduler(self) -> Any:
         """Its class does not matter: each request builds the one it names from this one's configuration."""
         with self.log("scheduler", self.files("scheduler")):
-            config: Any = schedulers.DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
-            return schedulers.DDIMScheduler.from_config(config)
+            return DDIMScheduler.from_config(self._scheduler_config)
+
+    @cached_property
+    def _scheduler_config(self) -> Any:
+        return DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
 
     def _annotator(self, name: str) -> Annotator:
         kind = ANNOTATORS[name]
@@ -131,10 +151,10 @@ class Bundle:
 
 
 def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:
-    """The bundle at work, its files checked for presence and size; on the GPU where there is one.
+    """The bundle that the environment chooses, its files checked for presence and size; on the GPU if there is one.
 
-    Raises WeightsError with every fault and the command that repairs them. Where CONTROLNET_DOWNLOAD is 1, absent
-    weights are fetched first, and an unlocked manifest is refused. Raises PrecisionError and LowMemoryError for their
+    Raises WeightsError with every fault and the command that repairs them. If CONTROLNET_DOWNLOAD is 1, absent weights
+    are fetched first, and an unlocked manifest is refused. Raises PrecisionError and LowMemoryError for their
     environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)

@@ -12,8 +12,12 @@ from safetensors.torch import load_file, save_file
 from support import ROOT
 from support.small_models import parts, write_bundle
 
+import predict
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
+from controlnet.maps.annotators import knobs_of
 from controlnet.models.loading import WeightsMismatch, load_pretrained
+from controlnet.request.ask import Ask
+from controlnet.request.combinations import RequestError
 from controlnet.weights.files import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
@@ -130,9 +134,24 @@ def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monke
         open_bundle({"CONTROLNET_BUNDLE": "sd15"}, tmp_path)
 
 
-def test_absent_inputs_take_the_bundles_defaults(bundle: Bundle) -> None:
-    resolved = bundle.resolve({"resolution": None, "guidance_scale": 0.0, "seed": None, "prompt": "x"})
-    assert (resolved.resolution, resolved.guidance_scale, resolved.seed, resolved.prompt) == (128, 0.0, None, "x")
+def test_a_bundle_is_what_requests_are_checked_against(bundle: Bundle) -> None:
+    def read(**sent) -> Ask:
+        return Ask.read(predict.Predictor.predict, {"prompt": "x", "image": predict.Path("x.png")} | sent, bundle)
+
+    ask = read(guidance_scale=0.0)
+    assert (ask.resolution, ask.guidance_scale, ask.scheduler) == (128, 0.0, "DDIM")
+    assert list(bundle.conditioners) == list(bundle.annotators()) == list(bundle.controlnets())
+    assert all(bundle.knobs(name) == knobs_of(annotator) for name, annotator in bundle.annotators().items())
+    assert bundle.steps("HeunDiscrete", 10, 0) == 19 and bundle.steps("DDIM", 10, 8) == 2
+    for sent, sentence in (
+        ({"conditioner": "shuffle"}, "no shuffle conditioner. It has canny, hed"),
+        ({"conditioner": "hed", "low_threshold": 1}, "hed takes no low_threshold: leave it out, or choose canny"),
+        ({"low_threshold": 250}, "canny cannot work with low_threshold 250 and high_threshold 200"),
+        ({"conditioner": "openpose", "pose_parts": "all"}, "finds people's bodies and no hands or face"),
+        ({"control_end": 0.01}, "covers none of the 20 steps"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            read(**sent)
 
 
 def test_an_unknown_bundle_is_refused_by_naming_the_known_ones(root: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from controlnet.bundle import open_bundle
-from controlnet.conditioners import draw_control_map
 from controlnet.generation.generator import Generator
-from controlnet.generation.job import Control, Request
+from controlnet.generation.job import Job
+from controlnet.maps.controls import Control
+from controlnet.maps.drawing import draw_control_map
 from controlnet.weights.choice import BUNDLE
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld.cases import Case
@@ -39,7 +40,7 @@ class Painter:
 
     def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int) -> Image.Image:
         defaults = self.bundle.manifest.defaults
-        request = Request(
+        job = Job(
             prompt=prompt,
             negative_prompt="",
             controls=controls,
@@ -51,4 +52,4 @@ class Painter:
             seed=seed,
         )
         with redirect_stderr(io.StringIO()):  # no bar for each of hundreds of pictures
-            return self.generator.generate(request)[0]
+            return self.generator.generate(job)[0]

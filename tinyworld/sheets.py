@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from controlnet.conditioners import draw_control_map
+from controlnet.maps.drawing import draw_control_map
 from controlnet.pictures.geometry import canvas_size
 from controlnet.pictures.images import open_image
 from tinyworld.cases import SUBJECTS, held_out, shows_anything

@@ -4,8 +4,7 @@ Built anew for each request around the shared nets, so that nothing of a request
 decides which net runs at a step, on which half of the batch, how much each layer weighs and where in the picture.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,28 +13,14 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, MultiControlNetModel
 from torch import nn
 
+from controlnet.request.modes import CONTROL_MODES, ControlMode
+
 Residuals = list[torch.Tensor]
 """Of the UNet's skip connections from the largest to the smallest, then of its middle."""
 FADE = 0.825
 """What a layer weighs less than the next deeper one, in the modes "prompt" and "control"."""
 
 
-@dataclass(frozen=True)
-class ControlMode:
-    """How prompt and control map share the picture between them (github.com/Mikubill/sd-webui-controlnet)."""
-
-    faded: bool
-    """Layer i of N weighs 0.825^(N − 1 − i): the finer a layer, the less of the control's reaches it."""
-    conditional_only: bool
-    """Only the half of a guided batch that sees the prompt is controlled, so that guidance amplifies control too."""
-
-
-CONTROL_MODES: Mapping[str, ControlMode] = {
-    "balanced": ControlMode(faded=False, conditional_only=False),
-    "prompt": ControlMode(faded=True, conditional_only=False),
-    "control": ControlMode(faded=True, conditional_only=True),
-    "unbalanced": ControlMode(faded=False, conditional_only=True),
-}
 BALANCED = CONTROL_MODES["balanced"]
 
 

@@ -1,10 +1,10 @@
 """The safety checker: flags pictures, and in doubt returns none.
 
-Whether a request skips it is decided per request; nothing here is changed by one. Method: CLIP image embeddings held
-against 17 concepts with a threshold each (CompVis/stable-diffusion-safety-checker; Rando et al., arXiv 2210.04610).
+A request may skip it unless the container forbids that (controlnet/request/combinations.py). Method: CLIP image
+embeddings compared with 17 concepts, each with a threshold (CompVis/stable-diffusion-safety-checker; Rando et al.,
+arXiv 2210.04610).
 """
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,20 +13,20 @@ from PIL import Image
 if TYPE_CHECKING:
     import torch
 
-FORBID_UNSAFE = "CONTROLNET_FORBID_UNSAFE"
-"""Environment variable of the container: set to 1, no request may skip the safety checker."""
+    from controlnet.bundle import Bundle
+
 FEATURE_EXTRACTOR = "feature_extractor"  # the part with the checker's image processor
 
 
 class SafetyError(ValueError):
-    """No picture may be returned: all were flagged, or they could not be checked, or the checker may not be skipped."""
+    """No picture may be returned: all were flagged, or they could not be checked."""
 
 
 class Checker(Protocol):
     """What withhold() needs of a safety checker."""
 
     def flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
-        """One bool per picture, True for one to withhold. Raises SafetyError where that could not be found out."""
+        """One bool per picture, True for one to withhold. Raises SafetyError if that cannot be decided."""
         ...
 
 
@@ -43,7 +43,7 @@ class SafetyChecker:
     def flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
         """One bool per picture, True for a flagged one; the pictures are not touched.
 
-        Raises SafetyError if anything at all goes wrong, so that an unchecked picture is never taken for a safe one.
+        Raises SafetyError if anything at all goes wrong: an unchecked picture is never taken for a safe one.
         """
         import numpy as np
         import torch
@@ -52,31 +52,23 @@ class SafetyChecker:
             copies = [picture.convert("RGB") for picture in pictures]
             pixels = self.processor(images=copies, return_tensors="pt").pixel_values
             pixels = pixels.to(self.device, next(self.model.parameters()).dtype)
-            # diffusers blackens flagged entries of its second argument in place: it gets stand-ins, which nobody uses
+            # diffusers blackens flagged entries of its second argument in place: it gets stand-ins that nobody uses
             with torch.no_grad():
                 _, flags = self.model(clip_input=pixels, images=np.zeros((len(copies), 1, 1, 3)))
             flags = [bool(flag) for flag in flags]
-        except Exception as error:  # whatever it was, the pictures are unchecked
+        except Exception as error:  # of any sort: the pictures are unchecked
             raise _unchecked() from error
         if len(flags) != len(pictures):
             raise _unchecked()
         return flags
 
 
-def check_disabling(disabled: bool) -> None:
-    """Raise SafetyError if a request wants to skip the checker (`disabled`) and this container forbids it."""
-    # anything but an explicit "no" forbids: a typo must not open the door
-    if disabled and os.environ.get(FORBID_UNSAFE, "").lower() not in ("", "0", "false", "no"):
-        raise SafetyError("disable_safety_checker is not allowed here: leave it out or send false.")
-
-
 def withhold(pictures: Sequence[Image.Image], checker: Checker | None, disabled: bool) -> list[Image.Image]:
     """The pictures that may be returned, in their order, unchanged; which were withheld is printed to the log.
 
-    `checker` is None where the bundle declares that it has none; `disabled` is the request's disable_safety_checker.
-    Raises SafetyError if all are flagged, if they could not be checked, or if disabling is forbidden.
+    `checker` is None if the bundle declares that it has none; `disabled` is the request's disable_safety_checker.
+    Raises SafetyError if all are flagged, or if they could not be checked.
     """
-    check_disabling(disabled)
     if disabled or checker is None or not pictures:
         return list(pictures)
     flags = checker.flags(pictures)
@@ -93,10 +85,10 @@ def withhold(pictures: Sequence[Image.Image], checker: Checker | None, disabled:
     return [picture for picture, flag in zip(pictures, flags, strict=True) if not flag]
 
 
-def open_safety_checker(bundle: Any) -> SafetyChecker | None:
-    """The checker that the bundle's manifest names; None only where the manifest says "none".
+def open_safety_checker(bundle: "Bundle") -> SafetyChecker | None:
+    """The checker that the bundle's manifest names; None only if the manifest says "none".
 
-    Raises SafetyError if the files are absent or incomplete: setup fails rather than go without.
+    Raises SafetyError if the files are absent or incomplete: setup fails rather than run without it.
     """
     name = bundle.manifest.safety_checker
     if name == "none":

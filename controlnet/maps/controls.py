@@ -1,194 +1,156 @@
-"""The controls of a request: up to three, each with its own picture, strength, window and region."""
+"""The controls of a request with their control maps: up to three, each with its own strength, window and region."""
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageChops
+from PIL import Image
 
-from controlnet.conditioners import (
-    BY_NAME,
-    DETECT_RESOLUTION,
-    INPAINT,
-    OPENPOSE,
-    check_conditioner,
-    check_knobs,
-    detect_size,
-    draw_control_map,
-)
-from controlnet.generation.job import Control, Request
-from controlnet.generation.repaint import Start
+from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import Annotator, LoadedAnnotator, knobs_of
 from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.maps.cache import MapCache
-from controlnet.pictures.canvas import Canvas, Pictures
-from controlnet.pictures.geometry import extend, filled, reshape
-from controlnet.request.inputs import pick_seed
-from controlnet.request.pose import Pose, parse_poses, poses_to_json
+from controlnet.maps.drawing import draw_control_map
+from controlnet.pictures.canvas import Canvas, ControlArea, InitialPicture, Layout
+from controlnet.pictures.geometry import detect_size, extend, filled, reshape
+from controlnet.request.ask import Ask, AskedControl
+from controlnet.request.pose import Pose, poses_to_json
 
-SUFFIXES = ("", "_2", "_3")
-"""What the inputs of the first, second and third control end with."""
-BODY, ALL = "body", "all"
-"""What is drawn of people (keys of POSE_PARTS): of those found, and of those sent, unless pose_parts says otherwise."""
-KNOBS = ("low_threshold", "high_threshold", "mlsd_score_threshold", "mlsd_distance_threshold", "pose_parts")
-"""Inputs that are annotators' own: each goes to those of the request's annotators that take it."""
-DEFAULTS = {"preprocess": True, "conditioning_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
-"""Of the second and third: left out they are None, so that one without its conditioner can be told."""
+FOUND_PARTS, SENT_PARTS = "body", "all"
+"""What is drawn of people if pose_parts is not sent: of those that an annotator finds, and of those in a pose_json."""
 
 
-def named(ask: SimpleNamespace) -> list[str]:
-    """The suffixes of the controls that a request names."""
-    return [suffix for suffix in SUFFIXES if getattr(ask, f"conditioner{suffix}") is not None]
+@dataclass(frozen=True)
+class Control:
+    """One control map and how it acts."""
+
+    conditioner: str
+    control_map: Image.Image
+    """RGB, of the size of the pictures to be made."""
+    scale: float = 1.0
+    """Strength, 0–2."""
+    start: float = 0.0
+    end: float = 1.0
+    """The share of the steps after which control begins and ends, 0 ≤ start < end ≤ 1."""
+    region: Image.Image | None = None
+    """Mode L, of the map's size: 255 where the control acts in full, 0 where not at all. None means everywhere."""
+    holes: Image.Image | None = None
+    """Mode L, of the map's size: where it is not 0 the net sees −1 in place of a colour. inpaint's net paints there."""
+    pose_json: str | None = None
+    """The people of an openpose map as OpenPose's JSON. None unless the request asks for it."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Its plain values, without pictures."""
+        return {"conditioner": self.conditioner, "scale": self.scale, "start": self.start, "end": self.end}
 
 
-def check_conditioners(ask: SimpleNamespace, annotators: Mapping[str, Annotator]) -> None:
-    """Raise ConditionerError where the bundle whose annotators these are lacks a conditioner of the request."""
-    for suffix in named(ask):
-        check_conditioner(getattr(ask, f"conditioner{suffix}"), annotators)
+@dataclass(frozen=True)
+class _Shown:
+    """What there is to see of one control."""
 
-
-def windows(ask: SimpleNamespace) -> list[tuple[str, float, float]]:
-    """Suffix, start and end of each control."""
-    return [(suffix, _value(ask, "control_start", suffix), _value(ask, "control_end", suffix)) for suffix in named(ask)]
-
-
-def make_request(ask: SimpleNamespace, controls: tuple[Control, ...], start: Start | None) -> Request:
-    """What the generator is asked for; its seed is the request's, or one drawn now."""
-    return Request(
-        prompt=ask.prompt,
-        negative_prompt=ask.negative_prompt,
-        controls=controls,
-        num_outputs=ask.num_outputs,
-        num_inference_steps=ask.num_inference_steps,
-        guidance_scale=ask.guidance_scale,
-        scheduler=ask.scheduler,
-        seed=pick_seed(ask.seed),
-        control_mode=ask.control_mode,
-        clip_skip=ask.clip_skip,
-        start=start,
-    )
-
-
-def check_knobs_sent(ask: SimpleNamespace, annotators: Mapping[str, Annotator]) -> None:
-    """Raise KnobError where a knob that is sent is none of any control whose map is drawn."""
-    for knob in (*KNOBS, DETECT_RESOLUTION):
-        if getattr(ask, knob) is None:
-            continue
-        drawn = [(getattr(ask, f"conditioner{s}"), bool(_value(ask, "preprocess", s))) for s in named(ask)]
-        if not any(draws and _takes(name, knob, annotators) for name, draws in drawn):
-            name, draws = drawn[0]
-            check_knobs(name, {knob: getattr(ask, knob)}, annotators, draws)
+    control_map: Image.Image
+    holes: Image.Image | None = None
+    pose_json: str | None = None
 
 
 def draw_controls(
-    ask: SimpleNamespace,
-    pictures: Pictures,
-    canvas: Canvas,
-    start: Start | None,
-    annotators: Mapping[str, Annotator],
-    cache: MapCache | None = None,
+    ask: Ask, layout: Layout, annotators: Mapping[str, Annotator], cache: MapCache | None = None
 ) -> tuple[Control, ...]:
-    """Every control that the request names, in order, its map and region of the canvas' size."""
-    return tuple(_control(ask, suffix, pictures, canvas, start, annotators, cache) for suffix in named(ask))
+    """Every control of the request, in order, with its map and region of the canvas' size.
 
-
-def _control(
-    ask: SimpleNamespace,
-    suffix: str,
-    pictures: Pictures,
-    canvas: Canvas,
-    start: Start | None,
-    annotators: Mapping[str, Annotator],
-    cache: MapCache | None,
-) -> Control:
-    name = getattr(ask, f"conditioner{suffix}")
-    region = None
-    if f"control_mask{suffix}" in pictures:
-        region = canvas.lay_mask(pictures[f"control_mask{suffix}"], canvas.size, f"control_mask{suffix}")
-    holes = pose_json = None
-    if name == INPAINT:
-        assert start is not None and start.mask is not None  # combinations.py refuses the others
-        holes = start.mask.point([0] * 128 + [255] * 128)  # a hole is a hole or none, however soft its rim
-        control_map = Image.composite(Image.new("RGB", canvas.size), start.picture, holes)
-    else:
-        source = pictures.get(f"image{suffix}", pictures["image"])
-        # What is painted outwards is beyond the picture's own map: there its net does not act.
-        within = bool(canvas.margins) and start is not None and source is pictures.get("init_image", pictures["image"])
-        size = canvas.kept if within else canvas.size
-        people = _people(ask, source, canvas, size, annotators) if name == OPENPOSE else None
-        if ask.return_pose_json and people is not None:
-            pose_json = poses_to_json(people, size)
-        if ask.pose_json is not None and people is not None:
-            control_map = draw_poses(people, size, ask.pose_parts or ALL)
-        else:
-            control_map = _map(ask, suffix, source, canvas, size, annotators, cache)
-        if within:
-            reach = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
-            control_map = extend(control_map, canvas.margins, BY_NAME[name].blank)
-            region = reach if region is None else ImageChops.multiply(region, reach)
-    return Control(
-        conditioner=name,
-        control_map=control_map,
-        scale=_value(ask, "conditioning_scale", suffix),
-        start=_value(ask, "control_start", suffix),
-        end=_value(ask, "control_end", suffix),
-        region=region,
-        holes=holes,
-        pose_json=pose_json,
+    `annotators` are the bundle's, by conditioner. Raises PoseError if a pose_json has people far beyond the canvas,
+    before any map is drawn.
+    """
+    shown = [_sent_people(ask, control, area) for control, area in zip(ask.controls, layout.controls, strict=True)]
+    return tuple(
+        _control(ask, control, area, people, layout, annotators, cache)
+        for control, area, people in zip(ask.controls, layout.controls, shown, strict=True)
     )
 
 
 def found_poses(controls: Sequence[Control]) -> str | None:
-    """The poses of the request's openpose map as JSON, where they are asked for."""
+    """The poses of the request's openpose map as JSON. None unless the request asks for them."""
     return next((control.pose_json for control in controls if control.pose_json is not None), None)
 
 
-def _people(
-    ask: SimpleNamespace,
-    source: Image.Image,
-    canvas: Canvas,
-    size: tuple[int, int],
-    annotators: Mapping[str, Annotator],
-) -> list[Pose] | None:
-    """The people of an openpose map in pixels of `size`: those sent, or those found where they are to be returned."""
-    if ask.pose_json is not None:
-        return parse_poses(ask.pose_json, size)
-    if not ask.return_pose_json:
-        return None
-    annotator = annotators[OPENPOSE]
-    finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
-    assert isinstance(finder, PoseAnnotator)
-    seen = detect_size(size, ask.detect_resolution)
-    people = finder.poses(canvas.lay(source, seen), ask.pose_parts or BODY)
-    return [person.scaled(size[0] / seen[0], size[1] / seen[1]) for person in people]
+def _sent_people(ask: Ask, control: AskedControl, area: ControlArea) -> list[Pose] | None:
+    """The people of the request's pose_json in pixels of the map, if this control's map is made of them."""
+    return ask.pose_json.on(area.size) if ask.pose_json and control.made_of == "poses" else None
 
 
-def _value(ask: SimpleNamespace, name: str, suffix: str) -> Any:
-    sent = getattr(ask, name + suffix)
-    return DEFAULTS[name] if sent is None else sent
-
-
-def _takes(name: str, knob: str, annotators: Mapping[str, Annotator]) -> bool:
-    return name != INPAINT and (knob == DETECT_RESOLUTION or knob in knobs_of(annotators[name]))
-
-
-def _map(
-    ask: SimpleNamespace,
-    suffix: str,
-    source: Image.Image,
-    canvas: Canvas,
-    size: tuple[int, int],
+def _control(
+    ask: Ask,
+    control: AskedControl,
+    area: ControlArea,
+    sent_people: list[Pose] | None,
+    layout: Layout,
     annotators: Mapping[str, Annotator],
     cache: MapCache | None,
-) -> Image.Image:
-    """The control map of one picture, of `size`."""
-    name, preprocess = getattr(ask, f"conditioner{suffix}"), _value(ask, "preprocess", suffix)
-    knobs = {knob: getattr(ask, knob) for knob in KNOBS if preprocess and _takes(name, knob, annotators)}
-    detect_resolution = ask.detect_resolution if preprocess else None
-    shaped = reshape(source, size, canvas.mode)
-    control_map = draw_control_map(name, shaped, size, preprocess, annotators, knobs, detect_resolution, cache)
-    free = filled(source.size, size) if canvas.mode == "fill" else None
+) -> Control:
+    if control.made_of == "holes" and layout.initial is not None:
+        shown = _with_holes(layout.initial)
+    elif sent_people is not None:
+        shown = _of_sent_people(ask, sent_people, area)
+    else:
+        shown = _of_picture(ask, control, area, layout.canvas, annotators, cache)
+    return Control(
+        conditioner=control.conditioner,
+        control_map=_with_margins(shown.control_map, area, control.conditioner),
+        scale=control.scale,
+        start=control.start,
+        end=control.end,
+        region=area.region,
+        holes=shown.holes,
+        pose_json=shown.pose_json,
+    )
+
+
+def _with_holes(initial: InitialPicture) -> _Shown:
+    """The initial picture with black holes where its mask is at least half white: a hole is one or is not."""
+    assert initial.mask is not None  # combinations.py refuses the others
+    holes = initial.mask.point([0] * 128 + [255] * 128)
+    return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
+
+
+def _of_sent_people(ask: Ask, people: list[Pose], area: ControlArea) -> _Shown:
+    drawn = draw_poses(people, area.size, ask.knobs.pose_parts or SENT_PARTS)
+    return _Shown(drawn, pose_json=poses_to_json(people, area.size) if ask.return_pose_json else None)
+
+
+def _of_picture(
+    ask: Ask,
+    control: AskedControl,
+    area: ControlArea,
+    canvas: Canvas,
+    annotators: Mapping[str, Annotator],
+    cache: MapCache | None,
+) -> _Shown:
+    name, annotator = control.conditioner, annotators[control.conditioner]
+    people = None
+    if ask.return_pose_json and control.made_of == "poses":
+        people = poses_to_json(_found_people(ask, area, canvas, annotator), area.size)
+    knobs = {knob: value for knob, value in ask.knobs.sent().items() if control.drawn and knob in knobs_of(annotator)}
+    detect_resolution = ask.detect_resolution if control.drawn else None
+    shaped = reshape(area.picture, area.size, canvas.mode)
+    control_map = draw_control_map(
+        name, shaped, area.size, control.preprocess, annotators, knobs, detect_resolution, cache
+    )
+    free = filled(area.picture.size, area.size) if canvas.mode == "fill" else None
     if free and (blank := BY_NAME[name].blank) is not None:
-        # There the picture's edges were continued, and what comes of that is no line of the picture.
-        control_map = extend(control_map.crop(free.inside(size)), free, blank)
-    return control_map
+        # There the picture's edges were continued, and lines that an annotator sees in them are not of the picture.
+        control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
+    return _Shown(control_map, pose_json=people)
+
+
+def _found_people(ask: Ask, area: ControlArea, canvas: Canvas, annotator: Annotator) -> list[Pose]:
+    """The people that the annotator finds in the control's picture, in pixels of the map."""
+    finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
+    assert isinstance(finder, PoseAnnotator)
+    seen = detect_size(area.size, ask.detect_resolution)
+    people = finder.poses(canvas.lay(area.picture, seen), ask.knobs.pose_parts or FOUND_PARTS)
+    return [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
+
+
+def _with_margins(control_map: Image.Image, area: ControlArea, conditioner: str) -> Image.Image:
+    """The map with the margins that its picture does not reach."""
+    return extend(control_map, area.margins, BY_NAME[conditioner].blank) if area.margins else control_map

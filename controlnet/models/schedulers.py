@@ -40,3 +40,13 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
         raise SchedulerError(f"scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}.")
     kind, options = SCHEDULERS[name]
     return kind.from_config(dict(config), **options)
+
+
+def steps_of(name: str, config: Mapping[str, Any], num_inference_steps: int, skipped: int = 0) -> int:
+    """How often the UNet is called if the first `skipped` of `num_inference_steps` are left out.
+
+    That is more often than once a step for samplers of second order (HeunDiscrete). Raises SchedulerError.
+    """
+    scheduler = make_scheduler(name, config)
+    scheduler.set_timesteps(num_inference_steps)
+    return len(scheduler.timesteps[skipped * scheduler.order :])

@@ -1,36 +1,25 @@
-"""Where the pictures of a request lie: the size of what is made, how each is fitted to it, and what it starts from."""
+"""Where the pictures of a request lie: the size of what is made, how each is fitted to it, and what it begins with."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
-from controlnet.generation.job import RequestError
-from controlnet.generation.repaint import Start
-from controlnet.pictures.geometry import Margins, canvas_size, extend, fit, in_steps, reshape
+from controlnet.pictures.geometry import Margins, canvas_size, check_pixels, detect_size, extend, fit, in_steps, reshape
 from controlnet.pictures.images import ImageError, open_image
-
-PICTURES = ("image", "image_2", "image_3", "init_image")
-MASKS = ("mask", "control_mask", "control_mask_2", "control_mask_3")
-STRENGTH = 0.8
-"""prompt_strength where init_image alone is given: the layout of the picture is left, and much else changes."""
-
-Pictures = Mapping[str, Image.Image]
-"""The request's pictures by the name of their input, RGB; the masks of mode L. Only those that were sent."""
+from controlnet.request.ask import Ask, AskedControl
+from controlnet.request.combinations import RequestError
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pictures to be made: a kept part, as large as asked for, with margins that are painted outwards."""
+    """The pictures to be made: a kept part of the size that was asked for, with margins that are painted outwards."""
 
     kept: tuple[int, int]
     margins: Margins
     """Multiples of 8."""
     mode: str
     """A key of geometry.RESIZE_MODES."""
-    by_resolution: bool = True
-    """Whether the input resolution alone has set the size."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,53 +27,152 @@ class Canvas:
         return self.margins.around(self.kept)
 
     def lay(self, image: Image.Image, size: tuple[int, int], blank: int | None = None) -> Image.Image:
-        """The image at `size`; what "fill" adds is `blank`, or the image's edges continued."""
+        """The image at `size`. What the mode "fill" adds is `blank`, or the image's edges continued."""
         return fit(reshape(image, size, self.mode, blank), size, Image.Resampling.LANCZOS)
 
     def lay_mask(self, mask: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
-        """As lay(); black where it does not reach. Raises RequestError where it is black everywhere: nothing would be
-        done."""
+        """As lay(), with black for what the mask does not reach. `name` is its input.
+
+        Raises RequestError if it is black everywhere: it would do nothing.
+        """
         laid = self.lay(mask, size, blank=0)
         if laid.getextrema() == (0, 0):
             raise RequestError(f"{name} is black everywhere, and white is where it acts: paint some, or leave it out.")
         return laid
 
 
-def open_pictures(ask: SimpleNamespace) -> Pictures:
-    """All of the request's pictures. Raises ImageError, which names the input unless it is image."""
-    sent = {name: getattr(ask, name) for name in (*PICTURES, *MASKS) if getattr(ask, name) is not None}
-    return {name: _open(name, source) for name, source in sent.items()}
+@dataclass(frozen=True)
+class InitialPicture:
+    """The picture that a request begins with in place of noise alone."""
+
+    picture: Image.Image
+    """RGB, of the size of the pictures to be made."""
+    strength: float
+    """Share of the steps that are taken, 0–1: how much noise is put on the picture first."""
+    mask: Image.Image | None = None
+    """Mode L, of the picture's size: 255 where it is repainted, 0 where it is kept, grey for a mixture of both."""
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether nothing of it is in the first latents, because a masked part is repainted from noise alone."""
+        return self.mask is not None and self.strength == 1
+
+    def restore(self, made: Image.Image) -> Image.Image:
+        """`made` with this picture's pixels, bit for bit, where the mask is black, and a mixture where it is grey."""
+        return made if self.mask is None else Image.composite(made, self.picture, self.mask)
 
 
-def lay_out(ask: SimpleNamespace, pictures: Pictures) -> Canvas:
-    """The canvas of a request. Its aspect ratio is that of init_image where that is sent, else that of image."""
-    first = pictures.get("init_image", pictures["image"])
-    margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
-    kept = canvas_size(first.size, ask.resolution, ask.width, ask.height)
-    by_resolution = ask.width is None and ask.height is None and not margins
-    return Canvas(kept, margins, ask.resize_mode, by_resolution)
+@dataclass(frozen=True)
+class ControlArea:
+    """Where the map of one control lies on the canvas, and what it is made of."""
+
+    picture: Image.Image
+    """RGB, as it was sent, of any size."""
+    margins: Margins
+    """What its map leaves free of the canvas on each side: margins that are painted outwards are not in its picture."""
+    size: tuple[int, int]
+    """(width, height) of the map, without the margins."""
+    region: Image.Image | None
+    """Mode L, of the canvas' size: 255 where the control acts in full, 0 where not at all. None means everywhere."""
 
 
-def start_of(ask: SimpleNamespace, pictures: Pictures, canvas: Canvas) -> Start | None:
-    """What the request starts from: init_image, or with a mask or margins the image itself; None for noise alone."""
-    masked = "mask" in pictures or bool(canvas.margins)
-    if not masked and "init_image" not in pictures:
-        return None
-    picture = canvas.lay(pictures.get("init_image", pictures["image"]), canvas.kept)
-    mask = None
-    if masked:
-        own = Image.new("L", canvas.kept)
-        if "mask" in pictures:
-            own = canvas.lay_mask(pictures["mask"], canvas.kept, "mask")
-        mask = extend(own, canvas.margins, blank=255)
-    usual = 1.0 if masked else STRENGTH
-    strength = usual if ask.prompt_strength is None else ask.prompt_strength
-    return Start(extend(picture, canvas.margins), strength, mask)
+@dataclass(frozen=True)
+class Layout:
+    """The pictures of a request, opened and placed on its canvas."""
+
+    canvas: Canvas
+    controls: tuple[ControlArea, ...]
+    """One for each control of the request."""
+    initial: InitialPicture | None
+    """None if the request begins with noise alone."""
 
 
-def _open(name: str, source: object) -> Image.Image:
+def lay_out(ask: Ask, most_pixels: int) -> Layout:
+    """Open the request's pictures and place them. Everything that depends on their pixels is refused here.
+
+    Raises ImageError for a file that is no picture, naming its input unless that is image; SizeError for more than
+    `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; and RequestError
+    for a mask that does nothing.
+    """
+    opened = _open_pictures(ask)
+    canvas = _canvas(ask, opened)
+    by_resolution = ask.width is None and ask.height is None and not canvas.margins
+    check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
+    initial = _initial_picture(ask, opened, canvas)
+    areas = tuple(
+        _area(ask, control, picture, mask, canvas)
+        for control, picture, mask in zip(ask.controls, opened.of_controls, opened.control_masks, strict=True)
+    )
+    for control, area in zip(ask.controls, areas, strict=True):
+        if control.drawn:
+            detect_size(area.size, ask.detect_resolution)  # refuses one that is too high
+    return Layout(canvas, areas, initial)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The request's pictures as they were sent, RGB; masks of mode L."""
+
+    of_controls: tuple[Image.Image, ...]
+    init_image: Image.Image | None
+    mask: Image.Image | None
+    control_masks: tuple[Image.Image | None, ...]
+
+    @property
+    def initial(self) -> Image.Image:
+        """The one that gives the canvas its shape, and that is changed or repainted if the request says so."""
+        return self.of_controls[0] if self.init_image is None else self.init_image
+
+
+def _open_pictures(ask: Ask) -> _Opened:
+    image = open_input(ask.image, "image")
+    return _Opened(
+        of_controls=tuple(
+            open_input(control.image, control.input("image")) if control.has_own_image else image
+            for control in ask.controls
+        ),
+        init_image=None if ask.init_image is None else open_input(ask.init_image, "init_image"),
+        mask=_open_mask(ask.mask, "mask"),
+        control_masks=tuple(_open_mask(control.mask, control.input("mask")) for control in ask.controls),
+    )
+
+
+def open_input(file: Path, name: str) -> Image.Image:
+    """The picture that was sent for the input `name`. Raises ImageError, which names the input unless it is image."""
     try:
-        picture = open_image(source)  # type: ignore[arg-type]  # it refuses what is not a Path itself
+        return open_image(file)
     except ImageError as error:
         raise error if name == "image" else ImageError(f"{name}: {error}") from None
-    return picture.convert("L") if name in MASKS else picture
+
+
+def _open_mask(file: Path | None, name: str) -> Image.Image | None:
+    return None if file is None else open_input(file, name).convert("L")
+
+
+def _canvas(ask: Ask, opened: _Opened) -> Canvas:
+    margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
+    kept = canvas_size(opened.initial.size, ask.resolution, ask.width, ask.height)
+    return Canvas(kept, margins, ask.resize_mode)
+
+
+def _initial_picture(ask: Ask, opened: _Opened, canvas: Canvas) -> InitialPicture | None:
+    """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges."""
+    if ask.init_image is None and not ask.repaints:
+        return None
+    picture = extend(canvas.lay(opened.initial, canvas.kept), canvas.margins)
+    if not ask.repaints:
+        return InitialPicture(picture, ask.prompt_strength)
+    inside = Image.new("L", canvas.kept) if opened.mask is None else canvas.lay_mask(opened.mask, canvas.kept, "mask")
+    return InitialPicture(picture, ask.prompt_strength, extend(inside, canvas.margins, blank=255))
+
+
+def _area(
+    ask: Ask, control: AskedControl, picture: Image.Image, mask: Image.Image | None, canvas: Canvas
+) -> ControlArea:
+    region = None if mask is None else canvas.lay_mask(mask, canvas.size, control.input("mask"))
+    shows_initial = ask.init_image is None and not control.has_own_image
+    if not canvas.margins or not shows_initial or control.made_of == "holes":
+        return ControlArea(picture, Margins(), canvas.size, region)
+    # The margins are beyond the picture that the map is made of: there its net does not act.
+    inside = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
+    return ControlArea(picture, canvas.margins, canvas.kept, ImageChops.multiply(region, inside) if region else inside)

@@ -1,5 +1,6 @@
 """Size arithmetic: pure functions, sizes as (width, height) in pixels."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,10 @@ from PIL import Image
 
 STEP = 8  # the VAE halves three times, so a picture's sides are multiples of 8
 SMALLEST = 64  # the UNet halves three times more: an 8×8 latent is the least that it can take
+LARGEST = 2048
+"""Pixels: the longest side that a request can ask for by resolution, width, height or detect_resolution."""
+MOST_DETECTED = LARGEST * LARGEST
+"""Pixels of the largest picture that an annotator is shown."""
 
 
 class SizeError(ValueError):
@@ -117,6 +122,32 @@ RESIZE_MODES: Mapping[str, Callable[[Image.Image, tuple[int, int], int | None], 
     "stretch": _stretch,
 }
 """What becomes of an image of another shape than the canvas."""
+
+
+def detect_size(size: tuple[int, int], detect_resolution: int | None) -> tuple[int, int]:
+    """The (width, height) at which an annotator sees the picture of a canvas of `size`.
+
+    That is the canvas' own size if detect_resolution is None, and otherwise its aspect ratio with a short side of
+    detect_resolution pixels. Raises SizeError if that is more than MOST_DETECTED pixels.
+    """
+    if detect_resolution is None:
+        return size
+    seen = _with_short_side(size, detect_resolution)
+    if math.prod(seen) <= MOST_DETECTED:
+        return seen
+    largest = detect_resolution
+    while math.prod(_with_short_side(size, largest)) > MOST_DETECTED:
+        largest -= 1
+    raise SizeError(
+        f"At detect_resolution {detect_resolution} this picture has {seen[0]}×{seen[1]} pixels, more than the "
+        f"{MOST_DETECTED} that an annotator takes: lower it to {largest}."
+    )
+
+
+def _with_short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """The size in the aspect ratio of `size` with that short side, up to a pixel."""
+    width, height = ((2 * short_side * side + min(size)) // (2 * min(size)) for side in size)
+    return width, height
 
 
 def fit(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

@@ -1,127 +1,234 @@
-"""Which inputs go together: those that would have no effect beside the others are refused with one sentence each.
+"""Which inputs go together, and with this bundle. Each rule looks at the whole request and says what is wrong with it.
 
-Read before defaults are filled in, so that what was sent can be told from what was left out.
+Every rule runs before any picture is opened. A rule yields Refusals, which end the request, and Notes, which do not.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from controlnet.conditioners import INPAINT, OPENPOSE
-from controlnet.generation.job import RequestError
-from controlnet.maps.controls import SUFFIXES
+from controlnet.conditioners import CONDITIONERS
+from controlnet.request.bundle_facts import BundleFacts
+from controlnet.request.modes import CONTROL_MODES
 
-Inputs = Mapping[str, Any]
-OUTPAINT = ("outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom")
-OF_A_CONTROL = ("image", "preprocess", "conditioning_scale", "control_start", "control_end", "control_mask")
-CONDITIONAL_ONLY = ("control", "unbalanced")
+if TYPE_CHECKING:  # ask.py runs the rules, and so imports this module
+    from controlnet.request.ask import Ask, AskedControl
 
-
-def check_combinations(inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs`, checked by predict()'s declarations already. Raises RequestError with a sentence for each fault."""
-    faults = [fault for rule in RULES for fault in rule(inputs)]
-    if faults:
-        raise RequestError(" ".join(faults))
-    return inputs
+FORBID_UNSAFE = "CONTROLNET_FORBID_UNSAFE"
+"""Environment variable of the container: if it is 1, no request may skip the safety checker."""
+POSE_INPUTS = ("pose_json", "pose_parts", "return_pose_json")
+"""Inputs that only have a meaning for a conditioner whose maps are made of poses."""
 
 
-def repaints(inputs: Inputs) -> bool:
-    """Whether a part of a picture is repainted, or painted outwards from it."""
-    return inputs["mask"] is not None or any(inputs[side] for side in OUTPAINT)
+class RequestError(ValueError):
+    """Inputs that are each allowed but do not go together, or not with this bundle; the message says what to change."""
 
 
-def _orphans(inputs: Inputs) -> list[str]:
-    faults = []
-    for suffix in SUFFIXES[1:]:
-        sent = [name + suffix for name in OF_A_CONTROL if inputs[name + suffix] is not None]
-        if sent and inputs[f"conditioner{suffix}"] is None:
-            faults.append(f"{_listed(sent)} without conditioner{suffix}: choose one, or leave {_these(sent)} out.")
-    return faults
+@dataclass(frozen=True)
+class Refusal:
+    """A sentence that says why the request cannot be served, and what to change."""
+
+    text: str
 
 
-def _two_sizes(inputs: Inputs) -> list[str]:
-    sent = [name for name in ("width", "height") if inputs[name] is not None]
-    if sent and inputs["resolution"] is not None:
-        return [f"resolution and {_listed(sent)} both set the size: send one of them."]
-    return []
+@dataclass(frozen=True)
+class Note:
+    """A sentence about an input that the request can be served without."""
+
+    text: str
 
 
-def _strength_of_nothing(inputs: Inputs) -> list[str]:
-    if inputs["prompt_strength"] is not None and inputs["init_image"] is None and not repaints(inputs):
-        return [
-            "prompt_strength says how much of a picture is changed, and none is: send init_image, a mask or an "
-            "outpaint margin with it, or leave prompt_strength out."
-        ]
-    return []
+Rule = Callable[["Ask", BundleFacts], Iterator[Refusal | Note]]
 
 
-def _inpaint(inputs: Inputs) -> list[str]:
-    suffixes = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] == INPAINT]
-    if not suffixes:
-        return []
-    faults = []
-    if not repaints(inputs):
-        faults.append("The inpaint conditioner needs to know what to repaint: send a mask, or an outpaint margin.")
-    if inputs["init_image"] is not None and "" in suffixes:
-        faults.append("The inpaint conditioner repaints image itself: send that picture as image, without init_image.")
-    faults += [
-        f"The map of the inpaint conditioner is always made of picture and mask: leave preprocess{suffix} on."
-        for suffix in suffixes
-        if inputs[f"preprocess{suffix}"] is False
-    ]
-    faults += [
-        f"The inpaint conditioner takes its map from the picture that is repainted: leave image{suffix} out."
-        for suffix in suffixes[suffixes[0] == "" :]
-        if inputs[f"image{suffix}"] is not None
-    ]
-    return faults
+def check_combinations(ask: "Ask", bundle: BundleFacts) -> tuple[str, ...]:
+    """The notes of all rules. Raises RequestError with one sentence for each refusal."""
+    findings = [finding for rule in RULES for finding in rule(ask, bundle)]
+    if refusals := [finding.text for finding in findings if isinstance(finding, Refusal)]:
+        raise RequestError(" ".join(dict.fromkeys(refusals)))
+    return tuple(finding.text for finding in findings)
 
 
-def _repainting_a_map(inputs: Inputs) -> list[str]:
-    ready_made = not inputs["preprocess"] and inputs["conditioner"] != INPAINT
-    if ready_made and repaints(inputs) and inputs["init_image"] is None:
-        return ["With preprocess off, image is a control map: send the picture to repaint as init_image."]
-    return []
+def _controls_without_conditioner(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    for suffix in ask.missing_controls:
+        if sent := [name for name in ask.sent if name.endswith(suffix)]:
+            yield Refusal(f"{_listed(sent)} without conditioner{suffix}: choose one, or leave {_these(sent)} out.")
 
 
-def _mode_without_guidance(inputs: Inputs) -> list[str]:
-    guidance, mode = inputs["guidance_scale"], inputs["control_mode"]
-    if mode in CONDITIONAL_ONLY and guidance is not None and guidance <= 1:
-        return [f"control_mode {mode} works through guidance: raise guidance_scale above 1, or choose another mode."]
-    return []
+def _conditioners(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    for control in ask.controls:
+        if control.conditioner not in bundle.conditioners:
+            yield Refusal(
+                f"The bundle in use has no {control.conditioner} conditioner. It has {', '.join(bundle.conditioners)}: "
+                "choose one of these, or run a bundle that has it (CONTROLNET_BUNDLE=sd15 has all)."
+            )
 
 
-def _poses(inputs: Inputs) -> list[str]:
-    sent = [name for name in ("pose_json", "pose_parts", "return_pose_json") if inputs[name] not in (None, False)]
+def _sizes(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    sides = [name for name in ("width", "height") if name in ask.sent]
+    if sides and "resolution" in ask.sent:
+        yield Refusal(f"resolution and {_listed(sides)} both set the size: send one of them.")
+
+
+def _strength_without_picture(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    if "prompt_strength" in ask.sent and ask.init_image is None and not ask.repaints:
+        yield Refusal(
+            "prompt_strength says how much of an initial picture is changed, and there is none: send init_image, a "
+            "mask or an outpaint margin with it, or leave prompt_strength out."
+        )
+
+
+def _maps_with_holes(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    """A map made of holes shows the initial picture, so it needs one, with something to repaint, and no other."""
+    for control in (control for control in ask.controls if control.made_of == "holes"):
+        conditioner, preprocess = f"The {control.conditioner} conditioner", control.input("preprocess")
+        if not ask.repaints:
+            yield Refusal(f"{conditioner} needs to know what to repaint: send a mask, or an outpaint margin.")
+        if control.suffix == "" and ask.init_image is not None:
+            yield Refusal(f"{conditioner} repaints image itself: send that picture as image, without init_image.")
+        if not control.preprocess:
+            yield Refusal(f"{conditioner} always makes its map of picture and mask: leave {preprocess} on.")
+        if control.has_own_image:
+            name = control.input("image")
+            yield Refusal(f"{conditioner} takes its map from the picture that is repainted: leave {name} out.")
+
+
+def _repainting_a_map(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    first = ask.controls[0]
+    ready_made = not first.preprocess and first.made_of != "holes"
+    if ready_made and ask.repaints and ask.init_image is None:
+        yield Refusal("With preprocess off, image is a control map: send the picture to repaint as init_image.")
+
+
+def _mode_without_guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    both_sent = {"guidance_scale", "control_mode"} <= {*ask.sent}
+    if both_sent and CONTROL_MODES[ask.control_mode].conditional_only and ask.guidance_scale <= 1:
+        yield Refusal(
+            f"control_mode {ask.control_mode} works through guidance: raise guidance_scale above 1, or choose another "
+            "mode."
+        )
+
+
+def _poses(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    sent = [name for name in POSE_INPUTS if name in ask.sent]
     if not sent:
-        return []
-    suffixes = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] == OPENPOSE]
-    if not suffixes:
-        return [f"For openpose alone: {_listed(sent)}. Choose that conditioner, or leave {_these(sent)} out."]
-    if len(suffixes) > 1:
-        return [f"{_listed(sent)} needs to know which openpose control is meant: name openpose once."]
-    image, preprocess = f"image{suffixes[0]}", f"preprocess{suffixes[0]}"
-    faults = []
-    if inputs["pose_json"] is not None and suffixes[0] and inputs[image] is not None:
-        faults.append(f"pose_json takes the place of {image}: send one of them.")
-    if inputs[preprocess] is False:
-        faults.append(f"{_listed(sent)} goes with preprocess: with {preprocess} off, the map is used as it is.")
-    return faults
+        return
+    posed = [control for control in ask.controls if control.made_of == "poses"]
+    names = " or ".join(conditioner.name for conditioner in CONDITIONERS if conditioner.made_of == "poses")
+    if not posed:
+        yield Refusal(f"Only for {names}: {_listed(sent)}. Choose that conditioner, or leave {_these(sent)} out.")
+    elif len(posed) > 1:
+        yield Refusal(f"{_listed(sent)} must apply to one control only: use {names} once.")
+    else:
+        yield from _poses_of(ask, posed[0], sent)
 
 
-RULES: tuple[Callable[[Inputs], list[str]], ...] = (
-    _orphans,
-    _two_sizes,
-    _strength_of_nothing,
-    _inpaint,
+def _poses_of(ask: "Ask", control: "AskedControl", sent: Sequence[str]) -> Iterator[Refusal]:
+    image, preprocess = control.input("image"), control.input("preprocess")
+    if ask.pose_json is not None and control.has_own_image:
+        yield Refusal(f"pose_json takes the place of {image}: send one of them.")
+    if not control.preprocess:
+        yield Refusal(f"{_listed(sent)} cannot be used with {preprocess} off, when the map is used as it is.")
+
+
+def _knobs(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    """A knob must apply to a map that is drawn."""
+    served = [control for control in ask.controls if control.conditioner in bundle.conditioners]
+    if not served:
+        return
+    # Inputs of the poses have rules of their own.
+    for knob in (name for name in ask.knobs.sent() if name not in POSE_INPUTS):
+        if not any(knob in bundle.knobs(control.conditioner) for control in served if control.drawn):
+            yield Refusal(_useless_knob(knob, served[0], bundle))
+    if ask.detect_resolution is not None and not any(control.drawn for control in served):
+        yield Refusal(_useless_knob("detect_resolution", served[0], bundle))
+
+
+def _useless_knob(knob: str, control: "AskedControl", bundle: BundleFacts) -> str:
+    if not control.preprocess:
+        preprocess = control.input("preprocess")
+        return (
+            f"{knob} says how a control map is drawn, and with {preprocess} off none is: leave {knob} out, or turn "
+            f"{preprocess} on."
+        )
+    if control.made_of == "holes":
+        return f"The map of the {control.conditioner} conditioner is the picture itself: leave {knob} out."
+    if takers := [name for name in bundle.conditioners if knob in bundle.knobs(name)]:
+        choice = " or ".join(takers)
+        return f"The conditioner {control.conditioner} takes no {knob}: leave it out, or choose {choice}."
+    return f"No conditioner of the bundle in use takes {knob}: leave it out."
+
+
+def _knob_values(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    """Knobs that are each in their range may still not go together, or be more than an annotator can do."""
+    sent = ask.knobs.sent()
+    for control in ask.controls:
+        if not control.drawn or control.conditioner not in bundle.conditioners:
+            continue
+        if control.made_of == "poses" and ask.pose_json is not None:
+            continue  # the poses are sent, so the annotator finds none
+        taken = {name: value for name, value in sent.items() if name in bundle.knobs(control.conditioner)}
+        if fault := bundle.knob_fault(control.conditioner, taken):
+            yield Refusal(fault)
+
+
+def _steps(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    """The initial picture must leave a step to take, and each control's window must cover one."""
+    for control in ask.controls:
+        start, end = control.input("start"), control.input("end")
+        if not control.start < control.end:
+            yield Refusal(
+                f"{start} must be below {end}: got {control.start:g} and {control.end:g}. Lower {start} or raise {end}."
+            )
+    if ask.steps_taken == 0:
+        yield Refusal(
+            f"A prompt_strength of {ask.prompt_strength:g} leaves none of the {ask.num_inference_steps} steps to take: "
+            f"raise prompt_strength to {math.ceil(100 / ask.num_inference_steps) / 100:g} or more, or raise "
+            "num_inference_steps."
+        )
+        return
+    steps = bundle.steps(ask.scheduler, ask.num_inference_steps, ask.num_inference_steps - ask.steps_taken)
+    for control in ask.controls:
+        if control.start < control.end and not _covers_a_step(control, steps):
+            yield Refusal(
+                f"Control from {control.start:g} to {control.end:g} covers none of the {steps} steps: widen "
+                f"{control.input('start')} and {control.input('end')} or raise num_inference_steps."
+            )
+
+
+def _covers_a_step(control: "AskedControl", steps: int) -> bool:
+    """As diffusers decides whether a ControlNet runs at step i."""
+    return any(i / steps >= control.start and (i + 1) / steps <= control.end for i in range(steps))
+
+
+def _safety(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    # Anything but an explicit "no" forbids: a typing error must not switch the checker off.
+    forbidden = os.environ.get(FORBID_UNSAFE, "").lower() not in ("", "0", "false", "no")
+    if ask.disable_safety_checker and forbidden:
+        yield Refusal("disable_safety_checker is not allowed here: leave it out or send false.")
+
+
+RULES: tuple[Rule, ...] = (
+    _controls_without_conditioner,
+    _conditioners,
+    _sizes,
+    _strength_without_picture,
+    _maps_with_holes,
     _repainting_a_map,
     _mode_without_guidance,
     _poses,
+    _knobs,
+    _knob_values,
+    _steps,
+    _safety,
 )
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
-def _these(names: list[str]) -> str:
+def _these(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else "these"

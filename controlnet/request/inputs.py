@@ -1,25 +1,28 @@
-"""Hold the values that reach predict() to what its signature declares.
+"""Check the values that reach predict() against its signature.
 
-Cog's server validates requests only where it finds the schema that `cog build` writes; elsewhere anything reaches
-predict(). Even with the schema 4.0 passes as an integer and arrives as a float. The declarations in predict.py stay the
+Cog's server validates requests only if it finds the schema that `cog build` writes; without it anything reaches
+predict(). Even with the schema 4.0 passes as an integer and arrives as a float. The declarations in predict.py are the
 only list of names, types, bounds and choices: this module reads them from the signature.
 """
+
+# pyright: reportMissingTypeStubs=false
+# (Cog has annotations and no marker that says so.)
 
 import inspect
 import math
 import pathlib
 import re
-import secrets
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import cog
 from cog.input import FieldInfo
 
-LONGEST_ECHO = 40  # characters of a wrong value that an error repeats
+LONGEST_ECHO = 40
+"""Characters of a wrong value that an error repeats."""
 
 
 class InputError(ValueError):
@@ -27,23 +30,20 @@ class InputError(ValueError):
 
 
 class _Mismatch(Exception):
-    """A value is not of the type at hand."""
+    """A value is not of the expected type."""
 
 
-def check_inputs(predict: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The declared inputs out of `values` (predict's locals()), checked against the signature of `predict`.
+def check_inputs(predict: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs in `values`, which are the locals() of `predict`, checked against its signature.
 
-    Absent inputs get their defaults; 4.0 becomes 4 where an integer is declared, 4 becomes 4.0 where a float is.
-    Whatever is no parameter (and `self`) is left out. Raises InputError that lists every fault.
+    Inputs that are absent get their declared defaults. 4.0 becomes 4 for an integer input, and 4 becomes 4.0 for a
+    float input. `self` and whatever is no parameter are left out. Raises InputError with one sentence for each fault.
     """
-    hints = typing.get_type_hints(predict)
-    checked, faults = {}, []
-    for name, parameter in inspect.signature(predict).parameters.items():
-        if name == "self":
-            continue
-        declared = _Declared(name, hints[name], _field(parameter))
+    checked: dict[str, Any] = {}
+    faults: list[str] = []
+    for declared in _declarations(predict):
         try:
-            checked[name] = declared.check(values.get(name, declared.field))
+            checked[declared.name] = declared.check(values.get(declared.name, declared.field))
         except InputError as fault:
             faults.append(str(fault))
     if faults:
@@ -51,9 +51,15 @@ def check_inputs(predict: Callable[..., Any], values: dict[str, Any]) -> dict[st
     return checked
 
 
-def pick_seed(seed: int | None) -> int:
-    """`seed` itself, 0 included; for None one drawn by the operating system, from 0 to 2³² − 1."""
-    return secrets.randbits(32) if seed is None else seed
+def declared_defaults(predict: Callable[..., Any]) -> dict[str, Any]:
+    """The default of each input, as the signature of `predict` declares it; None for a required one."""
+    return {declared.name: declared.field.default for declared in _declarations(predict)}
+
+
+def _declarations(predict: Callable[..., Any]) -> "list[_Declared]":
+    hints = typing.get_type_hints(predict)
+    parameters = inspect.signature(predict).parameters.items()
+    return [_Declared(name, hints[name], _field(parameter)) for name, parameter in parameters if name != "self"]
 
 
 def _field(parameter: inspect.Parameter) -> FieldInfo:
@@ -65,7 +71,7 @@ def _field(parameter: inspect.Parameter) -> FieldInfo:
 
 @dataclass(frozen=True)
 class _Declared:
-    """One parameter of predict(): its name, its annotation and what its Input() says."""
+    """One parameter of predict(): its name, its annotation, and what its Input() declares."""
 
     name: str
     hint: Any
@@ -74,31 +80,31 @@ class _Declared:
     def check(self, value: Any) -> Any:
         if isinstance(value, FieldInfo):  # predict() called from Python leaves its defaults in place
             value = value.default
-        kinds = typing.get_args(self.hint) if _is_union(self.hint) else (self.hint,)
-        if value is None and types.NoneType in kinds:
+        members: tuple[Any, ...] = typing.get_args(self.hint) if _is_union(self.hint) else (self.hint,)
+        if value is None and types.NoneType in members:
             return None
-        kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
-        for kind in kinds:
+        members = tuple(member for member in members if member is not types.NoneType)
+        for member in members:
             try:
-                converted = KINDS[kind].convert(value)
+                converted = TYPES[member].convert(value)
             except (_Mismatch, OverflowError):  # overflow: an integer too large for a float
                 continue
-            if all(rule.holds(converted, bound) for rule, bound in self._rules()):
+            if all(constraint.holds(converted, bound) for constraint, bound in self._constraints()):
                 return converted
             break
-        # A client's local path or file:// URL arrives as str where a file is declared; it is not repeated.
-        got = "plain text" if isinstance(value, str) and cog.Path in kinds else _shown(value)
-        raise InputError(f"{self.name}: expected {self._expectation(kinds)}; got {got}.")
+        # A client's local path or file:// URL arrives as str for a file input. It is not repeated.
+        got = "plain text" if isinstance(value, str) and cog.Path in members else _shown(value)
+        raise InputError(f"{self.name}: expected {self._expectation(members)}; got {got}.")
 
-    def _rules(self) -> list[tuple["_Rule", Any]]:
-        bounds = ((rule, getattr(self.field, attribute)) for attribute, rule in RULES.items())
-        return [(rule, bound) for rule, bound in bounds if bound is not None]
+    def _constraints(self) -> list[tuple["_Constraint", Any]]:
+        bounds = ((constraint, getattr(self.field, attribute)) for attribute, constraint in CONSTRAINTS.items())
+        return [(constraint, bound) for constraint, bound in bounds if bound is not None]
 
-    def _expectation(self, kinds: tuple[Any, ...]) -> str:
+    def _expectation(self, members: tuple[Any, ...]) -> str:
         if self.field.choices is not None:
             return "one of " + ", ".join(map(str, self.field.choices))
-        words = [" or ".join(KINDS[kind].words for kind in kinds)]
-        words += [rule.words.format(bound) for rule, bound in self._rules()]
+        words = [" or ".join(TYPES[member].words for member in members)]
+        words += [constraint.words.format(bound) for constraint, bound in self._constraints()]
         return words[0] + (", " + " and ".join(words[1:]) if words[1:] else "")
 
 
@@ -106,9 +112,9 @@ def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
-def _instance(kind: type) -> Callable[[Any], Any]:
+def _instance(expected: type) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
-        if not isinstance(value, kind):
+        if not isinstance(value, expected):
             raise _Mismatch
         return value
 
@@ -116,7 +122,7 @@ def _instance(kind: type) -> Callable[[Any], Any]:
 
 
 def _number(value: Any) -> float:
-    # bool is an int to Python and not to a client; NaN would pass any comparison written the wrong way round
+    # bool is an int to Python but not to a client. NaN would pass some comparisons.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise _Mismatch
     return float(value)
@@ -129,37 +135,37 @@ def _integer(value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _Type:
     words: str
     convert: Callable[[Any], Any]
     """Returns the value as this type, or raises _Mismatch."""
 
 
-KINDS: dict[Any, _Kind] = {
-    bool: _Kind("true or false", _instance(bool)),
-    int: _Kind("an integer", _integer),
-    float: _Kind("a number", _number),
-    str: _Kind("text", _instance(str)),
-    cog.Path: _Kind("an uploaded file, an http(s) URL or a data URL", _instance(pathlib.Path)),
+TYPES: dict[Any, _Type] = {
+    bool: _Type("true or false", _instance(bool)),
+    int: _Type("an integer", _integer),
+    float: _Type("a number", _number),
+    str: _Type("text", _instance(str)),
+    cog.Path: _Type("an uploaded file, an http(s) URL or a data URL", _instance(pathlib.Path)),
 }
-"""The types that predict() may declare: a new one is an entry here."""
+"""The types that predict() may declare, each with its words and its conversion."""
 
 
 @dataclass(frozen=True)
-class _Rule:
+class _Constraint:
     words: str
     holds: Callable[[Any, Any], bool]
 
 
-RULES: dict[str, _Rule] = {
-    "ge": _Rule("at least {}", lambda value, bound: value >= bound),
-    "le": _Rule("at most {}", lambda value, bound: value <= bound),
-    "choices": _Rule("one of {}", lambda value, bound: value in bound),
-    "min_length": _Rule("at least {} characters long", lambda value, bound: len(value) >= bound),
-    "max_length": _Rule("at most {} characters long", lambda value, bound: len(value) <= bound),
-    "regex": _Rule("matching {}", lambda value, bound: re.search(bound, value) is not None),
+CONSTRAINTS: dict[str, _Constraint] = {
+    "ge": _Constraint("at least {}", lambda value, bound: value >= bound),
+    "le": _Constraint("at most {}", lambda value, bound: value <= bound),
+    "choices": _Constraint("one of {}", lambda value, bound: value in bound),
+    "min_length": _Constraint("at least {} characters long", lambda value, bound: len(value) >= bound),
+    "max_length": _Constraint("at most {} characters long", lambda value, bound: len(value) <= bound),
+    "regex": _Constraint("matching {}", lambda value, bound: re.search(bound, value) is not None),
 }
-"""What Input() can declare beside type and default, by the name that FieldInfo gives it."""
+"""What Input() can declare in addition to type and default, by its name in FieldInfo."""
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,8 @@
 """People's poses as joints in pixels, and as the JSON that OpenPose and pose editors read and write.
 
 The format is OpenPose's output (Z. Cao et al., "OpenPose: Realtime Multi-Person 2D Pose Estimation using Part Affinity
-Fields", PAMI 2019; "Output format" in its documentation) with the canvas's size beside it, as DWPose, controlnet_aux
-and the editors of web UIs write it. Knows no pictures: controlnet/maps/annotators/skeletons.py draws.
+Fields", PAMI 2019; "Output format" in its documentation) plus the canvas's size, as DWPose, controlnet_aux and the
+editors of web UIs write it. Drawing them is in controlnet/maps/annotators/skeletons.py.
 """
 
 import json
@@ -12,7 +12,7 @@ from reprlib import repr as brief
 from typing import Any, TypeGuard
 
 Joint = tuple[float, float] | None
-"""x and y in pixels, right and down from the picture's corner; None where the joint is not known."""
+"""x and y in pixels, right and down from the picture's corner; None if the joint is not known."""
 
 POSE_PARTS: dict[str, tuple[str, ...]] = {
     "body": (),
@@ -20,7 +20,7 @@ POSE_PARTS: dict[str, tuple[str, ...]] = {
     "body_face": ("face",),
     "all": ("hands", "face"),
 }
-"""The choices of what is found and drawn of people: for each, what there is besides the body."""
+"""The choices of pose_parts: which parts of people are found and drawn in addition to the body."""
 
 LONGEST_TEXT = 1_000_000
 """Characters; a hundred people with hands and faces take less than half of it."""
@@ -30,7 +30,7 @@ FARTHEST = 10
 LARGEST_NUMBER = 1e9
 
 _BODY_25 = (*range(8), *range(9, 19))
-"""For each of the 18 joints its number in BODY_25, which has a joint between the hips (8) and six of the feet more."""
+"""For each of the 18 joints its number in BODY_25, which adds a joint between the hips (8) and six of the feet."""
 _LAYOUTS: dict[str, tuple[str, dict[int, Sequence[int | None]]]] = {
     "body": ("pose_keypoints_2d", {18: range(18), 25: _BODY_25}),
     "left_hand": ("hand_left_keypoints_2d", {21: range(21)}),
@@ -38,11 +38,11 @@ _LAYOUTS: dict[str, tuple[str, dict[int, Sequence[int | None]]]] = {
     # DWPose's faces lack the pupils.
     "face": ("face_keypoints_2d", {70: range(70), 68: (*range(68), None, None)}),
 }
-"""For each field of Pose its key in the JSON, and by how many joints are there, where each of ours is among them."""
+"""For each field of Pose its key in the JSON, and for each number of joints that may come, where each of ours is."""
 
 
 class PoseError(ValueError):
-    """Poses that cannot be read, or parts of people that the annotator at work does not find."""
+    """Poses that cannot be read or drawn."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Pose:
     """OpenPose's 18: nose, neck, right shoulder, elbow and wrist, the left ones, right hip, knee and ankle, the left
     ones, right eye, left eye, right ear, left ear."""
     left_hand: tuple[Joint, ...] | None = None
-    """21: wrist, then four per finger from the palm outwards, thumb first; None where the hand was not looked for or
-    none of it was found."""
+    """21: wrist, then four per finger from the palm outwards, thumb first. None if the hand was not looked for or
+    nothing of it was found."""
     right_hand: tuple[Joint, ...] | None = None
     face: tuple[Joint, ...] | None = None
     """70: the 68 landmarks of iBUG's 300-W, right pupil, left pupil; None as for hands."""
@@ -65,40 +65,54 @@ class Pose:
         return Pose(**{name: part and tuple(_scaled(j, across, down) for j in part) for name, part in parts.items()})
 
     def joints(self) -> Iterator[tuple[float, float]]:
-        """Every joint that is known, of whatever part."""
+        """Every known joint of every part."""
         parts = (getattr(self, field.name) for field in fields(self))
         return (joint for part in parts for joint in part or () if joint)
 
 
-def parse_poses(text: str, size: tuple[int, int]) -> list[Pose]:
-    """OpenPose's JSON -> the people in pixels of a canvas of `size` (width, height).
+@dataclass(frozen=True)
+class SentPoses:
+    """The people of a request's pose_json, before the canvas that they are to stand on is known."""
 
-    One picture's object with "people", or a list that holds only that. Coordinates that all lie within 0 to 1 are
-    shares of the canvas; else they are pixels, of canvas_width × canvas_height where the JSON names them, which are
-    then stretched to `size`, or of `size` itself. A joint whose confidence is 0 or less is absent; so is a part that is
-    left out, null, empty, or has no joint. Bodies may have 18 joints or BODY_25's 25, faces 70 or DWPose's 68.
+    people: tuple[Pose, ...]
+    """In the JSON's own coordinates."""
+    canvas: tuple[float, float] | None
+    """Width and height that the coordinates refer to. None means pixels of whatever canvas they are put on."""
 
-    Raises PoseError, in one sentence that says what was expected and what came, for everything else.
-    """
-    picture = _one_picture(_load(text))
-    people = [_read_person(person, number) for number, person in enumerate(_people(picture), start=1)]
-    canvas = _canvas(picture) or size
-    if all(0 <= value <= 1 for person in people for joint in person.joints() for value in joint):
-        canvas = (1, 1)
-    people = [person.scaled(size[0] / canvas[0], size[1] / canvas[1]) for person in people]
-    for person in people:
-        for joint in person.joints():
+    def on(self, size: tuple[int, int]) -> list[Pose]:
+        """The people in pixels of a canvas of `size` (width, height). Raises PoseError if one is too far from it."""
+        canvas = self.canvas or size
+        people = [person.scaled(size[0] / canvas[0], size[1] / canvas[1]) for person in self.people]
+        for joint in (joint for person in people for joint in person.joints()):
             if any(abs(value) > FARTHEST * side for value, side in zip(joint, size, strict=True)):
                 x, y = (value / side for value, side in zip(joint, size, strict=True))
                 raise PoseError(
                     f"The pose JSON has a joint {x:.3g} canvas widths to the right and {y:.3g} heights down: expected "
                     f"joints on the canvas or at most {FARTHEST} canvases away."
                 )
-    return people
+        return people
+
+
+def read_poses(text: str) -> SentPoses:
+    """Read OpenPose's JSON: one picture's object with "people", or a list that holds only that.
+
+    Coordinates that all lie within 0 to 1 are shares of the canvas. Otherwise they are pixels: of canvas_width ×
+    canvas_height if the JSON has these, else of the canvas that the people are put on. A joint whose confidence is 0 or
+    less is absent. So is a part that is left out, null, empty, or has no joint. Bodies may have 18 joints or BODY_25's
+    25, faces 70 or DWPose's 68.
+
+    Raises PoseError for everything else, with one sentence that says what was expected and what came.
+    """
+    picture = _one_picture(_load(text))
+    people = tuple(_read_person(person, number) for number, person in enumerate(_people(picture), start=1))
+    canvas = _canvas(picture)
+    if all(0 <= value <= 1 for person in people for joint in person.joints() for value in joint):
+        canvas = (1, 1)
+    return SentPoses(people, canvas)
 
 
 def poses_to_json(people: Sequence[Pose], size: tuple[int, int]) -> str:
-    """People in pixels of a canvas of `size` (width, height) -> JSON that parse_poses reads, to 0.01 pixels.
+    """People in pixels of a canvas of `size` (width, height) -> JSON that read_poses reads, to 0.01 pixels.
 
     Parts that are None are null, joints that are None have the confidence 0. (People who all stand within the canvas's
     first pixel would be read as shares of the canvas.)
@@ -123,7 +137,7 @@ def _scaled(joint: Joint, across: float, down: float) -> Joint:
 
 
 def _load(text: str) -> Any:
-    """The JSON's value, whatever it is."""
+    """The JSON's value, of any type."""
     if len(text) > LONGEST_TEXT:
         raise PoseError(f"The pose JSON is {len(text)} characters long: expected at most {LONGEST_TEXT}.")
     try:
@@ -148,12 +162,12 @@ def _refuse(constant: str) -> None:
 
 
 def _one_picture(value: Any) -> dict[str, Any]:
-    if isinstance(value, list):
+    if _is_list(value):
         if len(value) != 1:
             raise PoseError(f"The pose JSON is a list of {len(value)}: expected the poses of one picture.")
         (value,) = value
-    if not isinstance(value, dict) or "people" not in value:
-        got = f"the keys {brief(sorted(value))}" if isinstance(value, dict) else brief(value)
+    if not _is_object(value) or "people" not in value:
+        got = f"the keys {brief(sorted(value))}" if _is_object(value) else brief(value)
         raise PoseError(
             f'The pose JSON has no "people": expected {{"people": [...]}} as OpenPose writes it, got {got}.'
         )
@@ -162,7 +176,7 @@ def _one_picture(value: Any) -> dict[str, Any]:
 
 def _people(picture: dict[str, Any]) -> list[dict[str, Any]]:
     people = picture["people"]
-    if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
+    if not _is_list(people) or not all(_is_object(person) for person in people):
         raise PoseError(f'"people" in the pose JSON is {brief(people)}: expected a list with one object per person.')
     if len(people) > MOST_PEOPLE:
         raise PoseError(f"The pose JSON has {len(people)} people: expected at most {MOST_PEOPLE}.")
@@ -170,7 +184,7 @@ def _people(picture: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _canvas(picture: dict[str, Any]) -> tuple[float, float] | None:
-    """Width and height, or None where the JSON names neither."""
+    """Width and height, or None if the JSON names neither."""
     width, height = picture.get("canvas_width"), picture.get("canvas_height")
     if width is None and height is None:
         return None
@@ -180,6 +194,14 @@ def _canvas(picture: dict[str, Any]) -> tuple[float, float] | None:
             "at least 1, or neither of the two."
         )
     return width, height
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -201,7 +223,7 @@ def _read_part(values: Any, layouts: dict[int, Sequence[int | None]], what: str)
         return None
     wanted = " or ".join(str(3 * count) for count in sorted(layouts))
     expected = f"expected {wanted} numbers, x, y and confidence of each joint"
-    if not isinstance(values, list):
+    if not _is_list(values):
         raise PoseError(f"In the pose JSON {what} is {brief(values)}: {expected}.")
     if len(values) % 3 or len(values) // 3 not in layouts:
         raise PoseError(f"In the pose JSON {what} has {len(values)} numbers: {expected}.")

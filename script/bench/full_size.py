@@ -15,9 +15,10 @@ from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from controlnet.bundle import Bundle, open_bundle
-from controlnet.conditioners import draw_control_map
 from controlnet.generation.generator import Generator
-from controlnet.generation.job import Control, Request
+from controlnet.generation.job import Job
+from controlnet.maps.controls import Control
+from controlnet.maps.drawing import draw_control_map
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.choice import BUNDLE
 from controlnet.weights.manifest import WEIGHTS
@@ -26,11 +27,11 @@ PROMPT = "a bird"
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
 
 
-def request(control: Control, steps: int) -> Request:
-    return Request(PROMPT, "", (control,), 1, steps, 7.5, "DDIM", seed=5)
+def request(control: Control, steps: int) -> Job:
+    return Job(PROMPT, "", (control,), 1, steps, 7.5, "DDIM", seed=5)
 
 
-def latents_of(generator: Generator, asked: Request) -> torch.Tensor:
+def latents_of(generator: Generator, asked: Job) -> torch.Tensor:
     """The last latents of our own path."""
     kept: list[torch.Tensor] = []
     decode: Any = generator._decode

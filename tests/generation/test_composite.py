@@ -6,7 +6,8 @@ from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionContro
 from support.jobs import hint
 from support.small_models import parts
 
-from controlnet.generation.composite import CONTROL_MODES, CompositeControlNet, level_sizes
+from controlnet.generation.composite import CompositeControlNet, level_sizes
+from controlnet.request.modes import CONTROL_MODES
 
 
 def run(controlnet, images, scales, guidance=4.0, start=0.0, end=1.0, steps=4) -> torch.Tensor:

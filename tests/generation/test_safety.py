@@ -14,10 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from controlnet.generation.safety import (
-    FORBID_UNSAFE,
     SafetyChecker,
     SafetyError,
-    check_disabling,
     open_safety_checker,
     withhold,
 )
@@ -161,31 +159,14 @@ def test_no_pictures_need_no_check() -> None:
     assert withhold([], Fake(), disabled=False) == []
 
 
-@pytest.mark.parametrize("value", ["1", "true", "yes", "ture"])
-def test_the_container_can_forbid_disabling(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv(FORBID_UNSAFE, value)
-    with pytest.raises(SafetyError, match="disable_safety_checker is not allowed here"):
-        withhold(pictures(1), Fake(False), disabled=True)
-    with pytest.raises(SafetyError):
-        check_disabling(True)
-    check_disabling(False)
-    assert len(withhold(pictures(1), Fake(False), disabled=False)) == 1
-
-
-@pytest.mark.parametrize("value", ["", "0", "false"])
-def test_the_container_need_not_forbid_disabling(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv(FORBID_UNSAFE, value)
-    check_disabling(True)
-
-
 # Opening
 
 
 def bundle(folder: Path, safety_checker: str = "safety_checker") -> SimpleNamespace:
     manifest = SimpleNamespace(name="sd15", safety_checker=safety_checker, safety_note="made for tests")
 
-    def model(kind: type, part: str):
-        return load_pretrained(kind, folder / part, "cpu")
+    def model(model_class: type, part: str):
+        return load_pretrained(model_class, folder / part, "cpu")
 
     return SimpleNamespace(manifest=manifest, folder=lambda part: folder / part, device="cpu", model=model)
 

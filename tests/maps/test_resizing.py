@@ -238,4 +238,4 @@ def test_a_path_keeps_its_ends_its_branches_and_its_single_pixels() -> None:
 
 
 def test_every_conditioner_has_a_kind() -> None:
-    assert {conditioner.kind for conditioner in CONDITIONERS} == set(KINDS)
+    assert {conditioner.form for conditioner in CONDITIONERS} == set(KINDS)

@@ -13,7 +13,7 @@ import torch
 from diffusers import ControlNetModel
 from random_bundle import write_bundle
 from safetensors.torch import load_file, save_file
-from support.jobs import pixels, request
+from support.jobs import job, pixels
 
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
@@ -179,7 +179,7 @@ def test_a_pickle_in_another_precision_is_packed_as_it_would_be_loaded(bundle: B
 def test_a_then_b_then_a_gives_the_pictures_of_the_usual_mode(bundle: Bundle, low: Bundle) -> None:
     usual, swapping = Generator(bundle), Generator(low)
     for name in ("canny", "scribble", "canny"):
-        asked = request(control={"conditioner": name})
+        asked = job(control={"conditioner": name})
         assert pixels(swapping.generate(asked)) == pixels(usual.generate(asked)), name
 
 

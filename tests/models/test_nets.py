@@ -7,10 +7,12 @@ import torch
 from diffusers import ControlNetModel
 from PIL import Image
 from random_bundle import write_bundle
-from support.jobs import hint, pixels, request
+from support.jobs import hint, job, pixels
 
 from controlnet.bundle import open_bundle
-from controlnet.generation.generator import Control, Generator, Request
+from controlnet.generation.generator import Generator
+from controlnet.generation.job import Job
+from controlnet.maps.controls import Control
 from controlnet.models.nets import ControlNets, cast
 
 CPU = torch.device("cpu")
@@ -67,9 +69,9 @@ def test_memory_holds_the_nets_of_one_request(nets: ControlNets) -> None:
 @on_cpu
 def test_a_request_lets_go_of_the_net_before(generator: Generator) -> None:
     """With nothing but its last reference gone: a collector that comes later would come too late for the memory."""
-    generator.generate(request())
+    generator.generate(job())
     gone = weakref.ref(generator.controlnets["canny"])
-    generator.generate(request(control={"conditioner": "scribble"}))
+    generator.generate(job(control={"conditioner": "scribble"}))
     assert gone() is None
 
 
@@ -108,30 +110,30 @@ def test_an_unknown_name_is_a_key_error_and_changes_nothing(nets: ControlNets) -
 
 def test_the_order_of_requests_never_changes_a_picture(generator: Generator) -> None:
     names = ["canny", "scribble"]
-    alone = {name: pixels(generator.generate(request(control={"conditioner": name}))) for name in names}
+    alone = {name: pixels(generator.generate(job(control={"conditioner": name}))) for name in names}
     assert len({tuple(picture) for picture in alone.values()}) == len(names)
     for name in ("scribble", "canny", "canny", "scribble"):
-        assert pixels(generator.generate(request(control={"conditioner": name}))) == alone[name]
+        assert pixels(generator.generate(job(control={"conditioner": name}))) == alone[name]
 
 
 def test_two_controls_of_one_request_are_two_nets(generator: Generator) -> None:
     def two(first: str, second: str) -> list[bytes]:
-        one = request()
+        one = job()
         controls = (Control(first, hint(1)), Control(second, hint(2)))
-        return pixels(generator.generate(Request(**(vars(one) | {"controls": controls}))))
+        return pixels(generator.generate(Job(**(vars(one) | {"controls": controls}))))
 
     pairs = (("canny", "scribble"), ("scribble", "canny"), ("canny", "canny"))
     assert len({tuple(two(*names)) for names in pairs}) == 3
 
 
 def test_the_warm_up_leaves_no_trace(generator: Generator, capsys) -> None:
-    before = pixels(generator.generate(request()))
+    before = pixels(generator.generate(job()))
     state = torch.get_rng_state()
     capsys.readouterr()
     generator.warm_up()
     assert capsys.readouterr() == ("", ""), "a progress bar of a picture that nobody asked for"
     assert torch.equal(torch.get_rng_state(), state)
-    assert pixels(generator.generate(request())) == before
+    assert pixels(generator.generate(job())) == before
 
 
 def test_the_warm_up_makes_one_small_picture_as_a_request_would(generator: Generator, monkeypatch) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from random_bundle import write_bundle
-from support.jobs import request
+from support.jobs import job
 
 from controlnet.bundle import open_bundle
 from controlnet.generation.generator import Generator
@@ -52,4 +52,4 @@ def test_a_bundle_works_in_every_precision(named: str, tmp_path, monkeypatch) ->
     generator = Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny", DTYPE: named}, tmp_path))
     models = [generator.base["unet"], generator.base["text_encoder"], generator.controlnets["canny"]]
     assert {model.dtype for model in models} == {precision.DTYPES[named]}
-    assert [picture.size for picture in generator.generate(request())] == [(64, 64)]
+    assert [picture.size for picture in generator.generate(job())] == [(64, 64)]

@@ -1,33 +1,39 @@
-"""How a request's pictures are laid onto the canvas, and what a request starts from."""
+"""How a request's pictures are placed on the canvas, and what a request begins with."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.asks import asked, noise
+from support.asks import asked, laid_out, noise
 
-from controlnet.generation.job import RequestError
-from controlnet.pictures.canvas import Canvas, lay_out, open_pictures, start_of
+from controlnet.pictures.canvas import Canvas, lay_out
 from controlnet.pictures.geometry import Margins, SizeError, check_pixels
 from controlnet.pictures.images import ImageError
+from controlnet.request.combinations import RequestError
 
 
-def test_the_size_is_that_of_the_short_side_or_the_one_given() -> None:
-    pictures = {"image": noise(200, 100)}
-    assert lay_out(asked(), pictures).size == (128, 64)
-    assert lay_out(asked(width=96), pictures).size == (96, 48 + 16)  # never below 64
-    assert lay_out(asked(width=256), pictures).size == (256, 128)
-    assert lay_out(asked(height=100), pictures).size == (208, 104)
-    assert lay_out(asked(width=100, height=300), pictures).size == (104, 304)
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [
+        ({}, (128, 64)),
+        ({"width": 96}, (96, 64)),  # 48 + 16: never below 64
+        ({"width": 256}, (256, 128)),
+        ({"height": 100}, (208, 104)),
+        ({"width": 100, "height": 300}, (104, 304)),
+    ],
+)
+def test_size_follows_resolution_or_width_and_height(tmp_path: Path, sides: dict, size: tuple) -> None:
+    assert laid_out(tmp_path, {"image": noise(200, 100)}, **sides)[1].canvas.size == size
 
 
-def test_the_picture_to_begin_with_gives_the_shape() -> None:
+def test_init_image_gives_the_aspect_ratio(tmp_path: Path) -> None:
     pictures = {"image": noise(200, 100), "init_image": noise(100, 200)}
-    assert lay_out(asked(), pictures).size == (64, 128)
+    assert laid_out(tmp_path, pictures)[1].canvas.size == (64, 128)
 
 
-def test_a_picture_of_another_shape_is_cropped_filled_or_stretched() -> None:
+def test_resize_mode_crops_fills_or_stretches() -> None:
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 100))  # the middle third
     crop, fill, stretch = (
@@ -40,79 +46,103 @@ def test_a_picture_of_another_shape_is_cropped_filled_or_stretched() -> None:
     assert not black[:18].any() and not black[-18:].any() and black[24:40].any()
 
 
-def test_a_picture_of_the_canvas_own_shape_is_not_cut_for_the_rounding() -> None:
+def test_rounding_the_canvas_does_not_crop_the_picture() -> None:
     picture = noise(451, 300)
     for mode in ("crop", "fill", "stretch"):
         canvas = Canvas((96, 64), Margins(), mode)
         assert canvas.lay(picture, canvas.size) == picture.resize((96, 64), Image.Resampling.LANCZOS)
 
 
-def test_without_picture_mask_or_margin_a_request_starts_from_noise() -> None:
-    pictures = {"image": noise(64, 64)}
-    assert start_of(asked(), pictures, lay_out(asked(), pictures)) is None
+def test_without_initial_picture_a_request_begins_with_noise(tmp_path: Path) -> None:
+    assert laid_out(tmp_path, {"image": noise(64, 64)})[1].initial is None
 
 
-def test_a_picture_alone_is_changed_a_masked_one_repainted() -> None:
+def test_init_image_is_changed_and_a_mask_repaints(tmp_path: Path) -> None:
     pictures = {"image": noise(64, 64), "init_image": noise(64, 64, 1)}
-    start = start_of(asked(), pictures, lay_out(asked(), pictures))
-    assert start and start.strength == 0.8 and start.mask is None and start.picture == pictures["init_image"]
+    initial = laid_out(tmp_path, pictures)[1].initial
+    assert initial and initial.strength == 0.8 and initial.mask is None and initial.picture == pictures["init_image"]
     masked = {"image": noise(64, 64), "mask": Image.new("L", (64, 64), 255)}
-    start = start_of(asked(), masked, lay_out(asked(), masked))
-    assert start and start.strength == 1.0 and start.picture == masked["image"]
-    start = start_of(asked(prompt_strength=0.3), masked, lay_out(asked(), masked))
-    assert start and start.strength == 0.3
+    initial = laid_out(tmp_path, masked)[1].initial
+    assert initial and initial.strength == 1.0 and initial.picture == masked["image"] and initial.is_overwritten
+    initial = laid_out(tmp_path, masked, prompt_strength=0.3)[1].initial
+    assert initial and initial.strength == 0.3 and not initial.is_overwritten
 
 
-def test_outpainting_grows_the_canvas_and_masks_what_is_new() -> None:
+def test_outpainting_grows_the_canvas_and_masks_the_margins(tmp_path: Path) -> None:
     pictures = {"image": noise(64, 64)}
-    ask = asked(outpaint_left=9, outpaint_bottom=16)
-    canvas = lay_out(ask, pictures)
-    assert canvas.size == (80, 80) and canvas.kept == (64, 64)  # 9 becomes 16
-    start = start_of(ask, pictures, canvas)
-    assert start and start.mask is not None and start.strength == 1.0
-    mask, picture = np.asarray(start.mask), np.asarray(start.picture)
+    layout = laid_out(tmp_path, pictures, outpaint_left=9, outpaint_bottom=16)[1]
+    assert layout.canvas.size == (80, 80) and layout.canvas.kept == (64, 64)  # 9 becomes 16
+    initial = layout.initial
+    assert initial and initial.mask is not None and initial.strength == 1.0
+    mask, picture = np.asarray(initial.mask), np.asarray(initial.picture)
     assert (mask[:64, 16:] == 0).all() and (mask[:, :16] == 255).all() and (mask[64:] == 255).all()
     assert np.array_equal(picture[:64, 16:], np.asarray(pictures["image"]))
     assert (picture[:64, :16] == picture[:64, 16:17]).all()
 
 
-def test_only_resolution_can_be_told_what_to_be_lowered_to() -> None:
-    pictures = {"image": noise(64, 64)}
-    assert lay_out(asked(), pictures).by_resolution
-    for more in ({"width": 64}, {"height": 64}, {"outpaint_top": 8}):
-        assert not lay_out(asked(**more), pictures).by_resolution
+def test_an_outpainted_controls_area_leaves_the_margins_free(tmp_path: Path) -> None:
+    pictures = {"image": noise(64, 64), "image_2": noise(96, 64, 1)}
+    first, second = laid_out(tmp_path, pictures, outpaint_right=32, conditioner_2="depth")[1].controls
+    assert first.size == (64, 64) and first.margins == Margins(right=32) and first.region is not None
+    region = np.asarray(first.region)
+    assert (region[:, :64] == 255).all() and not region[:, 64:].any()
+    assert second.size == (96, 64) and not second.margins and second.region is None
+
+
+def test_only_a_size_set_by_resolution_is_told_a_lower_one(tmp_path: Path) -> None:
     with pytest.raises(SizeError, match="lower the sides, margins included, to 4096 pixels in all"):
         check_pixels((128, 64), 1, 4096, by_resolution=False)
     with pytest.raises(SizeError, match="lower resolution to"):
         check_pixels((128, 128), 1, 4096)
+    image = {"image": noise(64, 64)}
+    with pytest.raises(SizeError, match="lower resolution to"):
+        laid_out(tmp_path, image, resolution=2048)
+    for sides in ({"width": 2048}, {"height": 2048}, {"resolution": 1024, "outpaint_top": 8}):
+        with pytest.raises(SizeError, match="lower the sides"):
+            laid_out(tmp_path, image, **sides)
 
 
-def test_a_mask_goes_with_margins() -> None:
+def test_a_detect_resolution_too_high_for_the_canvas_is_refused(tmp_path: Path) -> None:
+    wide = {"image": noise(256, 64)}
+    with pytest.raises(SizeError, match=r"At detect_resolution 2048 .* lower it to 1024"):
+        laid_out(tmp_path, wide, detect_resolution=2048)
+    laid_out(tmp_path, wide, detect_resolution=1024)
+
+
+def test_a_mask_is_extended_by_the_margins(tmp_path: Path) -> None:
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 8, 8))
-    pictures = {"image": noise(64, 64), "mask": mask}
-    ask = asked(outpaint_right=8)
-    start = start_of(ask, pictures, lay_out(ask, pictures))
-    assert start and start.mask is not None
+    initial = laid_out(tmp_path, {"image": noise(64, 64), "mask": mask}, outpaint_right=8)[1].initial
+    assert initial and initial.mask is not None
     expected = np.zeros((64, 72), np.uint8)
     expected[:8, :8] = expected[:, 64:] = 255
-    assert np.array_equal(np.asarray(start.mask), expected)
+    assert np.array_equal(np.asarray(initial.mask), expected)
 
 
-def test_a_black_mask_is_refused() -> None:
-    pictures = {"image": noise(64, 64), "mask": Image.new("L", (64, 64))}
-    with pytest.raises(RequestError, match="mask is black everywhere"):
-        start_of(asked(), pictures, lay_out(asked(), pictures))
+@pytest.mark.parametrize("name", ["mask", "control_mask", "control_mask_2"])
+def test_a_black_mask_is_refused_by_its_input(tmp_path: Path, name: str) -> None:
+    pictures = {"image": noise(64, 64), name: Image.new("L", (64, 64))}
+    with pytest.raises(RequestError, match=f"^{name} is black everywhere"):
+        laid_out(tmp_path, pictures, conditioner_2="depth")
 
 
-def test_a_bad_picture_is_told_by_its_inputs_name(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["image_3", "init_image", "mask", "control_mask", "control_mask_3"])
+def test_a_bad_picture_is_refused_by_its_input(tmp_path: Path, name: str) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     noise(32, 32).save(good)
     bad.write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"^control_mask_2: The image is not a picture"):
-        open_pictures(asked(image=good, control_mask_2=bad))
-    with pytest.raises(ImageError, match=r"^The image is not a picture") as refusal:
-        open_pictures(asked(image=bad))
+    with pytest.raises(ImageError, match=rf"^{name}: The image is not a picture") as refusal:
+        lay_out(asked(image=good, conditioner_3="depth", **{name: bad}), most_pixels=2**20)
     assert not re.search(str(tmp_path), str(refusal.value))
-    opened = open_pictures(asked(image=good, mask=good))
-    assert {name: picture.mode for name, picture in opened.items()} == {"image": "RGB", "mask": "L"}
+    with pytest.raises(ImageError, match=r"^The image is not a picture"):
+        lay_out(asked(image=bad), most_pixels=2**20)
+
+
+def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
+    file = tmp_path / "both.png"
+    noise(64, 64).save(file)
+    layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20)
+    assert layout.initial is not None and layout.initial.mask is not None and layout.controls[0].region is not None
+    assert (layout.controls[0].picture.mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
+        "RGB", "L", "L",
+    )  # fmt: skip

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from PIL import Image
 
-from controlnet.pictures.geometry import SizeError, canvas_size, check_pixels, fit
+from controlnet.pictures.geometry import SizeError, canvas_size, check_pixels, detect_size, fit
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,16 @@ def test_the_advice_is_legal_for_the_image_and_close_to_the_most() -> None:
             check_pixels(canvas_size(size, advised), outputs, limit)
             with pytest.raises(SizeError):
                 check_pixels(canvas_size(size, advised + 24), outputs, limit)
+
+
+def test_detect_size_keeps_the_aspect_ratio_and_bounds_the_whole() -> None:
+    assert detect_size((512, 768), None) == (512, 768)
+    assert detect_size((512, 768), 1024) == (1024, 1536)
+    assert detect_size((768, 512), 100) == (150, 100)
+    for canvas in ((512, 768), (520, 1352), (2048, 512)):
+        with pytest.raises(SizeError, match=r"lower it to \d+\.$") as caught:
+            detect_size(canvas, 2048)
+        allowed = int(str(caught.value).rstrip(".").rsplit(" ", 1)[1])
+        detect_size(canvas, allowed)
+        with pytest.raises(SizeError):
+            detect_size(canvas, allowed + 1)

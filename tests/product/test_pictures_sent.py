@@ -25,7 +25,7 @@ def _png_header(width: int, height: int) -> bytes:
 
 WRONG = [
     ({"conditioner": "edges"}, "canny"),
-    ({"conditioner": "shuffle"}, "has no shuffle conditioner; it has canny, hed"),
+    ({"conditioner": "shuffle"}, "has no shuffle conditioner. It has canny, hed"),
     ({"scheduler": "euler"}, "DDIM"),
     ({"output_format": "gif"}, "webp"),
     *[

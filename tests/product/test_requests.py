@@ -23,7 +23,7 @@ from support.requests_to_tiny import CAT, FAST, PHOTO, data_url, differ, encoded
 from support.server import Server
 
 import predict
-from controlnet.conditioners import INPAINT
+from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS, Manifest
@@ -37,7 +37,7 @@ NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 # ---- what it can do
 
 
-DRAWN = [name for name in NAMES if name != INPAINT]
+DRAWN = [name for name in NAMES if BY_NAME[name].made_of != "holes"]
 """Those whose map is drawn from the image alone; inpaint's is in test_server_features.py."""
 
 

@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 import pytest
 from cog import BasePredictor, Input, Path
 
-from controlnet.request.inputs import InputError, check_inputs, pick_seed
+from controlnet.request.inputs import InputError, check_inputs, declared_defaults
 
 IMAGE = Path("/tmp/upload.png")
 
@@ -148,13 +148,5 @@ def test_long_values_are_not_repeated_whole() -> None:
     assert len(fault(conditioner="x" * 10_000)) < 120
 
 
-def test_seed_0_is_a_seed() -> None:
-    """Guards against the peers' fault of treating seed 0 as "random"."""
-    assert pick_seed(0) == 0
-    assert pick_seed(4294967295) == 4294967295
-
-
-def test_a_drawn_seed_is_new_and_in_range() -> None:
-    seeds = {pick_seed(None) for _ in range(200)}
-    assert len(seeds) > 190
-    assert min(seeds) >= 0 and 2**31 < max(seeds) < 2**32
+def test_defaults_are_those_of_the_signature() -> None:
+    assert declared_defaults(Predictor.predict) == DEFAULTS | {"prompt": None, "image": None}

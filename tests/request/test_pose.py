@@ -15,8 +15,8 @@ from controlnet.request.pose import (
     Joint,
     Pose,
     PoseError,
-    parse_poses,
     poses_to_json,
+    read_poses,
 )
 
 SIZE = (640, 400)
@@ -57,10 +57,10 @@ def written(person: dict[str, Any] | None = None, **picture: Any) -> str:
 
 def test_what_is_written_is_read_again_to_a_hundredth_of_a_pixel() -> None:
     text = poses_to_json(PEOPLE, SIZE)
-    again = parse_poses(text, SIZE)
+    again = read_poses(text).on(SIZE)
     assert len(again) == 3 and all(close(got, wanted) for got, wanted in zip(again, PEOPLE, strict=True))
     assert poses_to_json(again, SIZE) == text
-    assert parse_poses(poses_to_json([], SIZE), SIZE) == []
+    assert read_poses(poses_to_json([], SIZE)).on(SIZE) == []
 
 
 def test_it_is_openposes_format_with_the_canvas_beside_it() -> None:
@@ -84,7 +84,7 @@ def test_a_canvas_is_stretched_to_the_size(wrapped: bool) -> None:
     picture = json.loads(poses_to_json(PEOPLE, SIZE))
     text = json.dumps([picture] if wrapped else picture)
     doubled = [person.scaled(2, 0.5) for person in PEOPLE]
-    assert all(close(*pair, within=0.01) for pair in zip(parse_poses(text, (1280, 200)), doubled, strict=True))
+    assert all(close(*pair, within=0.01) for pair in zip(read_poses(text).on((1280, 200)), doubled, strict=True))
 
 
 def test_without_a_canvas_pixels_are_those_of_the_size_and_0_to_1_are_shares_of_it() -> None:
@@ -92,18 +92,18 @@ def test_without_a_canvas_pixels_are_those_of_the_size_and_0_to_1_are_shares_of_
     shares = written({"pose_keypoints_2d": flat((0.5, 0.25, 0.8), *[None] * 17)})
     with_canvas = written({"pose_keypoints_2d": flat((0.5, 0.25, 0.8), *[None] * 17)}, canvas_width=9, canvas_height=9)
     for text in (pixels, shares, with_canvas):
-        (person,) = parse_poses(text, SIZE)
+        (person,) = read_poses(text).on(SIZE)
         assert person.body == ((320, 100), *[None] * 17)
     # One joint beyond 1, of anybody, makes all of them pixels.
     hand = {"hand_left_keypoints_2d": flat((1, 1.5, 1), *[None] * 20)}
     body = json.loads(shares)["people"][0]
-    first, second = parse_poses(json.dumps({"people": [body, hand]}), SIZE)
+    first, second = read_poses(json.dumps({"people": [body, hand]})).on(SIZE)
     assert first.body[0] == (0.5, 0.25) and second.left_hand and second.left_hand[0] == (1, 1.5)
 
 
 def test_confidence_zero_is_absent_and_the_corner_is_a_joint_like_any_other() -> None:
     rows = [(0, 0, 1), (30, 40, 0), (0, 0, 0), (30, 40, -1), (30, 40, 0.01), (30, 40, 2)]
-    (person,) = parse_poses(written({"pose_keypoints_2d": flat(*rows, *[None] * 12)}), SIZE)
+    (person,) = read_poses(written({"pose_keypoints_2d": flat(*rows, *[None] * 12)})).on(SIZE)
     assert person.body[:6] == ((0, 0), None, None, None, (30, 40), (30, 40))
 
 
@@ -115,8 +115,8 @@ def test_parts_that_are_absent_are_none(nothing: Any) -> None:
         "face_keypoints_2d": None,
         "person_id": [-1],
     }
-    assert parse_poses(written(person, version=1.3), SIZE) == [Pose((None,) * 18)]
-    assert parse_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}', SIZE) == [Pose((None,) * 18)]
+    assert read_poses(written(person, version=1.3)).on(SIZE) == [Pose((None,) * 18)]
+    assert read_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}').on(SIZE) == [Pose((None,) * 18)]
 
 
 def test_body_25_becomes_the_18() -> None:
@@ -125,12 +125,12 @@ def test_body_25_becomes_the_18() -> None:
     head = ["r eye", "l eye", "r ear", "l ear"]
     feet = ["l big toe", "l small toe", "l heel", "r big toe", "r small toe", "r heel"]
     names = [*limbs, "middle of the hips", *legs, *head, *feet]
-    (person,) = parse_poses(written({"pose_keypoints_2d": flat(*[(10 * i, 7, 1) for i in range(25)])}), SIZE)
+    (person,) = read_poses(written({"pose_keypoints_2d": flat(*[(10 * i, 7, 1) for i in range(25)])})).on(SIZE)
     assert [names[int(joint[0] / 10)] for joint in person.body if joint] == [*limbs, *legs, *head]
 
 
 def test_dwposes_faces_have_no_pupils() -> None:
-    (person,) = parse_poses(written({"face_keypoints_2d": flat(*[(i, 7, 1) for i in range(68)])}), SIZE)
+    (person,) = read_poses(written({"face_keypoints_2d": flat(*[(i, 7, 1) for i in range(68)])})).on(SIZE)
     assert person.face == (*((float(i), 7.0) for i in range(68)), None, None)
 
 
@@ -184,18 +184,18 @@ BODY = flat(*[(8, 9, 1)] * 18)
 )
 def test_a_fault_is_told_in_one_sentence(text: str, message: str) -> None:
     with pytest.raises(PoseError, match=message) as caught:
-        parse_poses(text, SIZE)
+        read_poses(text).on(SIZE)
     told = str(caught.value)
     assert told.endswith(".") and "\n" not in told and len(told) < 300
     assert caught.value.__cause__ is None
 
 
 def test_the_bounds_themselves_are_allowed() -> None:
-    assert len(parse_poses(json.dumps({"people": [{}] * MOST_PEOPLE}), SIZE)) == MOST_PEOPLE
+    assert len(read_poses(json.dumps({"people": [{}] * MOST_PEOPLE})).on(SIZE)) == MOST_PEOPLE
     text = written()
-    assert len(parse_poses(text + " " * (LONGEST_TEXT - len(text)), SIZE)) == 1
+    assert len(read_poses(text + " " * (LONGEST_TEXT - len(text))).on(SIZE)) == 1
     edge = [640 * FARTHEST, -400 * FARTHEST, *BODY[2:]]
-    assert parse_poses(written({"pose_keypoints_2d": edge}), SIZE)[0].body[0] == (6400, -4000)
+    assert read_poses(written({"pose_keypoints_2d": edge})).on(SIZE)[0].body[0] == (6400, -4000)
 
 
 def test_a_hundred_people_with_everything_fit_the_longest_text() -> None:

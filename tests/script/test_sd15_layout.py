@@ -19,8 +19,9 @@ from skimage import data
 
 import predict
 from controlnet.bundle import open_bundle
-from controlnet.conditioners import draw_control_map
-from controlnet.generation.job import Control, Request
+from controlnet.generation.job import Job
+from controlnet.maps.controls import Control
+from controlnet.maps.drawing import draw_control_map
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_latents_equal_diffusers_own_with_each_net(predictor, monkeypatch, condi
     decode = generator._decode
     monkeypatch.setattr(generator, "_decode", lambda latents, pipe: made.append(latents) or decode(latents, pipe))
     for scale in (1.0, 0.0):
-        generator.generate(Request("a bird", "", (replace(control, scale=scale),), 1, 2, 7.5, "DDIM", seed=5))
+        generator.generate(Job("a bird", "", (replace(control, scale=scale),), 1, 2, 7.5, "DDIM", seed=5))
     parts = dict(generator.base) | {"safety_checker": None, "feature_extractor": None}
     parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
     pixels = torch.from_numpy(np.asarray(control_map, np.float32) / 255).permute(2, 0, 1)[None]

@@ -1,18 +1,62 @@
-"""Requests as predict() reads them, and pictures for them."""
+"""Requests as predict() reads them, for a bundle that has no models, and pictures for them."""
 
-from types import SimpleNamespace
+from collections.abc import Mapping
+from pathlib import Path
 
+import cog
 import numpy as np
 from PIL import Image
 
-from controlnet.pictures.canvas import MASKS, PICTURES
+import predict
+from controlnet.maps.annotators import ANNOTATORS
+from controlnet.models.schedulers import steps_of
+from controlnet.pictures.canvas import Layout, lay_out
+from controlnet.request.ask import Ask
+from controlnet.request.knobs import KnobValue
+from controlnet.weights.manifest import Defaults
 
-OUTPAINT = {f"outpaint_{side}": 0 for side in ("left", "right", "top", "bottom")}
+FILE = cog.Path("picture.png")
+"""A file that is sent and never opened."""
+KINDS = {
+    "canny": "canny",
+    "depth": "depth_anything",
+    "hed": "hed",
+    "mlsd": "mlsd",
+    "openpose": "openpose",
+    "inpaint": "raw",
+    "tile": "tile",
+}
+"""The conditioners of FakeBundle, with their annotators."""
 
 
-def asked(**sent) -> SimpleNamespace:
-    nothing = dict.fromkeys((*PICTURES, *MASKS, "width", "height", "prompt_strength"))
-    return SimpleNamespace(**(nothing | OUTPAINT | {"resolution": 64, "resize_mode": "crop"} | sent))
+class FakeBundle:
+    """What reading a request needs to know of a bundle: BundleFacts without files."""
+
+    defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
+    conditioners = tuple(KINDS)
+
+    def knobs(self, conditioner: str) -> tuple[str, ...]:
+        return ANNOTATORS[KINDS[conditioner]].knobs
+
+    def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
+        return ANNOTATORS[KINDS[conditioner]].fault(knobs)
+
+    def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
+        return steps_of(scheduler, {}, num_inference_steps, skipped)
+
+
+def asked(**sent) -> Ask:
+    """The request with these inputs. Prompt and image are sent if `sent` does not have them."""
+    return Ask.read(predict.Predictor.predict, {"prompt": "a red ball", "image": FILE} | sent, FakeBundle())
+
+
+def laid_out(folder: Path, pictures: Mapping[str, Image.Image], **sent) -> tuple[Ask, Layout]:
+    """The request with these pictures, by their inputs, and other inputs, and its layout."""
+    files = {name: cog.Path(folder / f"{name}.png") for name in pictures}
+    for name, picture in pictures.items():
+        picture.save(files[name])
+    ask = asked(**files, **sent)
+    return ask, lay_out(ask, most_pixels=2**20)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

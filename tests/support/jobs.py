@@ -3,7 +3,8 @@
 import torch
 from PIL import Image
 
-from controlnet.generation.job import Control, Request
+from controlnet.generation.job import Job
+from controlnet.maps.controls import Control
 
 
 def hint(seed: int) -> Image.Image:
@@ -12,7 +13,7 @@ def hint(seed: int) -> Image.Image:
     return Image.fromarray(noise.numpy()).resize((64, 64), Image.Resampling.NEAREST)
 
 
-def request(**changes) -> Request:
+def job(**changes) -> Job:
     control = {"conditioner": "canny", "control_map": hint(1)} | changes.pop("control", {})
     values = {
         "prompt": "a red ball",
@@ -23,7 +24,7 @@ def request(**changes) -> Request:
         "scheduler": "DDIM",
         "seed": 5,
     }
-    return Request(**(values | changes), controls=(Control(**control),))
+    return Job(**(values | changes), controls=(Control(**control),))
 
 
 def pixels(images: list[Image.Image]) -> list[bytes]:

@@ -1,21 +1,23 @@
 """Annotators draw a control map from a picture; ANNOTATORS is the one list of them.
 
 An annotator takes an RGB picture of 64 to 2048 pixels a side and returns an RGB control map of the same size. It leaves
-its input untouched, and the same picture and knobs always give the same map. Knobs are what a user may set about it:
-keyword arguments with the annotator's own defaults, which its kind declares.
+its input untouched, and the same picture and knobs always give the same map. Knobs are what a user may set: keyword
+arguments that the annotator's kind declares (controlnet/request/knobs.py has all of them), with defaults of its own.
 
-Each kind lives in the module of its name; the tiny bundle's, which share one network, live together in tiny.py. A
-module is imported only when one of its kinds is loaded, so that reading this list needs neither torch nor any library
-that holds a network.
+Each kind has the module of its name. The tiny bundle's kinds share one network and the module tiny.py. A module is
+imported only when one of its kinds is loaded, so reading this list imports neither torch nor a library with networks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from controlnet.request.knobs import KnobValue
+from controlnet.request.pose import POSE_PARTS
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,12 @@ SHORT_SIDE = "short_side"
 """The knob that every annotator with a private resolution has: the picture's short side there, in pixels."""
 
 
-class AnnotatorError(ValueError):
-    """A knob has a value that the annotator cannot work with; the message says which values it can."""
+Fault = Callable[[Mapping[str, KnobValue]], str | None]
+"""fault(knobs): a sentence that says why the annotator cannot draw with these knobs; None if it can."""
+
+
+def _no_fault(knobs: Mapping[str, KnobValue]) -> None:
+    """Any values that the inputs' ranges allow can be used."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,20 @@ class AnnotatorKind:
     help: str
     """One line: what the map shows and what draws it."""
     parts: tuple[str, ...]
-    """The parts of a weights bundle that it needs; empty where it needs none."""
+    """The parts of a weights bundle that it needs."""
     load: "Callable[[Callable[[str], Path], torch.device], Annotator]"
     """load(folder_of, device): opens the kind's parts, found through folder_of(part name), on the device.
 
-    Raises WeightsMismatch (controlnet/models/loading.py) where a file's tensors are not the network's.
+    Raises WeightsMismatch (controlnet/models/loading.py) if a file's tensors are not the network's.
     """
     knobs: tuple[str, ...] = ()
     """The keyword arguments that what load() returns takes."""
+    fault: Fault = _no_fault
 
 
 @dataclass(frozen=True)
 class LoadedAnnotator:
-    """An annotator that knows its kind, and so its knobs."""
+    """An annotator with its kind, which knows its knobs."""
 
     kind: AnnotatorKind
     draw: Annotator
@@ -64,21 +71,37 @@ def knobs_of(annotator: Annotator) -> tuple[str, ...]:
     return annotator.kind.knobs if isinstance(annotator, LoadedAnnotator) else ()
 
 
-def _kind(name: str, help: str, *parts: str, knobs: tuple[str, ...] = ()) -> AnnotatorKind:
+def _kind(name: str, help: str, *parts: str, knobs: tuple[str, ...] = (), fault: Fault = _no_fault) -> AnnotatorKind:
     def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
         module = import_module(f"{__name__}.{name}")
         return module.load(*(folder_of(part) for part in parts), device=device)
 
-    return AnnotatorKind(name, help, parts, load, knobs)
+    return AnnotatorKind(name, help, parts, load, knobs, fault)
 
 
-def _tiny_kind(draws: str, help: str, knobs: tuple[str, ...] = (SHORT_SIDE,)) -> AnnotatorKind:
+def _tiny_kind(
+    draws: str, help: str, knobs: tuple[str, ...] = (SHORT_SIDE,), fault: Fault = _no_fault
+) -> AnnotatorKind:
     part = "annotator/tiny"
 
     def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
         return import_module(f"{__name__}.tiny").load(draws, folder_of(part), device)
 
-    return AnnotatorKind(f"tiny_{draws}", f"{help}, by the tiny bundle's own network.", (part,), load, knobs)
+    return AnnotatorKind(f"tiny_{draws}", f"{help}, by the tiny bundle's own network.", (part,), load, knobs, fault)
+
+
+def _canny_fault(knobs: Mapping[str, KnobValue]) -> str | None:
+    return import_module(f"{__name__}.canny").fault(**knobs)
+
+
+def _bodies_only(knobs: Mapping[str, KnobValue]) -> str | None:
+    """The fault of a kind that finds people's bodies without hands and faces."""
+    if not (lacking := POSE_PARTS[str(knobs.get("pose_parts", "body"))]):
+        return None
+    return (
+        f"The annotator in use finds people's bodies and no {' or '.join(lacking)}: leave pose_parts at body, send a "
+        "pose with these parts, or run the bundle sd15 with CONTROLNET_OPENPOSE_CMU=1."
+    )
 
 
 PRIVATE = (SHORT_SIDE,)
@@ -92,6 +115,7 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
             "canny",
             "Hard edges, one pixel wide, by OpenCV's Canny detector.",
             knobs=("low_threshold", "high_threshold"),
+            fault=_canny_fault,
         ),
         _kind("xdog", "Rough strokes by thresholded difference of Gaussians; a doodle is used as it is."),
         _kind(
@@ -132,6 +156,7 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
             "annotator/person_detector",
             "annotator/vitpose",
             knobs=POSE,
+            fault=_bodies_only,
         ),
         _kind(
             "openpose_cmu",
@@ -153,7 +178,7 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
         _tiny_kind("hed", "Soft edges in quantised form"),
         _tiny_kind("mlsd", "Straight lines", PRIVATE + MLSD),
         _tiny_kind("depth", "Depth: near is white"),
-        _tiny_kind("openpose", "People's skeletons in OpenPose's colours", POSE),
+        _tiny_kind("openpose", "People's skeletons in OpenPose's colours", POSE, _bodies_only),
         _tiny_kind("seg", "What is where, in the colours of ADE20K's classes"),
         _tiny_kind("normal", "How surfaces face: blue the camera, red left, green up"),
     )

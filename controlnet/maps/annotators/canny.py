@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from . import Annotator, AnnotatorError
+from . import Annotator
 
 LOW_THRESHOLD = 100
 HIGH_THRESHOLD = 200
@@ -14,8 +14,19 @@ STRONGEST = 255
 
 
 def load(device: object) -> Annotator:
-    """Needs no weights, and OpenCV runs it on the CPU whatever the device."""
+    """Needs no weights. OpenCV runs it on the CPU, for any device."""
     return draw_canny
+
+
+def fault(low_threshold: float = LOW_THRESHOLD, high_threshold: float = HIGH_THRESHOLD) -> str | None:
+    """None if 0 <= low_threshold < high_threshold <= 255, else a sentence that says so."""
+    if 0 <= low_threshold < high_threshold <= STRONGEST:
+        return None
+    return (
+        f"canny cannot work with low_threshold {low_threshold:g} and high_threshold {high_threshold:g}: expected "
+        f"numbers from 0 to {STRONGEST}, the low one below the high one (left out, they are {LOW_THRESHOLD} and "
+        f"{HIGH_THRESHOLD})."
+    )
 
 
 def draw_canny(
@@ -23,14 +34,8 @@ def draw_canny(
 ) -> Image.Image:
     """RGB picture -> its edges, 255 on 0, one pixel wide: OpenCV's Canny on the grey picture, at its own size.
 
-    An edge starts where the gradient is above high_threshold and goes on while it is above low_threshold. Raises
-    AnnotatorError unless 0 <= low_threshold < high_threshold <= 255.
+    An edge starts where the gradient is above high_threshold and goes on while it is above low_threshold. `fault` says
+    which thresholds can be used.
     """
-    if not 0 <= low_threshold < high_threshold <= STRONGEST:
-        raise AnnotatorError(
-            f"canny cannot work with low_threshold {low_threshold:g} and high_threshold {high_threshold:g}: expected "
-            f"numbers from 0 to {STRONGEST}, the low one below the high one (left out, they are {LOW_THRESHOLD} and "
-            f"{HIGH_THRESHOLD})."
-        )
     grey = cv2.cvtColor(np.array(image.convert("RGB")), cv2.COLOR_RGB2GRAY)
     return Image.fromarray(cv2.Canny(grey, low_threshold, high_threshold)).convert("RGB")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from controlnet.models.loading import load_network
 
-from . import Annotator, AnnotatorError
+from . import Annotator
 from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux
 
 with quiet_controlnet_aux():
@@ -24,8 +24,6 @@ SCORE_THRESHOLD = 0.1
 DISTANCE_THRESHOLD = 0.1
 """ControlNet's defaults for its lines: the least score of a line's centre, and the least length in output pixels."""
 MOST_LINES = 200
-LONGEST_LEAST = 20
-"""Pixels of the network's output: ControlNet's own interface asks for no longer lines than this."""
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
@@ -43,10 +41,9 @@ def draw_mlsd(
     """RGB picture -> its straight lines, 255 on 0. short_side is the network's private resolution, in pixels.
 
     mlsd_score_threshold is the least score of a line, 0 to 1, and mlsd_distance_threshold its least length, 0 to 20
-    pixels of the network's output, which is half as large as its input. Raises AnnotatorError beyond them.
+    pixels of the network's output, which is half as large as its input.
     controlnet_aux's MLSDdetector swallows every exception and returns a black map then, so it is not used.
     """
-    check_thresholds(mlsd_score_threshold, mlsd_distance_threshold)
     pixels = private_pixels(image, short_side, STRIDE)
     height, width = pixels.shape[:2]
     # The network has a fourth channel, which is all ones.
@@ -55,13 +52,6 @@ def draw_mlsd(
         segments = line_segments(network(batch), mlsd_score_threshold, mlsd_distance_threshold)
     segments *= np.array([image.width / width, image.height / height] * 2, np.float32)
     return draw_segments(segments, image.size)
-
-
-def check_thresholds(score: float, distance: float) -> None:
-    """Raise AnnotatorError unless the thresholds are within 0 to 1 and 0 to LONGEST_LEAST."""
-    for name, value, most in (("score", score, 1), ("distance", distance, LONGEST_LEAST)):
-        if not 0 <= value <= most:
-            raise AnnotatorError(f"mlsd_{name}_threshold is {value:g}: expected a number from 0 to {most}.")
 
 
 def line_segments(

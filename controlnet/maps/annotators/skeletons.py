@@ -1,4 +1,4 @@
-"""Control maps of people's poses, drawn as OpenPose draws them, and what the annotators that find poses share."""
+"""Control maps of people's poses, drawn as OpenPose draws them, and what all annotators that find poses share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from controlnet.request.pose import POSE_PARTS, Joint, Pose, PoseError
+from controlnet.request.pose import POSE_PARTS, Joint, Pose
 
 from .network import TRAINED_SHORT_SIDE, private_size, quiet_controlnet_aux, restore_exact
 
@@ -22,25 +22,16 @@ class PoseAnnotator:
     find: Callable[[Image.Image], list[Pose]]
     """RGB picture -> the bodies of the people in it, in its pixels."""
     more: Mapping[str, Callable[[Image.Image, Pose], Pose]] = field(default_factory=dict)
-    """For "hands" and "face", as far as it has them: the picture and a person -> the person with those."""
+    """For "hands" and "face", if it finds them: the picture and a person -> the person with those."""
 
     def __call__(self, image: Image.Image, pose_parts: str = "body") -> Image.Image:
-        """RGB picture -> the skeletons of the people in it, on black. Raises PoseError as `poses` does."""
+        """RGB picture -> the skeletons of the people in it, on black."""
         return draw_poses(self.poses(image, pose_parts), image.size, pose_parts)
 
     def poses(self, image: Image.Image, pose_parts: str = "body") -> list[Pose]:
-        """RGB picture -> the people in it, in its pixels, with the parts of POSE_PARTS[pose_parts].
-
-        Raises PoseError where there is no such choice, or where this annotator does not find one of its parts.
-        """
-        wanted = _parts(pose_parts)
-        if lacking := [part for part in wanted if part not in self.more]:
-            raise PoseError(
-                f"The annotator at work finds people's bodies and no {' or '.join(lacking)}: leave pose_parts at body, "
-                "send a pose with these parts, or run the bundle sd15 with CONTROLNET_OPENPOSE_CMU=1."
-            )
+        """RGB picture -> the people in it, in its pixels, with the parts of POSE_PARTS[pose_parts], all in `more`."""
         people = self.find(image)
-        for part in wanted:
+        for part in POSE_PARTS[pose_parts]:
             people = [self.more[part](image, person) for person in people]
         return people
 
@@ -48,11 +39,11 @@ class PoseAnnotator:
 def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = "body") -> Image.Image:
     """People in pixels of the (width, height) `size` -> an RGB control map of that size: OpenPose's drawing on black.
 
-    controlnet_aux draws, in OpenPose's colours and with lines and dots of a fixed width. They are drawn where the short
-    side is 512, for which that width is meant, and brought to the picture's size without blending colours. Raises
-    PoseError where `pose_parts` is not in POSE_PARTS.
+    controlnet_aux draws, in OpenPose's colours and with lines and dots of a fixed width. It draws at a short side of
+    512, for which that width is meant, and the drawing is resized to `size` without blending colours. `pose_parts` is a
+    key of POSE_PARTS.
     """
-    parts = _parts(pose_parts)
+    parts = POSE_PARTS[pose_parts]
     width, height = private_size(size, TRAINED_SHORT_SIDE, 1)
     results = [_as_result(person, size) for person in people]
     drawn = draw_keypoints(results, height, width, draw_hand="hands" in parts, draw_face="face" in parts)
@@ -64,12 +55,6 @@ def draw_skeletons(people: Sequence[Sequence[Joint]], size: tuple[int, int]) -> 
     return draw_poses([Pose(tuple(body)) for body in people], size)
 
 
-def _parts(pose_parts: str) -> tuple[str, ...]:
-    if pose_parts not in POSE_PARTS:
-        raise PoseError(f"There is no pose_parts={pose_parts!r}: choose one of {', '.join(POSE_PARTS)}.")
-    return POSE_PARTS[pose_parts]
-
-
 def _as_result(person: Pose, size: tuple[int, int]) -> PoseResult:
     """A person in pixels of `size` in controlnet_aux's form, whose coordinates are shares of the picture."""
 
@@ -77,10 +62,10 @@ def _as_result(person: Pose, size: tuple[int, int]) -> PoseResult:
         return joint and Keypoint(joint[0] / size[0], joint[1] / size[1])
 
     def keypoints(part: Sequence[Joint] | None) -> list[Keypoint] | None:
-        # In hands and faces the library knows no None, but passes over what lies outside the picture.
+        # In hands and faces controlnet_aux takes no None, but skips what lies outside the picture.
         return [keypoint(joint) or Keypoint(-1, -1) for joint in part] if part else None
 
-    # Any, because the library's annotation leaves out the None that it handles in bodies.
+    # Any, because controlnet_aux's annotation leaves out the None that it handles in bodies.
     body: Any = [keypoint(joint) for joint in person.body]
     left, right, face = (keypoints(part) for part in (person.left_hand, person.right_hand, person.face))
     return PoseResult(BodyResult(body, 0.0, 0), left, right, face)

@@ -17,7 +17,6 @@ from controlnet.request.pose import Pose
 from . import Annotator
 from .depth_anything import depth_map
 from .hed import safe_levels
-from .mlsd import check_thresholds
 from .network import as_batch, device_of, private_pixels, restore_soft
 from .normal_bae import normal_map
 from .skeletons import PoseAnnotator, draw_poses
@@ -77,9 +76,8 @@ def draw_mlsd(
     """RGB picture -> its straight lines, 255 on 0, one pixel wide where the short side is short_side and in proportion.
 
     mlsd_score_threshold is the least probability of a line, 0 to 1, and mlsd_distance_threshold its least length, 0 to
-    20 of the network's pixels. Raises AnnotatorError beyond them.
+    20 of the network's pixels.
     """
-    check_thresholds(mlsd_score_threshold, mlsd_distance_threshold)
     seen = see(network, image, short_side)
     lines = thin_lines(seen.straight, mlsd_score_threshold, mlsd_distance_threshold).astype(np.float32)
     # Not by nearest neighbour, which would lose lines in making a map smaller.

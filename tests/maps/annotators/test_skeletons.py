@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from controlnet.maps.annotators import ANNOTATORS
 from controlnet.maps.annotators.network import quiet_controlnet_aux
 from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses, draw_skeletons
-from controlnet.request.pose import FARTHEST, POSE_PARTS, Joint, Pose, PoseError
+from controlnet.request.pose import FARTHEST, POSE_PARTS, Joint, Pose
 
 with quiet_controlnet_aux():
     from controlnet_aux.open_pose import Keypoint
@@ -95,15 +96,11 @@ def test_an_annotator_draws_the_poses_that_it_says() -> None:
     assert annotator(picture).tobytes() == draw_skeletons([PEOPLE[1].body], SIZE).tobytes(), "the default is the body"
 
 
-def test_parts_that_an_annotator_lacks_or_nobody_knows_are_told() -> None:
-    bodies = PoseAnnotator(lambda image: pytest.fail("the network ran"))
-    picture = Image.new("RGB", SIZE)
-    for ask in (bodies, bodies.poses):
-        with pytest.raises(PoseError, match=r"no hands or face: .*CONTROLNET_OPENPOSE_CMU=1"):
-            ask(picture, "all")
-        with pytest.raises(PoseError, match="bodies and no face: leave"):
-            ask(picture, "body_face")
-        with pytest.raises(PoseError, match="'feet': choose one of body, body_hands, body_face, all"):
-            ask(picture, "feet")
-    with pytest.raises(PoseError, match="'feet'"):
-        draw_poses(PEOPLE, SIZE, "feet")
+@pytest.mark.parametrize("kind", ["openpose", "tiny_openpose"])
+def test_kinds_that_find_bodies_only_refuse_hands_and_faces(kind: str) -> None:
+    fault = ANNOTATORS[kind].fault
+    assert fault({}) is None and fault({"pose_parts": "body"}) is None
+    for choice, lacking in (("body_hands", "no hands:"), ("body_face", "no face:"), ("all", "no hands or face:")):
+        sentence = fault({"pose_parts": choice})
+        assert sentence and lacking in sentence and sentence.endswith("CONTROLNET_OPENPOSE_CMU=1.")
+        assert ANNOTATORS["openpose_cmu"].fault({"pose_parts": choice}) is None

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from controlnet.maps.annotators import AnnotatorError
+from controlnet.maps.annotators import ANNOTATORS
 from controlnet.maps.annotators.canny import draw_canny
 from controlnet.maps.annotators.doodle import find_strokes
 from controlnet.maps.annotators.xdog import draw_xdog
@@ -47,9 +47,15 @@ def test_cannys_thresholds_are_opencvs(low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize("thresholds", [(200, 100), (100, 100), (-1, 100), (10, 256), (250, 200)])
-def test_thresholds_that_make_no_sense_are_refused_in_one_sentence(thresholds: tuple[float, float]) -> None:
-    with pytest.raises(AnnotatorError, match=r"from 0 to 255, the low one below the high one \(left out, they are 100"):
-        draw_canny(Image.new("RGB", (64, 64)), *thresholds)
+def test_canny_thresholds_that_make_no_sense_are_a_fault(thresholds: tuple[float, float]) -> None:
+    sentence = ANNOTATORS["canny"].fault(dict(zip(("low_threshold", "high_threshold"), thresholds, strict=True)))
+    assert sentence and "from 0 to 255, the low one below the high one (left out, they are 100" in sentence
+
+
+def test_canny_thresholds_left_out_are_no_fault() -> None:
+    fault = ANNOTATORS["canny"].fault
+    assert fault({}) is None and fault({"low_threshold": 199}) is None and fault({"high_threshold": 101}) is None
+    assert fault({"low_threshold": 200}) and fault({"high_threshold": 100})
 
 
 def test_a_dark_disk_gives_a_stroke_along_its_outline_and_nothing_else() -> None:

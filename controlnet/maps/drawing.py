@@ -1,0 +1,53 @@
+"""One control map from one picture: drawn by the conditioner's annotator, or ready-made and only brought to size."""
+
+from collections.abc import Mapping
+
+from PIL import Image
+
+from controlnet.conditioners import BY_NAME
+from controlnet.maps.annotators import SHORT_SIDE, Annotator, knobs_of
+from controlnet.maps.cache import MapCache, digest
+from controlnet.maps.resizing import resize_map
+from controlnet.pictures.geometry import detect_size, fit
+from controlnet.pictures.images import white_on_black
+from controlnet.request.knobs import KnobValue
+
+
+def draw_control_map(
+    name: str,
+    picture: Image.Image,
+    size: tuple[int, int],
+    preprocess: bool,
+    annotators: Mapping[str, Annotator],
+    knobs: Mapping[str, KnobValue] = {},
+    detect_resolution: int | None = None,
+    cache: MapCache | None = None,
+) -> Image.Image:
+    """The control map of conditioner `name`, RGB, of exactly `size` (width, height).
+
+    With `preprocess` the bundle's annotator draws it from `picture`, which it sees at
+    detect_size(size, detect_resolution). Without, `picture` already is a control map. It is then only brought to size,
+    and inverted if the conditioner's maps are white on black and this one is not. `annotators` are the bundle's, by
+    conditioner. `knobs` are settings that the annotator takes; what is left out has the annotator's own default. A map
+    that is in `cache` is taken from there, and a new one is kept there.
+
+    Raises SizeError as detect_size does.
+    """
+    conditioner, annotator = BY_NAME[name], annotators[name]
+    settings = dict(knobs)
+    if detect_resolution is not None and SHORT_SIDE in knobs_of(annotator):
+        settings[SHORT_SIDE] = detect_resolution
+    if preprocess:
+        picture = fit(picture, detect_size(size, detect_resolution), Image.Resampling.LANCZOS)
+
+    def draw() -> Image.Image:
+        if preprocess:
+            control_map = annotator(picture, **settings)
+        else:
+            control_map = white_on_black(picture) if conditioner.lines else picture
+        return resize_map(control_map, size, conditioner.form)
+
+    if cache is None:
+        return draw()
+    key = (name, preprocess, size, tuple(sorted(settings.items())), digest(picture))
+    return cache.fetch(key, draw)

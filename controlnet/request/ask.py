@@ -1,0 +1,203 @@
+"""A request as a typed value: read once from what reached predict(), checked, and with every default filled in."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from controlnet.conditioners import BY_NAME, Source
+from controlnet.request.bundle_facts import BundleFacts
+from controlnet.request.combinations import check_combinations
+from controlnet.request.inputs import check_inputs, declared_defaults
+from controlnet.request.knobs import KNOBS, Knobs
+from controlnet.request.pose import SentPoses, read_poses
+from controlnet.weights.manifest import Defaults
+
+SUFFIXES = ("", "_2", "_3")
+"""What the names of the first, second and third control's inputs end with."""
+CONTROL_INPUTS: Mapping[str, str] = {
+    "conditioner": "conditioner",
+    "image": "image",
+    "preprocess": "preprocess",
+    "scale": "conditioning_scale",
+    "start": "control_start",
+    "end": "control_end",
+    "mask": "control_mask",
+}
+"""For each field of AskedControl that comes from an input, the name of that input, without its suffix."""
+INITIAL_STRENGTH = 0.8
+"""prompt_strength if only init_image is sent: the layout of the picture stays, and much else changes."""
+
+
+@dataclass(frozen=True)
+class AskedControl:
+    """One control of a request."""
+
+    conditioner: str
+    """Name of a conditioner that the bundle has."""
+    image: Path
+    """The file of the picture that structure is taken from: its own, or the first control's if it has none."""
+    preprocess: bool
+    """True if the control map is drawn from the picture, False if the picture already is one."""
+    scale: float
+    """Strength, 0–2; at 0 the control does nothing."""
+    start: float
+    """Share of the steps after which the control begins, 0–1, below `end`."""
+    end: float
+    """Share of the steps after which the control ends, 0–1."""
+    mask: Path | None
+    """The file of the picture that is white where the control acts. None means everywhere."""
+    suffix: str
+    """What its inputs' names end with: one of SUFFIXES."""
+    has_own_image: bool
+    """Whether `image` was sent for the second or third control. Otherwise it is the first control's."""
+
+    @property
+    def made_of(self) -> Source:
+        """What its control map is made of."""
+        return BY_NAME[self.conditioner].made_of
+
+    @property
+    def drawn(self) -> bool:
+        """Whether an annotator sees its picture."""
+        return self.preprocess and self.made_of != "holes"
+
+    def input(self, field: str) -> str:
+        """The name that the client knows a field by: "conditioning_scale_2" for "scale" of the second control."""
+        return CONTROL_INPUTS[field] + self.suffix
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A whole request. Fields have the names of their inputs; the controls' and annotators' own are grouped."""
+
+    prompt: str
+    """What the picture should show; may hold weights such as (word:1.3)."""
+    negative_prompt: str
+    """What it should not show. Empty means nothing in particular."""
+    controls: tuple[AskedControl, ...]
+    """One to three, in the order of their inputs. A control that is not asked for is left out."""
+    knobs: Knobs
+    """Settings for the annotators."""
+    detect_resolution: int | None
+    """Short side, 64–2048 pixels, at which annotators see the picture. None means that of the canvas."""
+    pose_json: SentPoses | None
+    """People's poses for the openpose control. None means that the annotator finds them."""
+    control_mode: str
+    """A key of controlnet.request.modes.CONTROL_MODES."""
+    init_image: Path | None
+    """The file of the initial picture. None: the first control's picture if it is repainted, else noise alone."""
+    prompt_strength: float
+    """Share of the steps that are taken, 0–1; 1 if the request begins with noise alone."""
+    mask: Path | None
+    """The file of the picture that is white where the initial picture is repainted."""
+    outpaint_left: int
+    """Pixels to paint beyond the left edge, 0–1024, before rounding up to a multiple of 8."""
+    outpaint_right: int
+    """As outpaint_left, beyond the right edge."""
+    outpaint_top: int
+    """As outpaint_left, beyond the top edge."""
+    outpaint_bottom: int
+    """As outpaint_left, beyond the bottom edge."""
+    num_outputs: int
+    """How many pictures to make, 1–4."""
+    resolution: int
+    """Short side of the pictures, 64–2048 pixels, before rounding to a multiple of 8. Not used with width or height."""
+    width: int | None
+    """Width of the pictures, 64–2048 pixels. None: from height and the aspect ratio, or from resolution."""
+    height: int | None
+    """Height of the pictures, 64–2048 pixels. None: from width and the aspect ratio, or from resolution."""
+    resize_mode: str
+    """How a picture of another shape is fitted to the canvas: a key of controlnet.pictures.geometry.RESIZE_MODES."""
+    num_inference_steps: int
+    """Denoising steps, 1–100, of which `steps_taken` are taken."""
+    guidance_scale: float
+    """0–30. At 1 or less there is no guidance."""
+    clip_skip: int
+    """Which layer of the text encoder is read, 1–12, counted from the last, which is 1."""
+    scheduler: str
+    """A key of controlnet.models.schedulers.SCHEDULERS."""
+    seed: int
+    """0 to 2³² − 1, drawn by the operating system if none is sent. Picture i has the seed after the i-th."""
+    map_only: bool
+    """Whether only the control maps are returned and nothing is generated."""
+    return_control_map: bool
+    """Whether the control maps are returned with the pictures."""
+    return_pose_json: bool
+    """Whether the poses of the openpose control are returned."""
+    output_format: str
+    """A key of controlnet.pictures.output.FORMATS."""
+    output_quality: int
+    """0–100, of webp and jpg pictures."""
+    disable_safety_checker: bool
+    """Whether the safety checker is skipped."""
+    sent: tuple[str, ...]
+    """Names of the inputs that have another value than their declared default, in the order of the signature."""
+    notes: tuple[str, ...] = ()
+    """What the client should know about its inputs, a sentence each."""
+
+    @classmethod
+    def read(cls, predict: Callable[..., Any], values: Mapping[str, Any], bundle: BundleFacts) -> "Ask":
+        """The request in `values`, the locals() of `predict`, held to its signature, to itself and to the bundle.
+
+        Raises InputError for values that the signature does not allow, PoseError for a pose_json that cannot be read,
+        and RequestError for inputs that do not go together or that the bundle cannot serve. Each names every fault of
+        its sort. What depends on the pixels of pictures is refused later, by controlnet.pictures.canvas.lay_out.
+        """
+        inputs = check_inputs(predict, values)
+        ask = _fill(inputs, declared_defaults(predict), bundle.defaults)
+        return replace(ask, notes=check_combinations(ask, bundle))
+
+    @property
+    def image(self) -> Path:
+        """The first control's picture, which also gives the canvas its shape unless init_image does."""
+        return self.controls[0].image
+
+    @property
+    def missing_controls(self) -> tuple[str, ...]:
+        """The suffixes of the controls that are not asked for."""
+        return tuple(suffix for suffix in SUFFIXES if suffix not in {control.suffix for control in self.controls})
+
+    @property
+    def repaints(self) -> bool:
+        """Whether a part of the initial picture is repainted, or painted beyond its edges."""
+        margins = (self.outpaint_left, self.outpaint_right, self.outpaint_top, self.outpaint_bottom)
+        return self.mask is not None or any(margins)
+
+    @property
+    def steps_taken(self) -> int:
+        """How many of num_inference_steps are taken, counted as diffusers counts them."""
+        return min(int(self.num_inference_steps * self.prompt_strength), self.num_inference_steps)
+
+
+def _fill(inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defaults) -> Ask:
+    """`inputs` with defaults: those that predict() declares are in it already, and the bundle has the others."""
+    of_bundle = asdict(defaults)
+    values: dict[str, Any] = {name: of_bundle.get(name) if v is None else v for name, v in inputs.items()}
+    values |= {
+        "controls": _controls(inputs, declared),
+        "knobs": Knobs(**{name: inputs[name] for name in KNOBS}),
+        "pose_json": None if inputs["pose_json"] is None else read_poses(inputs["pose_json"]),
+        "prompt_strength": 1.0,
+        "seed": secrets.randbits(32) if inputs["seed"] is None else inputs["seed"],
+        "sent": tuple(name for name, value in inputs.items() if value != declared[name]),
+    }
+    ask = Ask(**{field.name: values[field.name] for field in fields(Ask) if field.name in values})
+    if ask.init_image is None and not ask.repaints:
+        return ask
+    usual = 1.0 if ask.repaints else INITIAL_STRENGTH
+    return replace(ask, prompt_strength=usual if inputs["prompt_strength"] is None else inputs["prompt_strength"])
+
+
+def _controls(inputs: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[AskedControl, ...]:
+    """The controls that have a conditioner. What the second and third leave out is as declared for the first."""
+    controls: list[AskedControl] = []
+    for suffix in SUFFIXES:
+        sent = {field: inputs[name + suffix] for field, name in CONTROL_INPUTS.items()}
+        if sent["conditioner"] is None:
+            continue
+        usual = {field: declared[name] for field, name in CONTROL_INPUTS.items()} | {"image": inputs["image"]}
+        values: dict[str, Any] = usual | {field: value for field, value in sent.items() if value is not None}
+        controls.append(AskedControl(**values, suffix=suffix, has_own_image=bool(suffix and sent["image"])))
+    return tuple(controls)

@@ -1,0 +1,36 @@
+"""What reading a request needs to know of the bundle. controlnet.bundle.Bundle fulfils it."""
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from controlnet.request.knobs import KnobValue
+from controlnet.weights.manifest import Defaults
+
+
+class BundleFacts(Protocol):
+    """The facts of a bundle that decide what may be asked of it."""
+
+    @property
+    def defaults(self) -> Defaults:
+        """What a request gets for the inputs that it leaves out."""
+        ...
+
+    @property
+    def conditioners(self) -> Collection[str]:
+        """Names of the conditioners that it has."""
+        ...
+
+    def knobs(self, conditioner: str) -> Collection[str]:
+        """Names of the knobs that the conditioner's annotator takes; `conditioner` is one of `conditioners`."""
+        ...
+
+    def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
+        """A sentence that says why the annotator cannot draw with these knobs, which it all takes; None if it can."""
+        ...
+
+    def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
+        """How often the UNet is called. Some samplers call it more than once for each of the steps asked for.
+
+        `skipped` of the `num_inference_steps` are left out at the start, as for an initial picture.
+        """
+        ...

@@ -1,0 +1,23 @@
+"""The control modes: how prompt and control map share the picture (github.com/Mikubill/sd-webui-controlnet)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ControlMode:
+    """What a mode does; controlnet/generation/composite.py does it."""
+
+    faded: bool
+    """Layer i of N weighs 0.825^(N − 1 − i): the finer a layer, the less of the control reaches it."""
+    conditional_only: bool
+    """Only the half of a guided batch that sees the prompt is controlled, so guidance amplifies the control too."""
+
+
+CONTROL_MODES: Mapping[str, ControlMode] = {
+    "balanced": ControlMode(faded=False, conditional_only=False),
+    "prompt": ControlMode(faded=True, conditional_only=False),
+    "control": ControlMode(faded=True, conditional_only=True),
+    "unbalanced": ControlMode(faded=False, conditional_only=True),
+}
+"""By the choices of control_mode."""

@@ -1,0 +1,159 @@
+"""A control map from one picture: drawn by the annotator, ready-made, or from the cache."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from controlnet.conditioners import CONDITIONERS
+from controlnet.maps.annotators import ANNOTATORS, AnnotatorKind, LoadedAnnotator
+from controlnet.maps.annotators.canny import draw_canny
+from controlnet.maps.cache import MapCache
+from controlnet.maps.drawing import draw_control_map
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def never(picture: Image.Image) -> Image.Image:
+    raise AssertionError("the annotator was run on a ready-made map")
+
+
+def test_the_annotator_sees_the_picture_at_the_maps_size() -> None:
+    seen = []
+    annotators = {"canny": lambda picture: seen.append(picture.size) or picture}
+    assert draw_control_map("canny", PICTURE, (96, 64), True, annotators).size == (96, 64)
+    assert seen == [(96, 64)]
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS, ids=lambda conditioner: conditioner.name)
+def test_a_ready_made_map_is_not_annotated(conditioner) -> None:
+    """An edge detector on a map that a user sent would find edges of edges."""
+    white_lines = Image.new("RGB", (60, 40))
+    white_lines.paste("white", (20, 0, 23, 40))
+    same = draw_control_map(conditioner.name, white_lines, (60, 40), False, {conditioner.name: never})
+    assert same.tobytes() == white_lines.tobytes()
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS, ids=lambda conditioner: conditioner.name)
+def test_only_dark_on_white_line_maps_are_inverted(conditioner) -> None:
+    paper = Image.new("RGB", (60, 40), "white")
+    paper.paste("black", (20, 0, 23, 40))
+    drawn = draw_control_map(conditioner.name, paper, (60, 40), False, {conditioner.name: never})
+    corner = (0, 0, 0) if conditioner.lines else (255, 255, 255)
+    assert drawn.getpixel((0, 0)) == corner
+    assert conditioner.lines == (conditioner.name in ("canny", "hed", "mlsd", "scribble", "lineart", "lineart_anime"))
+
+
+def test_label_colours_are_never_mixed() -> None:
+    halves = Image.new("RGB", (60, 40), (120, 120, 120))
+    halves.paste((180, 120, 120), (31, 0, 60, 40))
+    drawn = draw_control_map("seg", halves, (96, 64), False, {"seg": never})
+    assert {colour for _, colour in drawn.getcolors()} == {(120, 120, 120), (180, 120, 120)}
+
+
+def test_a_dark_picture_on_white_is_no_line_map() -> None:
+    """A dark house before a white sky is no line map: tile, shuffle and ip2p see it as it is."""
+    for name in ("tile", "shuffle", "ip2p"):
+        paper = Image.new("RGB", (64, 64), "white")
+        paper.paste("black", (20, 0, 30, 64))
+        assert draw_control_map(name, paper, (64, 64), False, {name: never}).tobytes() == paper.tobytes()
+
+
+CANNY = {"canny": LoadedAnnotator(ANNOTATORS["canny"], draw_canny), "hed": never}
+
+
+class Recorder:
+    """An annotator with a private resolution that notes what it is shown and told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[int, int], dict]] = []
+
+    def __call__(self, picture: Image.Image, **knobs) -> Image.Image:
+        self.calls.append((picture.size, knobs))
+        return picture.convert("RGB")
+
+
+def loaded(recorder: Recorder, *knobs: str) -> LoadedAnnotator:
+    kind = AnnotatorKind("recorder", "", (), lambda folder_of, device: recorder, knobs)
+    return LoadedAnnotator(kind, recorder)
+
+
+def test_knobs_reach_the_annotator_or_keep_their_default() -> None:
+    def drawn(**knobs) -> bytes:
+        return draw_control_map("canny", PICTURE, (60, 40), True, CANNY, knobs).tobytes()
+
+    assert drawn() == draw_canny(PICTURE).tobytes()
+    assert drawn(low_threshold=150) == draw_canny(PICTURE, 150).tobytes() != drawn()
+    assert drawn(high_threshold=240) == draw_canny(PICTURE, high_threshold=240).tobytes() != drawn()
+
+
+def test_detect_resolution_sets_picture_and_short_side() -> None:
+    recorder = Recorder()
+    for annotator, told in ((loaded(recorder, "short_side"), {"short_side": 128}), (recorder, {})):
+        drawn = draw_control_map("depth", PICTURE, (96, 64), True, {"depth": annotator}, {}, 128)
+        assert drawn.size == (96, 64)
+        assert recorder.calls.pop() == ((192, 128), told)
+    draw_control_map("depth", PICTURE, (96, 64), True, {"depth": loaded(recorder, "short_side")})
+    assert recorder.calls == [((96, 64), {})], "left out, the network chooses"
+
+
+def test_canny_lines_stay_lines_at_any_detect_resolution() -> None:
+    paper = Image.new("RGB", (256, 256), "white")
+    paper.paste("black", (60, 60, 200, 200))
+    for resolution in (64, 512, 2048):
+        drawn = draw_control_map("canny", paper, (256, 256), True, CANNY, {}, resolution)
+        assert {colour for _, colour in drawn.getcolors()} == {(0, 0, 0), (255, 255, 255)}
+        assert 500 < np.count_nonzero(np.array(drawn)[..., 0]) < 620
+
+
+def test_a_ready_made_map_is_inverted_before_it_is_resized() -> None:
+    paper = Image.new("RGB", (256, 256), "white")
+    paper.paste("black", (100, 20, 101, 230))
+    drawn = np.array(draw_control_map("canny", paper, (64, 64), False, {"canny": never}))
+    assert np.count_nonzero(drawn[..., 0]) in (53, 54) and drawn[30, 25].tolist() == [255, 255, 255]
+
+
+KEY = {
+    "name": "depth", "picture": PICTURE, "size": (96, 64), "preprocess": True, "knobs": {"strength": 1},
+    "detect_resolution": 64,
+}  # fmt: skip
+CHANGES = {
+    "name": "normal", "picture": PICTURE.point(lambda value: value ^ 64), "size": (192, 128), "preprocess": False,
+    "knobs": {"strength": 2}, "detect_resolution": 80,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", KEY)
+def test_every_part_of_the_cache_key_tells_maps_apart(part: str) -> None:
+    recorder, cache = Recorder(), MapCache()
+    annotator = loaded(recorder, "strength", "short_side")
+    ask = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)
+    if part == "preprocess":  # which takes no settings when off; nothing else may tell the two apart
+        ask |= {"size": PICTURE.size, "knobs": {}, "detect_resolution": None}
+    first = draw_control_map(**ask)
+    assert draw_control_map(**ask).tobytes() == first.tobytes()
+    assert (cache.misses, cache.hits, len(recorder.calls)) == (1, 1, 1)
+    draw_control_map(**dict(ask, **{part: CHANGES[part]}))
+    assert (cache.misses, cache.hits) == (2, 1)
+
+
+def test_a_cached_map_is_equal_and_safe_to_write_to() -> None:
+    for preprocess in (True, False):
+        cache = MapCache()
+        ask = ("canny", PICTURE, (96, 64), preprocess, CANNY)
+        plain = draw_control_map(*ask).tobytes()
+        for _ in range(3):
+            control_map = draw_control_map(*ask, cache=cache)
+            assert control_map.tobytes() == plain
+            control_map.paste("red", (0, 0, 96, 64))
+        assert (cache.misses, cache.hits) == (1, 2)
+
+
+def test_one_pixel_or_another_shape_is_another_cache_key() -> None:
+    cache = MapCache()
+    changed = PICTURE.copy()
+    changed.putpixel((59, 39), (1, 2, 3))
+    for picture in (PICTURE, changed):
+        draw_control_map("canny", picture, (60, 40), True, CANNY, cache=cache)
+    for picture in (PICTURE, Image.frombytes("RGB", (40, 60), PICTURE.tobytes())):
+        draw_control_map("tile", picture, (64, 64), False, {"tile": never}, cache=cache)
+    assert (cache.misses, cache.hits) == (4, 0)

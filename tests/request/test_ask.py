@@ -1,0 +1,120 @@
+"""A request as a typed value: its fields are the inputs, its defaults are filled in, and it knows its inputs' names."""
+
+import ast
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from support import ROOT
+from support.asks import FILE, asked
+
+import predict
+from controlnet.request.ask import CONTROL_INPUTS, SUFFIXES, Ask, AskedControl
+from controlnet.request.inputs import InputError
+from controlnet.request.knobs import KNOBS, Knobs
+from controlnet.request.pose import PoseError
+
+OTHER = Path("other.png")
+INPUTS = [name for name in inspect.signature(predict.Predictor.predict).parameters if name != "self"]
+GROUPED = {"controls", "knobs", "sent", "notes"}
+"""Fields of Ask that are no input themselves."""
+
+
+def test_fields_are_the_inputs_of_predict_name_for_name() -> None:
+    own = {field.name for field in fields(Ask)} - GROUPED
+    of_controls = {name + suffix for suffix in SUFFIXES for name in CONTROL_INPUTS.values()}
+    assert sorted([*own, *of_controls, *KNOBS]) == sorted(INPUTS)
+    assert set(CONTROL_INPUTS) == {field.name for field in fields(AskedControl)} - {"suffix", "has_own_image"}
+
+
+@pytest.mark.parametrize(("module", "name"), [("ask", "Ask"), ("ask", "AskedControl"), ("knobs", "Knobs")])
+def test_every_field_has_a_docstring_and_no_any(module: str, name: str) -> None:
+    tree = ast.parse((ROOT / f"controlnet/request/{module}.py").read_text(encoding="utf-8"))
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
+    declared = [(i, node) for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+    assert len(declared) > 4
+    for i, node in declared:
+        text = body[i + 1]
+        assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), ast.unparse(node)
+        assert "Any" not in ast.unparse(node.annotation)
+
+
+def test_what_is_left_out_gets_the_bundles_or_the_declared_default() -> None:
+    ask = asked()
+    assert (ask.resolution, ask.num_inference_steps, ask.guidance_scale, ask.scheduler) == (64, 4, 4.0, "DDIM")
+    assert (ask.control_mode, ask.num_outputs, ask.output_format, ask.width) == ("balanced", 1, "webp", None)
+    assert ask.knobs == Knobs() and ask.sent == ("prompt", "image") and ask.notes == ()
+    assert ask.controls == (AskedControl("canny", FILE, True, 1.0, 0.0, 1.0, None, "", has_own_image=False),)
+
+
+def test_a_second_control_defaults_to_what_the_first_declares() -> None:
+    """Not to what was sent for the first."""
+    ask = asked(conditioning_scale=0.3, control_end=0.5, preprocess=False, conditioner_3="depth")
+    third = AskedControl("depth", FILE, True, 1.0, 0.0, 1.0, None, "_3", has_own_image=False)
+    assert ask.controls[1:] == (third,)
+    own = asked(conditioner_2="depth", image_2=OTHER, control_mask_2=FILE, control_start_2=0.25).controls[1]
+    assert own == AskedControl("depth", OTHER, True, 1.0, 0.25, 1.0, FILE, "_2", has_own_image=True)
+
+
+def test_a_control_knows_the_names_of_its_inputs() -> None:
+    ask = asked(conditioner_2="depth", image_2=OTHER, conditioner_3="hed")
+    assert ask.controls[1].input("image") == "image_2"
+    assert [control.input("scale") for control in ask.controls] == [
+        "conditioning_scale", "conditioning_scale_2", "conditioning_scale_3",
+    ]  # fmt: skip
+    assert ask.missing_controls == () and asked(conditioner_3="hed").missing_controls == ("_2",)
+
+
+def test_sent_names_the_inputs_that_differ_from_their_default() -> None:
+    ask = asked(conditioning_scale=1.0, seed=0, conditioner_2="depth", preprocess_2=True, num_outputs=2)
+    assert ask.sent == ("prompt", "image", "conditioner_2", "preprocess_2", "num_outputs", "seed")
+
+
+@pytest.mark.parametrize(
+    ("sent", "strength", "taken"),
+    [
+        ({}, 1.0, 4),
+        ({"init_image": OTHER}, 0.8, 3),
+        ({"mask": OTHER}, 1.0, 4),
+        ({"outpaint_left": 8}, 1.0, 4),
+        ({"init_image": OTHER, "mask": OTHER}, 1.0, 4),
+        ({"init_image": OTHER, "prompt_strength": 0.25}, 0.25, 1),
+        ({"init_image": OTHER, "prompt_strength": 1.0}, 1.0, 4),
+        ({"mask": OTHER, "prompt_strength": 0.5}, 0.5, 2),
+    ],
+)
+def test_prompt_strength_depends_on_how_the_request_begins(sent: dict, strength: float, taken: int) -> None:
+    ask = asked(**sent)
+    assert (ask.prompt_strength, ask.steps_taken) == (strength, taken)
+    assert ask.repaints == ("mask" in sent or "outpaint_left" in sent)
+
+
+def test_knobs_are_grouped_and_none_is_not_sent() -> None:
+    ask = asked(low_threshold=0, high_threshold=50)
+    assert ask.knobs == Knobs(low_threshold=0, high_threshold=50)
+    assert ask.knobs.sent() == {"low_threshold": 0, "high_threshold": 50}
+
+
+def test_seed_0_is_a_seed() -> None:
+    """rossjillian/controlnet and jagilley/controlnet-* draw another seed for 0."""
+    assert asked(seed=0).seed == 0
+    assert asked(seed=4294967295).seed == 4294967295
+
+
+def test_a_drawn_seed_is_new_and_in_range() -> None:
+    seeds = {asked().seed for _ in range(100)}
+    assert len(seeds) > 95
+    assert min(seeds) >= 0 and 2**31 < max(seeds) < 2**32
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        asked().seed = 3  # type: ignore[misc]
+
+
+def test_values_are_checked_before_combinations_and_poses() -> None:
+    with pytest.raises(InputError, match="num_outputs"):
+        asked(num_outputs=9, image_2=FILE)
+    with pytest.raises(PoseError, match="not JSON"):
+        asked(conditioner="openpose", pose_json="no json")
