@@ -23,11 +23,10 @@ from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, ne
 from controlnet.models.nets import ControlNets
 from controlnet.models.packing import Packed
 from controlnet.models.precision import working_dtype
-from controlnet.weights.choice import choose_bundle
 from controlnet.weights.download import download
-from controlnet.weights.files import WeightsError, check
-from controlnet.weights.lockfile import read_lock
-from controlnet.weights.manifest import WEIGHTS, Manifest
+from controlnet.weights.files import check
+from controlnet.weights.lockfile import WeightsError, read_lock
+from controlnet.weights.manifest import WEIGHTS, Manifest, choose_bundle
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
 """Environment variable: set to 1 (as in the container), setup() fetches weights that are absent, if they are locked."""

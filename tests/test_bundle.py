@@ -14,7 +14,7 @@ from support.small_models import parts, write_bundle
 
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
 from controlnet.models.loading import WeightsMismatch, load_pretrained
-from controlnet.weights.files import WeightsError
+from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
 

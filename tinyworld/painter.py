@@ -10,8 +10,7 @@ from controlnet.bundle import open_bundle
 from controlnet.conditioners import draw_control_map
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Control, Request
-from controlnet.weights.choice import BUNDLE
-from controlnet.weights.manifest import WEIGHTS
+from controlnet.weights.manifest import BUNDLE, WEIGHTS
 from tinyworld.cases import Case
 from tinyworld.hints import HINTS, draw_from_truth
 

@@ -19,8 +19,7 @@ from controlnet.conditioners import draw_control_map
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Control, Request
 from controlnet.stopwatch import Stopwatch
-from controlnet.weights.choice import BUNDLE
-from controlnet.weights.manifest import WEIGHTS
+from controlnet.weights.manifest import BUNDLE, WEIGHTS
 
 PROMPT = "a bird"
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
