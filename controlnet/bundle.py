@@ -23,11 +23,10 @@ from controlnet.models.packing import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.models.schedulers import steps_of
 from controlnet.request.knobs import KnobValue
-from controlnet.weights.choice import choose_bundle
 from controlnet.weights.download import download
-from controlnet.weights.files import WeightsError, check
-from controlnet.weights.lockfile import read_lock
-from controlnet.weights.manifest import WEIGHTS, Defaults, Manifest
+from controlnet.weights.files import check
+from controlnet.weights.lockfile import WeightsError, read_lock
+from controlnet.weights.manifest import WEIGHTS, Defaults, Manifest, choose_bundle
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
 """Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""

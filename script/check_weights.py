@@ -1,4 +1,4 @@
-"""script/check-weights: load every file of a bundle and make one small picture with each of its conditioners."""
+"""script/check-weights: load all files of a bundle and make one small picture with each of its conditioners."""
 
 import argparse
 import inspect
@@ -12,27 +12,29 @@ from typing import Any
 import cog
 from skimage import data, io
 
-from controlnet.weights.choice import BUNDLE
+from controlnet.weights.manifest import BUNDLE
 
 
 def draw(predictor: Any, image: Path, conditioner: str) -> list[Path]:
-    """Return the control map and one picture, with every other input at its default but the few steps."""
+    """Return the control map and one picture, made in 4 steps and with defaults for all other inputs."""
     signature = inspect.signature(type(predictor).predict)
     inputs = {name: parameter.default.default for name, parameter in signature.parameters.items() if name != "self"}
     inputs |= {"prompt": "a portrait of an astronaut", "image": cog.Path(image), "conditioner": conditioner}
     inputs |= {"num_inference_steps": 4, "seed": 0, "return_control_map": True, "output_format": "png"}
+    if conditioner == "inpaint":  # it needs something to repaint
+        inputs["outpaint_right"] = 64
     return predictor.predict(**inputs)
 
 
 def main() -> None:
-    """The command line. Ends with status 1 where a conditioner gives no picture."""
+    """The command line. Exits with status 1 if a conditioner gives no picture."""
     parser = argparse.ArgumentParser(prog="script/check-weights", description=__doc__)
     parser.add_argument("bundle", nargs="?", default="sd15")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("output/check-weights"))
     options = parser.parse_args()
     os.environ[BUNDLE] = options.bundle
 
-    import predict  # after the bundle is named
+    import predict  # only now: the environment names the bundle
 
     predictor = predict.Predictor()
     predictor.setup()
@@ -44,12 +46,12 @@ def main() -> None:
         for conditioner in predictor.bundle.manifest.conditioners:
             try:
                 control_map, picture = draw(predictor, image, conditioner)
-            except Exception as error:  # whatever it is: the other conditioners are tried too
+            except Exception as error:  # any error: the other conditioners are still tried
                 failed = True
                 print(f"{conditioner}: {type(error).__name__}: {error}", file=sys.stderr)
                 continue
-            for kind, path in (("map", control_map), ("picture", picture)):
-                shutil.copy(path, options.output / f"{conditioner}-{kind}.png")
+            for content, path in (("map", control_map), ("picture", picture)):
+                shutil.copy(path, options.output / f"{conditioner}-{content}.png")
             print(f"{conditioner}: {options.output / f'{conditioner}-picture.png'}")
     sys.exit(failed)
 

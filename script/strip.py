@@ -10,7 +10,7 @@ from PIL import Image
 
 from controlnet.serving.client import decode_data_url
 from controlnet.serving.server import Server
-from controlnet.weights.choice import BUNDLE
+from controlnet.weights.manifest import BUNDLE
 from tinyworld.sheets import square
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

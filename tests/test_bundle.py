@@ -18,7 +18,7 @@ from controlnet.maps.annotators import knobs_of
 from controlnet.models.loading import WeightsMismatch, load_pretrained
 from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
-from controlnet.weights.files import WeightsError
+from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
 

@@ -16,8 +16,7 @@ from PIL import Image
 from controlnet.bundle import open_bundle
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
-from controlnet.weights.choice import BUNDLE
-from controlnet.weights.manifest import WEIGHTS, Manifest
+from controlnet.weights.manifest import BUNDLE, WEIGHTS, Manifest
 from tinyworld.cases import held_out, shows_people
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS

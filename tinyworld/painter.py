@@ -11,8 +11,7 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.maps.drawing import draw_control_map
-from controlnet.weights.choice import BUNDLE
-from controlnet.weights.manifest import WEIGHTS
+from controlnet.weights.manifest import BUNDLE, WEIGHTS
 from tinyworld.cases import Case
 from tinyworld.hints import HINTS, draw_from_truth
 

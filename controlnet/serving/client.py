@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from controlnet.serving.schema import SchemaError, openapi_schema
 from controlnet.serving.server import ROOT, Server, ServerError, plain_error
-from controlnet.weights.choice import BUNDLE, choose_bundle
+from controlnet.weights.manifest import BUNDLE, choose_bundle
 
 PROGRESS_BAR = re.compile(r"\d+%\|")
 """What a line of tqdm looks like."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from controlnet.serving.schema import SchemaError, write_schema
-from controlnet.weights.choice import BUNDLE, choose_bundle
+from controlnet.weights.manifest import BUNDLE, choose_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALHOST = "127.0.0.1"

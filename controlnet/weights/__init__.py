@@ -1,1 +1,1 @@
-"""Files of weights: what a bundle is made of, where the files come from, and whether they are the right ones."""
+"""Weights on disk: a bundle's manifest and lock, its download from the hub, and the checks of its files."""

@@ -31,29 +31,29 @@ def _lock(manifest: Manifest, root: Path) -> str:
 
 
 COMMANDS: dict[str, tuple[Callable[[Manifest, Path], str], str]] = {
-    "download": (_download, "Fetch a bundle's weights, verify them, and lock them where there is no lock."),
-    "verify": (_verify, "Compare every byte of a bundle's weights with its lock."),
-    "lock": (_lock, "Write a bundle's lock anew, from what is on the hub now (an embedded bundle: from its files)."),
+    "download": (_download, "Download and verify a bundle's weights, and write their lock if there is none."),
+    "verify": (_verify, "Compare the size and sha256 of a bundle's weights with its lock."),
+    "lock": (_lock, "Write a bundle's lock from the hub's current files (embedded bundle: from its files on disk)."),
 }
 
 
 def main(arguments: list[str] | None = None, root: Path = WEIGHTS) -> int:
-    """Run one command. Returns the exit status; an error is one message on stderr."""
+    """Run one command and return the exit status. An error is printed to stderr as one message."""
     parser = argparse.ArgumentParser(prog="python -m controlnet.weights.cli")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, summary) in COMMANDS.items():
         command = commands.add_parser(name, prog=f"script/{name}-weights", description=summary, help=summary)
         known = ", ".join(bundle_names(root))
         command.add_argument("bundle", nargs="?", default="sd15", help=f"one of: {known} (default: %(default)s)")
-    asked = parser.parse_args(arguments)
-    run, _ = COMMANDS[asked.command]
+    options = parser.parse_args(arguments)
+    run, _ = COMMANDS[options.command]
     try:
-        print(run(Manifest.read(root / f"{asked.bundle}.toml"), root))
-    except (WeightsError, ManifestError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        print(run(Manifest.read(root / f"{options.bundle}.toml"), root))
+    except (WeightsError, ManifestError, OSError) as error:  # OSError: full disk, no write permission
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. What was fetched is kept: run the same command again to go on.", file=sys.stderr)
+        print("Stopped. The bytes fetched so far are kept: run the same command again to continue.", file=sys.stderr)
         return 130
     return 0
 

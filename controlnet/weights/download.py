@@ -1,7 +1,8 @@
-"""Fetch a bundle's files from the hub, and write its lock.
+"""Download a bundle's files from the hub, and write its lock.
 
-A file is fetched into a staging folder inside the bundle's folder (so that moving it never crosses a file system),
-checked there, and moved into place only when it is right. Whatever is in its place was verified, or was there before.
+A file is fetched into a staging folder inside the bundle's folder, checked there, and moved into place only if it is
+right. So every file in place was either verified or there before. The staging folder is on the same file system as the
+files in place, so the move is a rename.
 """
 
 import fcntl
@@ -23,7 +24,7 @@ from controlnet.weights.lockfile import Lock, LockedFile, LockedRepo, WeightsErr
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
 STAGING = ".download"
-"""Folder in the bundle's folder for what is not verified yet. It outlives a failure, so that the next run goes on."""
+"""Folder in the bundle's folder for files not yet verified. It is kept after a failure: the next run resumes there."""
 _WORKERS = 8
 
 T = TypeVar("T")
@@ -31,40 +32,39 @@ U = TypeVar("U")
 
 
 def download(manifest: Manifest, root: Path = WEIGHTS, *, require_lock: bool = False, progress: bool = True) -> None:
-    """Bring the bundle's needed files into place and verify them; write the lock of all where there is none.
+    """Download and verify the files that the bundle needs. Write a lock of all its files if there is none.
 
-    Files that are in place and right are not fetched again, files that are wrong are replaced. With a lock the files
-    come from the locked commits and must have the locked hashes; without one, from what the manifest's revisions are
-    now, unless `require_lock` refuses that. An embedded bundle is only checked. Raises WeightsError; running again
-    goes on from there.
+    Right files are not fetched again, wrong files are replaced. With a lock, files come from the locked commits and
+    must have the locked hashes. Without one they come from the current commits of the manifest's revisions, unless
+    `require_lock` forbids it. An embedded bundle is only checked. Raises WeightsError; the next run resumes.
     """
     if manifest.embedded:
         return check(manifest, root)
     pinned = read_lock(manifest, root)
     if pinned is None and require_lock:
         raise WeightsError(
-            f"{manifest.name} has no lock that says which files are the right ones, so nothing is downloaded here."
+            f"{manifest.name} has no lock to verify its files against, so nothing is downloaded."
             f" Run script/lock-weights {manifest.name} in a checkout and commit weights/{manifest.name}.lock."
         )
     folder = root / manifest.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _sole_use(folder, manifest), _transfer(manifest, progress) as transfer:
+    with _exclusive_use(folder, manifest), _transfer(manifest, progress) as transfer:
         files = _locked_files(manifest, pinned) if pinned else _published_files(manifest, transfer)
         needed = set(manifest.needed_paths)
-        # A file whose sha256 the hub does not know is small, and the lock needs it.
-        wanted = _wanted([file for file in files if file.path in needed or file.sha256 is None], folder)
-        _check_space(wanted, folder)
-        transfer.bar.reset(total=sum(file.size for file in wanted))
-        _in_parallel(lambda file: _bring(file, folder, transfer), wanted, transfer)
+        # Files without a sha256 on the hub are small, and the lock needs their hash.
+        to_fetch = _missing_or_wrong([file for file in files if file.path in needed or file.sha256 is None], folder)
+        _check_space(to_fetch, folder)
+        transfer.bar.reset(total=sum(file.size for file in to_fetch))
+        _in_parallel(lambda file: _fetch_verified(file, folder, transfer), to_fetch, transfer)
         shutil.rmtree(folder / STAGING, ignore_errors=True)
         if pinned is None:
             _lock_of(manifest, files, folder).write(lock_path(manifest, root))
 
 
 def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> Lock:
-    """Write the bundle's lock anew: from what is on the hub now, or for an embedded bundle from the files on disk.
+    """Write the bundle's lock: from the hub's current files, or for an embedded bundle from the files on disk.
 
-    Only the files whose sha256 the hub does not know, which are the small ones, are fetched for it. Returns the lock.
+    Only files whose sha256 the hub does not list are fetched for it; they are small. Returns the lock.
     """
     if manifest.embedded:
         written = _lock_on_disk(manifest, root)
@@ -73,7 +73,7 @@ def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> 
             files = _published_files(manifest, transfer)
             small = [file for file in files if file.sha256 is None]
             transfer.bar.reset(total=sum(file.size for file in small))
-            _in_parallel(lambda file: _bring(file, Path(folder), transfer), small, transfer)
+            _in_parallel(lambda file: _fetch_verified(file, Path(folder), transfer), small, transfer)
             written = _lock_of(manifest, files, Path(folder))
     written.write(lock_path(manifest, root))
     return written
@@ -88,10 +88,10 @@ def _locked_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
 
 
 def _published_files(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]:
-    """What the manifest's revisions are now: one commit for all the files of a repo."""
+    """The files of the manifest at the current commits of its revisions, one commit per repo."""
     sources = sorted({(part.repo, part.revision) for part in manifest.parts})
     found = _in_parallel(lambda source: repo_files(*source, transfer), sources, transfer)
-    listings = dict(zip(sources, (files for _, files in found), strict=True))
+    listings = dict(zip(sources, found, strict=True))
     files, missing = [], []
     for part in manifest.parts:
         listing = listings[part.repo, part.revision]
@@ -106,16 +106,16 @@ def _published_files(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]
     return files
 
 
-def _wanted(files: list[RemoteFile], folder: Path) -> list[RemoteFile]:
-    """The files that are not in place, or are not right."""
+def _missing_or_wrong(files: list[RemoteFile], folder: Path) -> list[RemoteFile]:
+    """The files that must be fetched."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         faults = pool.map(lambda file: file.fault(folder / file.path), files)
         return [file for file, fault in zip(files, faults, strict=True) if fault]
 
 
-def _bring(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
+def _fetch_verified(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
     """Fetch one file, check it, and move it into place."""
-    # The commit is in the name, so that what an earlier run left of another commit's file is not continued.
+    # The commit is in the path, so a partial file of another commit is never resumed.
     staged = folder / STAGING / file.commit / file.path
     transfer.advance(staged.stat().st_size if staged.exists() else 0)
     for _ in range(2):
@@ -128,58 +128,62 @@ def _bring(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
         staged.unlink()
     raise WeightsError(
         f"{file.path}: {fault}. It was fetched twice from {file.repo} at {file.commit}, the second time from scratch,"
-        " and thrown away both times; what was in its place is untouched. Likely a proxy or a mirror alters the file;"
-        " if not, the lock is wrong, and script/lock-weights writes it anew."
+        " and thrown away both times. A file that was in its place before is unchanged. A proxy or a mirror probably"
+        " alters the file; if not, the lock is wrong: write it again with script/lock-weights."
     )
 
 
 def _move(staged: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with staged.open("rb") as file:
-        os.fsync(file.fileno())  # else a power cut could leave the new name with none of the bytes
+        os.fsync(file.fileno())  # otherwise a power cut could leave the new name without the bytes
     os.replace(staged, target)
 
 
 def _in_parallel(work: Callable[[T], U], items: Iterable[T], transfer: Transfer) -> list[U]:
-    """Results of `work`, in order. The first failure ends the others, and what ended by itself is raised."""
+    """Results of `work`, in order. The first failure stops the other threads, and is raised."""
     pool = ThreadPoolExecutor(_WORKERS)
-    futures = [pool.submit(work, item) for item in items]
+    futures: list[Future[U]] = []
     finished = False
     try:
+        futures.extend(pool.submit(work, item) for item in items)
         wait(futures, return_when=FIRST_EXCEPTION)
         finished = all(future.done() and not future.exception() for future in futures)
-    finally:  # also when the wait is interrupted from the keyboard
+    finally:  # also after Ctrl-C
         if not finished:
             transfer.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-    if errors := [error for future in futures if (error := _own_error(future))]:
-        raise _as_one(errors)
+    if errors := [error for future in futures if (error := _failure(future))]:
+        raise _combined(errors)
     return [future.result() for future in futures]
 
 
-def _own_error(future: Future) -> BaseException | None:
+def _failure(future: Future) -> BaseException | None:
+    """The error of a finished call, unless another failure stopped or cancelled it."""
     error = None if future.cancelled() else future.exception()
     return None if isinstance(error, Stopped) else error
 
 
-def _as_one(errors: list[BaseException]) -> BaseException:
+def _combined(errors: list[BaseException]) -> BaseException:
+    """One error with the messages of all, or the first if one of them is a bug rather than a WeightsError."""
     if len(errors) > 1 and all(isinstance(error, WeightsError) for error in errors):
         return WeightsError("\n".join(str(error) for error in errors))
     return errors[0]
 
 
-def _check_space(wanted: list[RemoteFile], folder: Path) -> None:
+def _check_space(files: list[RemoteFile], folder: Path) -> None:
+    """Raise WeightsError if the disk is too small for the bytes that are not staged yet."""
     staged = sum(file.stat().st_size for file in (folder / STAGING).rglob("*") if file.is_file())
-    needed, free = sum(file.size for file in wanted) - staged, shutil.disk_usage(folder).free
+    needed, free = sum(file.size for file in files) - staged, shutil.disk_usage(folder).free
     if needed > free:
         raise WeightsError(
-            f"{folder.name} needs {needed / 1e9:.1f} GB more on disk, and {free / 1e9:.1f} GB are free."
-            " Make room and run the same command again."
+            f"{folder.name} needs {needed / 1e9:.1f} GB more on disk, but only {free / 1e9:.1f} GB are free."
+            " Free some space and run the same command again."
         )
 
 
 def _lock_of(manifest: Manifest, files: list[RemoteFile], folder: Path) -> Lock:
-    """The lock of files of which those without a known sha256 are in `folder`, verified."""
+    """The lock of `files`. Those whose sha256 the hub does not list must be in `folder`, verified."""
     commits = {file.repo: file.commit for file in files}
     sources = sorted({(part.repo, part.revision) for part in manifest.parts})
     return Lock(
@@ -201,14 +205,14 @@ def _lock_on_disk(manifest: Manifest, root: Path) -> Lock:
 
 
 @contextmanager
-def _sole_use(folder: Path, manifest: Manifest) -> Iterator[None]:
-    """Keep a second download out of the folder. The claim ends with the process, however that ends."""
+def _exclusive_use(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Refuse a second download into the folder. The operating system drops the claim when the process ends."""
     claim = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise WeightsError(f"Another download of {manifest.name} is running. Wait until it has ended.") from None
+        raise WeightsError(f"Another download of {manifest.name} is running. Wait until it ends.") from None
     finally:
         os.close(claim)
 

@@ -1,8 +1,8 @@
-"""Are a bundle's files there, and are they the right ones? Knows files and hashes, no models.
+"""Check that a bundle's files are present and right. Works with files and hashes only, and imports no models.
 
-`check` looks at presence and size, which takes milliseconds, so it runs before every start. `verify` reads every byte.
-Both collect all faults and raise once, with the command that repairs them. Fetching is in download.py.
-Parts of options that are off (Manifest.options) are not looked at.
+`check` compares presence and size in milliseconds, so it runs before every start. `verify` reads every byte. Both
+collect all faults and raise once, with the command that repairs them. download.py fetches files. Parts that belong to
+an option that is off are ignored (Manifest.options).
 """
 
 import hashlib
@@ -14,35 +14,33 @@ from pathlib import Path
 from controlnet.weights.lockfile import Lock, WeightsError, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest, option_variable
 
-__all__ = ["WeightsError", "check", "repair_command", "sha256", "size_fault", "verify"]
-
 
 def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
-    """Hold that every needed file of the bundle is there and, where there is a lock, has the locked size.
+    """Raise WeightsError with all faults unless every needed file is present and has the locked size.
 
-    Without a lock an empty file is the only size that is known to be wrong. Raises WeightsError with all faults.
+    Without a lock, an empty file is the only one whose size is known to be wrong.
     """
     lock = read_lock(manifest, root)
     _raise_faults(manifest, root, _size_faults(manifest, root, lock))
 
 
 def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
-    """Hold that every needed file of the bundle has the locked size and sha256. Raises WeightsError with all faults."""
+    """Raise WeightsError with all faults unless every needed file has the locked size and sha256."""
     lock = read_lock(manifest, root)
     if lock is None:
         raise WeightsError(
             f"{manifest.name} has no lock to verify its files against. Write one: script/lock-weights {manifest.name}"
         )
     faults = _size_faults(manifest, root, lock)
-    sound = [path for path in manifest.needed_paths if path not in faults]
+    right_size = [path for path in manifest.needed_paths if path not in faults]
 
     def hash_fault(path: str) -> str | None:
         expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
         return None if got == expected else f"wrong content, expected sha256 {expected}, got {got}"
 
-    # hashlib lets go of the interpreter's lock, so threads hash in parallel.
+    # hashlib releases the interpreter's lock, so threads hash in parallel.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults |= _only_faults(zip(sound, pool.map(hash_fault, sound), strict=True))
+        faults |= _only_faults(zip(right_size, pool.map(hash_fault, right_size), strict=True))
     _raise_faults(manifest, root, faults)
 
 
@@ -53,7 +51,7 @@ def sha256(path: Path) -> str:
 
 
 def size_fault(path: Path, expected: int | None) -> str | None:
-    """What is wrong with a file's presence or size in bytes; None where nothing is. `expected` None: not known."""
+    """What is wrong with a file's presence or its size in bytes, or None. `expected` is None if the size is unknown."""
     wanted = "" if expected is None else f", expected {expected} bytes"
     if not path.exists():
         return f"missing{wanted}"
@@ -68,7 +66,7 @@ def size_fault(path: Path, expected: int | None) -> str | None:
 
 
 def repair_command(manifest: Manifest) -> str:
-    """The command that puts a bundle's files right."""
+    """The command that repairs a bundle's files."""
     if manifest.embedded:
         return f"git checkout HEAD -- weights/{manifest.name}"
     options = "".join(f"{option_variable(option)}=1 " for option in sorted(manifest.options))
@@ -89,8 +87,8 @@ def _only_faults(findings: Iterable[tuple[str, str | None]]) -> dict[str, str]:
 def _raise_faults(manifest: Manifest, root: Path, faults: dict[str, str]) -> None:
     if not faults:
         return
-    # In the manifest's order, whatever order the faults were found in.
+    # Listed in the manifest's order.
     lines = [f"  {root.name}/{manifest.name}/{path}: {faults[path]}" for path in manifest.paths if path in faults]
     count = "1 file is" if len(lines) == 1 else f"{len(lines)} files are"
-    heading = f"The weights of {manifest.name} cannot be used, {count} at fault:"
+    heading = f"The weights of {manifest.name} cannot be used: {count} missing or wrong."
     raise WeightsError("\n".join([heading, *lines, f"Repair: {repair_command(manifest)}"]))

@@ -1,9 +1,17 @@
-"""What is asked of the model hub: which commit a revision is, what its files are, and their bytes.
+"""Requests to the model hub: the commit of a revision, its list of files, and the bytes of a file.
 
-Endpoint (HF_ENDPOINT), token (HF_TOKEN), HTTP client and error classes are huggingface_hub's. Two things of it are left
-aside on purpose. Its downloads go through hf_xet wherever that is installed, a second protocol with its own cache that
-a stand-in hub cannot speak; plain HTTP with ranges serves the same bytes, and is the one path that is tested. And its
-cache keeps what it fetched, while a bundle's folder is to hold verified files and nothing else.
+The endpoint (HF_ENDPOINT), the token (HF_TOKEN), the HTTP client and the error classes are huggingface_hub's. The
+transfer is our own. We tried hf_hub_download(local_dir=..., revision=...) of huggingface_hub 2.4.0 in place of _stream,
+without hf_xet (constants.HF_HUB_DISABLE_XET), inside our retries, staging folder and hash check. Three tests in
+tests/weights/test_download.py fail with it:
+
+- test_killed_download_resumes_in_the_next_run: it writes each attempt to a file with a random name and deletes that
+  file after a failure. A second run starts at byte 0, of up to several GB.
+- test_failure_stops_the_other_files_at_once: its pauses between retries cannot be interrupted. The failure took 23 s
+  to arrive instead of under 1 s, and Ctrl-C during a rate limit of 60 s had no effect for 45 s (ours: 0.1 s).
+- test_wait_requested_by_the_hub_is_kept: it obeys a Retry-After header without limit (99999: a pause of 27 hours).
+
+hf_xet is not used either: a second protocol with its own cache, which the stand-in hub of the tests cannot speak.
 """
 
 import hashlib
@@ -17,7 +25,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 
-import httpx2  # huggingface_hub's HTTP client, of the version that it brings
+import httpx2  # the HTTP client of huggingface_hub
 from huggingface_hub import HfApi, constants, get_session, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -35,34 +43,34 @@ from controlnet.weights.files import size_fault
 from controlnet.weights.lockfile import WeightsError
 
 ATTEMPTS = 5
-"""Tries in a row that bring nothing new before a request is given up."""
+"""Number of tries in a row without a new byte after which a request fails."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
-"""Seconds between tries: doubling from the first. The longest is what the hub's own rate limit can ask for."""
-_PASSING = {408, 429, 500, 502, 503, 504}
+"""Seconds between tries: FIRST_WAIT, then twice as long each time. The hub's rate limit resets within LONGEST_WAIT."""
+_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 
-# What a refusal that will not pass means, most particular class first.
+# What a permanent refusal means for the user. Subclasses come before their base classes.
 _REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     (GatedRepoError, "the repository is gated: accept its terms on the hub and set HF_TOKEN to that account's token"),
     (DisabledRepoError, "the hub has disabled the repository: name another one in the manifest"),
-    (RevisionNotFoundError, "the repository has no such revision: look at the manifest, or write the lock anew"),
-    (EntryNotFoundError, "the repository has no such file: look at the manifest, or write the lock anew"),
-    (RepositoryNotFoundError, "there is no such repository, or it is private: look at the manifest, or set HF_TOKEN"),
+    (RevisionNotFoundError, "the repository has no such revision: check the manifest, or write the lock again"),
+    (EntryNotFoundError, "the repository has no such file: check the manifest, or write the lock again"),
+    (RepositoryNotFoundError, "there is no such repository, or it is private: check the manifest, or set HF_TOKEN"),
 )
 
 T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The transfer was told to end. What it had fetched stays where it is."""
+    """The transfer was cancelled. The bytes fetched so far stay in the staging folder."""
 
 
 class _CutShort(Exception):
-    """The answer ended before the file did."""
+    """The response ended before the end of the file."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file at one commit, and what its bytes must be: sha256 where it is known, else git's own hash."""
+    """One file at one commit, with the hash of its content: sha256 if the hub lists it, otherwise git's own sha1."""
 
     path: str
     """Relative to the bundle's folder."""
@@ -74,43 +82,43 @@ class RemoteFile:
     git_sha1: str | None = None
 
     def fault(self, file: Path) -> str | None:
-        """What is wrong with a local copy; None where nothing is. Reads the file as a whole."""
+        """What is wrong with a local copy, or None if it is right. Reads the whole file."""
         if fault := size_fault(file, self.size):
             return fault
-        # Of a file that is not in LFS the hub only tells git's name for it: the sha1 of a header and the content.
-        kind, expected = ("sha256", self.sha256) if self.sha256 else ("git sha1", self.git_sha1)
+        # For a file outside LFS the hub only lists its git blob id: the sha1 of a header and the content.
+        algorithm, expected = ("sha256", self.sha256) if self.sha256 else ("git sha1", self.git_sha1)
         digest = hashlib.sha256() if self.sha256 else hashlib.sha1(f"blob {self.size}\0".encode())
         with file.open("rb") as stream:
             got = hashlib.file_digest(stream, lambda: digest).hexdigest()
-        return None if got == expected else f"wrong content, expected {kind} {expected}, got {got}"
+        return None if got == expected else f"wrong content, expected {algorithm} {expected}, got {got}"
 
 
 @dataclass
 class Transfer:
-    """What the threads of one download share: the progress bar, and the sign to end."""
+    """Shared by the threads of one download: the progress bar, and the event that stops them."""
 
     bar: tqdm
     stop: threading.Event = field(default_factory=threading.Event)
 
     def advance(self, count: int) -> None:
-        """Count bytes that arrived, or with a negative number bytes that were thrown away."""
+        """Add `count` bytes to the progress bar; a negative count is for discarded bytes. Raises Stopped."""
         if self.stop.is_set():
             raise Stopped
         with self.bar.get_lock():
             self.bar.update(count)
 
     def pause(self, seconds: float, reason: str) -> None:
-        """Say why, and wait, unless the transfer ends meanwhile."""
+        """Print the reason and wait. Raises Stopped as soon as the transfer is stopped."""
         if not self.bar.disable:
             self.bar.write(f"{reason}; trying again in {seconds:.0f} s", file=sys.stderr)
         if self.stop.wait(seconds):
             raise Stopped
 
 
-def repo_files(repo: str, revision: str, transfer: Transfer) -> tuple[str, dict[str, RemoteFile]]:
-    """The commit that a revision is now, and every file of it by its path in the repo. One request."""
+def repo_files(repo: str, revision: str, transfer: Transfer) -> dict[str, RemoteFile]:
+    """All files of a revision at its current commit, by their path in the repo. Sends one HTTP request."""
     api = HfApi()
-    info = _patiently(
+    info = _with_retries(
         lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT),
         f"{repo} at {revision}",
         transfer,
@@ -119,95 +127,98 @@ def repo_files(repo: str, revision: str, transfer: Transfer) -> tuple[str, dict[
     for entry in info.siblings or []:
         size = entry.lfs.size if entry.lfs else entry.size
         if info.sha is None or size is None:
-            raise WeightsError(f"{repo} at {revision}: the hub did not tell the commit, or its files' sizes.")
+            raise WeightsError(f"{repo} at {revision}: the hub did not list the commit or the file sizes.")
         sha256 = entry.lfs.sha256 if entry.lfs else None
         files[entry.rfilename] = RemoteFile("", repo, info.sha, entry.rfilename, size, sha256, entry.blob_id)
-    return info.sha or "", files
+    return files
 
 
 def fetch(remote: RemoteFile, target: Path, transfer: Transfer) -> None:
-    """Fetch a file to `target`, going on where an earlier try left off. Does not check what came.
+    """Fetch a file to `target`, appending to the bytes that are already there. Does not check the content.
 
-    Survives dropped connections and the refusals that pass (rate limit, server error), as long as any ATTEMPTS tries in
-    a row bring something new. Raises WeightsError where they do not, or where the hub refuses for good.
+    Tries again after dropped connections, rate limits and server errors. Raises WeightsError after ATTEMPTS tries in a
+    row without a new byte, or if the hub refuses for good.
     """
-    what = f"{remote.repo}/{remote.repo_path}"
+    name = f"{remote.repo}/{remote.repo_path}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    _patiently(lambda: _stream(remote, target, transfer), what, transfer, lambda: _size(target))
+    _with_retries(lambda: _stream(remote, target, transfer), name, transfer, lambda: _size(target))
 
 
 def _stream(remote: RemoteFile, target: Path, transfer: Transfer) -> None:
-    """One request for what is still missing, written to the end of `target`."""
+    """Request the missing bytes once, and append them to `target`."""
     start = _size(target)
     if start == remote.size and target.exists():
         return
     url = hf_hub_url(remote.repo, remote.repo_path, revision=remote.commit)
-    # Compressed answers have neither a length that can be checked nor ranges.
+    # A compressed response supports no ranges, and its length cannot be checked.
     headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-        if response.status_code == 416:  # there is nothing after `start`: what the hub has is shorter than it should be
+        if response.status_code == 416:  # nothing after `start`: the hub's file is too short
             _empty(target, transfer)
             raise _CutShort(f"the hub has no more than {start} of {remote.size} bytes")
         hf_raise_for_status(response)
         if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            _empty(target, transfer)  # the whole file is coming, not the rest of it
+            _empty(target, transfer)  # the response is the whole file, not the rest
         with target.open("ab") as file:
             for chunk in response.iter_bytes():
                 transfer.advance(len(chunk))
                 file.write(chunk)
                 if file.tell() > remote.size:
-                    return  # not the file that was asked for; checking it will tell
+                    return  # a wrong file: the hash check will report it
     if _size(target) < remote.size:
-        raise _CutShort(f"the answer ended after {_size(target)} of {remote.size} bytes")
+        raise _CutShort(f"the response ended after {_size(target)} of {remote.size} bytes")
 
 
-def _patiently(attempt: Callable[[], T], what: str, transfer: Transfer, reached: Callable[[], int] = int) -> T:
-    """Call `attempt` until it succeeds. `reached` says how far tries got; one that got further counts as the first."""
-    failures, furthest = 0, reached()
+def _with_retries(attempt: Callable[[], T], name: str, transfer: Transfer, fetched: Callable[[], int] = lambda: 0) -> T:
+    """Call `attempt` until it succeeds. `fetched` returns the bytes so far: new bytes reset the count of failures.
+
+    `name` is for messages: the repo and the file or the revision.
+    """
+    failures, most = 0, fetched()
     while True:
         try:
             return attempt()
         except OfflineModeIsEnabled as error:
-            raise WeightsError(f"{what}: HF_HUB_OFFLINE is set, so nothing is fetched. Unset it.") from error
+            raise WeightsError(f"{name}: HF_HUB_OFFLINE is set, so nothing can be fetched. Unset it.") from error
         except HfHubHTTPError as error:
-            if error.response.status_code not in _PASSING:
-                raise WeightsError(f"{what}: {_refusal(error)}.") from error
-            reason, asked = f"the hub answered {error.response.status_code}", _asked_wait(error.response)
+            if error.response.status_code not in _TRANSIENT_STATUSES:
+                raise WeightsError(f"{name}: {_refusal(error)}.") from error
+            reason, wait = f"the hub answered {error.response.status_code}", _requested_wait(error.response)
         except (httpx2.RequestError, JSONDecodeError, _CutShort) as error:
-            reason, asked = str(error) or type(error).__name__, 0.0
-        failures, furthest = (failures + 1, furthest) if reached() <= furthest else (1, reached())
+            reason, wait = str(error).rstrip(".") or type(error).__name__, 0.0
+        failures, most = (failures + 1, most) if fetched() <= most else (1, fetched())
         if failures >= ATTEMPTS:
             raise WeightsError(
-                f"{what}: given up after {failures} tries in a row, the last one because {reason}."
-                " What was fetched is kept: run the same command again to go on."
+                f"{name}: gave up after {failures} tries in a row without progress; the last failure: {reason}."
+                " The bytes fetched so far are kept: run the same command again to continue."
             )
-        transfer.pause(min(max(asked, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT), f"{what}: {reason}")
+        transfer.pause(min(max(wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT), f"{name}: {reason}")
 
 
 def _refusal(error: HfHubHTTPError) -> str:
-    for kind, meaning in _REFUSALS:
-        if isinstance(error, kind):
+    for error_class, meaning in _REFUSALS:
+        if isinstance(error, error_class):
             return meaning
     status = error.response.status_code
     if status in (401, 403):
-        return f"the hub refused access ({status}): set HF_TOKEN to a token that may read it"
+        return f"the hub refused access ({status}): set HF_TOKEN to a token with read access"
     if status == 404:
-        return "the hub has no such file (404): look at the manifest, or write the lock anew"
+        return "the hub has no such file (404): check the manifest, or write the lock again"
     return f"the hub answered {status}"
 
 
-def _asked_wait(response: httpx2.Response) -> float:
-    """Seconds that the hub asks to wait, in rate limit headers or in Retry-After (a number or a date), else 0."""
+def _requested_wait(response: httpx2.Response) -> float:
+    """Seconds to wait according to the rate limit headers or Retry-After (a number or a date), otherwise 0."""
     limit = parse_ratelimit_headers(response.headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
-    asked = response.headers.get("Retry-After", "")
-    if asked.isdigit():
-        return float(asked)
+    value = response.headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # not a date, or one without a time zone
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # not a date, or a date without a time zone
         return 0.0
 
 

@@ -1,6 +1,6 @@
-"""A bundle's lock, weights/<bundle>.lock: the commit that each repo is taken from, and what each file must be.
+"""A bundle's lock, weights/<bundle>.lock: the commit of each repo, and the size and sha256 of each file.
 
-The lock is TOML with one line per repo and one line per file, in the manifest's order: a diff of two locks reads well.
+The lock is TOML with one line per repo and one line per file, in the manifest's order, so a diff of two locks is short.
 """
 
 import json
@@ -18,12 +18,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class WeightsError(RuntimeError):
-    """Weights that are absent or wrong, or that could not be fetched. The message says how to repair it."""
+    """Weights are missing or wrong, or could not be fetched. The message says how to repair it."""
 
 
 @dataclass(frozen=True)
 class LockedRepo:
-    """The commit that a revision was when the lock was written."""
+    """The commit that a revision pointed to when the lock was written."""
 
     repo: str
     revision: str
@@ -33,7 +33,7 @@ class LockedRepo:
 
 @dataclass(frozen=True)
 class LockedFile:
-    """What one file of the bundle must be."""
+    """The required size and hash of one file."""
 
     path: str
     """Relative to the bundle's folder, with forward slashes."""
@@ -45,33 +45,33 @@ class LockedFile:
 
 @dataclass(frozen=True)
 class Lock:
-    """Everything that a bundle's files are held to."""
+    """The commits and files that a bundle is pinned to."""
 
     bundle: str
     repos: tuple[LockedRepo, ...]
     files: tuple[LockedFile, ...]
 
     def file(self, path: str) -> LockedFile:
-        """The row of a file. Raises KeyError where there is none, which `faults` rules out."""
+        """The row of a file. Raises KeyError if there is none; read_lock excludes that."""
         return {file.path: file for file in self.files}[path]
 
     def commit(self, part: Part) -> str:
-        """The commit that a part's files come from. Raises KeyError where it has none, which `faults` rules out."""
+        """The commit of a part's files. Raises KeyError if there is none; read_lock excludes that."""
         return {(repo.repo, repo.revision): repo.commit for repo in self.repos}[part.repo, part.revision]
 
-    def faults(self, manifest: Manifest) -> list[str]:
-        """Where the lock and the manifest disagree: the manifest was edited since. Empty where they agree."""
+    def mismatches(self, manifest: Manifest) -> list[str]:
+        """Differences from the manifest, which may have been edited since. Empty if the lock fits it."""
         wanted = {(part.repo, part.revision) for part in manifest.parts if part.repo}
-        there = {(repo.repo, repo.revision) for repo in self.repos}
+        locked = {(repo.repo, repo.revision) for repo in self.repos}
         paths = {file.path for file in self.files}
-        faults = [f"no commit for {repo} at {revision}" for repo, revision in sorted(wanted - there)]
-        faults += [f"a needless commit for {repo} at {revision}" for repo, revision in sorted(there - wanted)]
-        faults += [f"no line for {path}" for path in manifest.paths if path not in paths]
-        faults += [f"a needless line for {path}" for path in sorted(paths - set(manifest.paths))]
-        return faults
+        found = [f"no commit for {repo} at {revision}" for repo, revision in sorted(wanted - locked)]
+        found += [f"an unexpected commit for {repo} at {revision}" for repo, revision in sorted(locked - wanted)]
+        found += [f"no line for {path}" for path in manifest.paths if path not in paths]
+        found += [f"an unexpected line for {path}" for path in sorted(paths - set(manifest.paths))]
+        return found
 
     def text(self) -> str:
-        """The lock file's content. The same lock always gives the same text."""
+        """The content of the lock file. The same lock always gives the same text."""
         repos = [_row(repo=r.repo, revision=r.revision, commit=r.commit) for r in self.repos]
         files = [_row(path=f.path, size=f.size, sha256=f.sha256) for f in self.files]
         return "\n".join([
@@ -83,15 +83,15 @@ class Lock:
         ])  # fmt: skip
 
     def write(self, path: Path) -> None:
-        """Write the lock so that at no moment half a lock is in its place."""
+        """Write the lock atomically: the file at `path` is never half written."""
         part = path.with_name(f".{path.name}.part")
         part.write_text(self.text(), encoding="utf-8")
         os.replace(part, path)
 
     @classmethod
     def read(cls, path: Path) -> "Lock":
-        """Read a lock. Raises WeightsError where it is not one."""
-        where = f"{path.parent.name}/{path.name}"
+        """Read a lock. Raises WeightsError if the file is not a valid lock."""
+        name = f"{path.parent.name}/{path.name}"
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
             lock = cls(
@@ -100,10 +100,10 @@ class Lock:
                 files=tuple(LockedFile(**row) for row in values.pop("files")),
             )
         except (ValueError, KeyError, TypeError) as error:  # not TOML, a key missing, a key too many
-            problem = f"{where} is not a lock ({error})"
-            raise WeightsError(f"{problem}. Write it anew: script/lock-weights {path.stem}") from error
-        if values or not _is_sound(lock, path.stem):
-            raise WeightsError(f"{where} is damaged. Write it anew: script/lock-weights {path.stem}")
+            problem = f"{name} is not a valid lock ({error})"
+            raise WeightsError(f"{problem}. Write it again: script/lock-weights {path.stem}") from error
+        if values or not _is_valid(lock, path.stem):
+            raise WeightsError(f"{name} is damaged. Write it again: script/lock-weights {path.stem}")
         return lock
 
 
@@ -112,27 +112,27 @@ def lock_path(manifest: Manifest, root: Path) -> Path:
 
 
 def read_lock(manifest: Manifest, root: Path) -> Lock | None:
-    """The bundle's lock, or None where there is none. Raises WeightsError where it does not fit the manifest."""
+    """The bundle's lock, or None if there is none. Raises WeightsError if it does not fit the manifest."""
     path = lock_path(manifest, root)
     if not path.exists():
         return None
     lock = Lock.read(path)
-    if faults := lock.faults(manifest):
-        listed = "; ".join(faults)
+    if mismatches := lock.mismatches(manifest):
+        listed = "; ".join(mismatches)
         raise WeightsError(
-            f"{root.name}/{path.name} was written for another state of the manifest. It has {listed}."
-            f" Write it anew: script/lock-weights {manifest.name}"
+            f"{root.name}/{path.name} does not fit the manifest, which may have been edited since. It has {listed}."
+            f" Write it again: script/lock-weights {manifest.name}"
         )
     return lock
 
 
 def _row(**values: str | int) -> str:
-    # JSON's strings and numbers are TOML's too.
+    # JSON strings and numbers are also valid TOML.
     return "  { " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items()) + " },"
 
 
-def _is_sound(lock: Lock, name: str) -> bool:
-    """Whether every value of a lock has the form that it must have."""
+def _is_valid(lock: Lock, name: str) -> bool:
+    """Whether every value of a lock has the right type and form."""
 
     def matches(pattern: re.Pattern[str], value: Any) -> bool:
         return isinstance(value, str) and pattern.fullmatch(value) is not None

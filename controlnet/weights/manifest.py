@@ -1,7 +1,7 @@
-"""A bundle's manifest, weights/<bundle>.toml: the files it is made of, what they are for, and the bundle's defaults.
+"""A bundle's manifest, weights/<bundle>.toml: its files, their purpose, and the bundle's defaults and limits.
 
-Reading is strict. A misspelt key would otherwise be a silent default, and a file name that leaves the bundle's folder
-would be written there by the download.
+Reading is strict: a misspelt key must not silently become a default, and a file name must not lead a download out of
+the bundle's folder. No model is imported here, so scripts can choose a bundle before they start anything heavy.
 """
 
 import os
@@ -16,25 +16,28 @@ from controlnet.weights.toml_table import ManifestError, Table
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 """Folder of the manifests, the locks, and one folder of files per bundle."""
+BUNDLE = "CONTROLNET_BUNDLE"
+"""Environment variable: the bundle's name."""
+_PREFERRED, _FALLBACK = "sd15", "tiny"  # the bundle if BUNDLE is not set: see choose_bundle
 
 _BUNDLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _PART_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# No component starts with a dot: that shuts out "..", and leaves dotted names to the download's own staging folder.
+# No component starts with a dot: that excludes "..", and the download's staging folder has a dotted name.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
 def option_variable(option: str) -> str:
-    """The environment variable that switches an option on where it is 1: CONTROLNET_OPENPOSE_CMU for openpose_cmu."""
+    """The environment variable that is 1 to switch an option on: CONTROLNET_OPENPOSE_CMU for openpose_cmu."""
     return f"CONTROLNET_{option.upper()}"
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets where it leaves the input out."""
+    """The values of inputs that a request leaves out."""
 
     resolution: int
-    """Length of the picture's short side in pixels: the size that the base model was trained at."""
+    """Length of the picture's short side in pixels: the size at which the base model was trained."""
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
@@ -44,7 +47,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for at most."""
+    """Upper limits for one request."""
 
     pixels: int
     """width × height × num_outputs."""
@@ -52,12 +55,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class ConditionerEntry:
-    """A conditioner that the bundle has. Its ControlNet is the part controlnet/<conditioner>."""
+    """A conditioner of the bundle. Its ControlNet is the part controlnet/<conditioner>."""
 
     annotator: str
-    """A kind in controlnet.maps.annotators.ANNOTATORS."""
+    """Name of the AnnotatorKind that draws its control map: a key of controlnet.maps.annotators.ANNOTATORS."""
     option: str = ""
-    """Another kind, which takes its place where the environment asks for it; empty where there is none."""
+    """Another key, used instead if the environment switches it on (option_variable). Empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Part:
     """A folder of files that are loaded together: one model, one tokenizer, one annotator."""
 
     name: str
-    """Also the folder below weights/<bundle>/."""
+    """Also its folder below weights/<bundle>/."""
     files: tuple[str, ...]
-    """Relative to the part's folder, on disk and on the hub alike."""
+    """Relative to the part's folder, both on disk and on the hub."""
     licence: str
     purpose: str
     repo: str = ""
@@ -75,9 +78,9 @@ class Part:
     revision: str = ""
     """A branch, tag or commit of the repo. The lock pins it to a commit."""
     folder: str = ""
-    """Folder inside the repo that holds the files; empty: its root."""
+    """Folder of the files inside the repo; empty for its root."""
     option: str = ""
-    """The option that alone needs the part: without it the part is not fetched and not missed."""
+    """The only option that needs the part. While it is off, the part is not fetched and may be missing."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -92,15 +95,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One weights bundle, as its manifest describes it."""
+    """A weights bundle as its manifest describes it."""
 
     name: str
     title: str
     summary: str
     needs: dict[str, str]
-    """For a reader: memory and disk."""
+    """Memory and disk, as text for a reader."""
     safety_checker: str
-    """Name of the part that flags pictures, or "none", and then safety_note says why."""
+    """Name of the part that flags pictures, or "none"; safety_note then gives the reason."""
     safety_note: str
     embedded: bool
     """The files are in git: there is nothing to download."""
@@ -109,53 +112,68 @@ class Manifest:
     conditioners: dict[str, ConditionerEntry]
     parts: tuple[Part, ...]
     made: dict[str, Any]
-    """How an embedded bundle was made (commit, seed, steps, hardware, data), free-form."""
+    """How an embedded bundle was made (commit, seed, steps, hardware, data). Its keys are free."""
     options: frozenset[str]
     """The options that are on."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every file of the bundle relative to its folder, in the manifest's order; those of all options too."""
+        """All files of the bundle relative to its folder, in the manifest's order, including those of all options."""
         return tuple(path for part in self.parts for path in part.paths)
 
     @property
     def needed_parts(self) -> tuple[Part, ...]:
-        """The parts without those of options that are off, in the manifest's order."""
+        """All parts except those of options that are off, in the manifest's order."""
         return tuple(part for part in self.parts if not part.option or part.option in self.options)
 
     @property
     def needed_paths(self) -> tuple[str, ...]:
-        """The files of the needed parts, as `paths`."""
+        """The files of the needed parts, like `paths`."""
         return tuple(path for part in self.needed_parts for path in part.paths)
 
     def annotator(self, conditioner: str) -> str:
-        """The kind that draws the conditioner's map: its option where that is on."""
+        """Name of the AnnotatorKind that draws the conditioner's map: its option if that is on."""
         entry = self.conditioners[conditioner]
         return entry.option if entry.option in self.options else entry.annotator
 
     @classmethod
     def read(cls, path: Path, environ: Mapping[str, str] = os.environ) -> "Manifest":
-        """Read weights/<bundle>.toml; `environ` says which options are on (option_variable).
+        """Read weights/<bundle>.toml. `environ` switches options on (option_variable).
 
-        Raises ManifestError for whatever it does not understand.
+        Raises ManifestError for anything missing, misspelt or of the wrong type.
         """
-        where = f"{path.parent.name}/{path.name}"
+        source = f"{path.parent.name}/{path.name}"
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             known = ", ".join(bundle_names(path.parent)) or "none"
             raise ManifestError(f"There is no bundle named {path.stem!r}. Bundles with a manifest: {known}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{where}: not readable as TOML: {error}.") from error
-        manifest = _read_manifest(Table(values, where), environ)
+            raise ManifestError(f"{source}: not readable as TOML: {error}.") from error
+        manifest = _read_manifest(Table(values, source), environ)
         if manifest.name != path.stem:
-            raise ManifestError(f"{where}: name: expected {path.stem!r}, the file's own name, got {manifest.name!r}.")
+            raise ManifestError(f"{source}: name: expected {path.stem!r}, as the file is named, got {manifest.name!r}.")
         return manifest
 
 
 def bundle_names(root: Path = WEIGHTS) -> list[str]:
     """Names of the bundles that have a manifest in `root`, sorted."""
     return sorted(path.stem for path in root.glob("*.toml"))
+
+
+def choose_bundle(environ: Mapping[str, str], root: Path = WEIGHTS) -> tuple[str, str]:
+    """The bundle's name, and the reason in one line, which is empty if the environment names the bundle.
+
+    Otherwise it is sd15 if any of its files is on disk, and tiny if not. One file is enough: setup() then reports what
+    is missing or wrong, instead of silently using tiny.
+    """
+    if named := environ.get(BUNDLE):
+        return named, ""
+    preferred = Manifest.read(root / f"{_PREFERRED}.toml")
+    if any((root / _PREFERRED / path).exists() for path in preferred.paths):
+        return _PREFERRED, f"{BUNDLE} is not set and the {_PREFERRED} weights are there"
+    missing = f"{BUNDLE} is not set and the {_PREFERRED} weights are not there"
+    return _FALLBACK, f"{missing}: script/download-weights {_PREFERRED}"
 
 
 def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
@@ -175,7 +193,7 @@ def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
         limits=_read_limits(table.table("limits")),
         conditioners=conditioners,
         parts=parts,
-        made=table.table("made", default={}).rest(),
+        made=table.table("made", default={}).take_rest(),
         options=frozenset(option for option in options if environ.get(option_variable(option)) == "1"),
     )
     _check_names(table, manifest)
@@ -184,7 +202,7 @@ def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
 
 
 def _check_names(table: Table, manifest: Manifest) -> None:
-    """Hold that every part which another entry relies on is there, and every option that a part is for."""
+    """Raise ManifestError unless every part and option that another entry names exists."""
     names = {part.name for part in manifest.parts if not part.option}
     options = {entry.option for entry in manifest.conditioners.values()}
     for number, part in enumerate(manifest.parts, start=1):
@@ -195,7 +213,7 @@ def _check_names(table: Table, manifest: Manifest) -> None:
             raise table.error(f"conditioners.{conditioner}", f"there is no part named 'controlnet/{conditioner}'")
     if manifest.safety_checker == "none":
         if not manifest.safety_note.strip():
-            raise table.error("safety_note", "missing, expected the reason why the bundle has no safety checker")
+            raise table.error("safety_note", "missing, expected the reason for having no safety checker")
     elif manifest.safety_checker not in names:
         raise table.error("safety_checker", f"expected a part's name or 'none', got {manifest.safety_checker!r}")
 
@@ -226,7 +244,7 @@ def _read_limits(table: Table) -> Limits:
 
 def _read_conditioners(table: Table) -> dict[str, ConditionerEntry]:
     entries = {}
-    for conditioner in table.left():
+    for conditioner in table.remaining_keys():
         entry = table.table(conditioner)
         option = entry.name("option", _BUNDLE_NAME, "openpose_cmu", default="")
         entries[conditioner] = ConditionerEntry(entry.text("annotator"), option)
@@ -241,7 +259,7 @@ def _read_parts(table: Table, embedded: bool) -> tuple[Part, ...]:
     for entry in table.tables("parts"):
         part = _read_part(entry, embedded)
         if any(part.name == other.name for other in parts):
-            raise entry.error("name", f"there already is a part named {part.name!r}")
+            raise entry.error("name", f"another part is already named {part.name!r}")
         if twice := [path for path in part.paths if path in seen or part.paths.count(path) > 1]:
             raise entry.error("files", f"{twice[0]!r} is named twice")
         if revisions.setdefault(part.repo, part.revision) != part.revision:
@@ -260,7 +278,7 @@ def _read_part(entry: Table, embedded: bool) -> Part:
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             raise entry.error("files", f"expected a file name inside the part's folder, got {file!r}")
     part = Part(name, tuple(files), licence=entry.text("licence"), purpose=entry.text("purpose"))
-    if not embedded:  # in an embedded bundle these four are unknown keys
+    if not embedded:  # these four keys are unknown in an embedded bundle
         part = replace(
             part,
             repo=entry.name("repo", _REPO, "owner/name"),

@@ -1,10 +1,10 @@
-"""A TOML table, read strictly: a key that is missing, misspelt or of another kind is an error that names it."""
+"""Strict reading of a TOML table: a key that is missing, misspelt or of the wrong type is an error that names it."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-_KINDS = {
+_TYPE_WORDS = {
     str: "a string",
     int: "a whole number",
     float: "a number",
@@ -15,70 +15,74 @@ _KINDS = {
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used. The message names the file, the key, and what belongs there."""
+    """A manifest cannot be used. The message names the file, the key, and the expected value."""
 
 
 class Table:
-    """A TOML table that is emptied key by key; what is left at the end is a key that nobody knows."""
+    """A TOML table whose keys are taken one by one. `close` reports a key that was not taken as unknown.
 
-    def __init__(self, values: dict[str, Any], where: str, prefix: str = "") -> None:
+    `source` names the file in errors, `prefix` the table inside it ("limits.").
+    """
+
+    def __init__(self, values: dict[str, Any], source: str, prefix: str = "") -> None:
         self._values = dict(values)
-        self._where = where
+        self._source = source
         self._prefix = prefix
 
     def error(self, key: str, problem: str) -> ManifestError:
-        return ManifestError(f"{self._where}: {self._prefix}{key}: {problem}.")
+        return ManifestError(f"{self._source}: {self._prefix}{key}: {problem}.")
 
-    def take(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value of `key`, which must be a `kind`. A key that is absent and has no default is an error."""
+    def take(self, key: str, expected: type, default: Any = None) -> Any:
+        """Take out the value of `key`, which must have the expected type. Without a default, the key is required."""
         value = self._values.pop(key, default)
         if value is None:
-            raise self.error(key, f"missing, expected {_KINDS[kind]}")
-        if kind is float and type(value) is int:
+            raise self.error(key, f"missing, expected {_TYPE_WORDS[expected]}")
+        if expected is float and type(value) is int:
             return float(value)
-        if type(value) is not kind:  # not isinstance: true would pass as the integer 1
-            raise self.error(key, f"expected {_KINDS[kind]}, got {value!r}")
+        if type(value) is not expected:  # isinstance would accept true as the integer 1
+            raise self.error(key, f"expected {_TYPE_WORDS[expected]}, got {value!r}")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string; one without a default must not be empty."""
+        """Take out a string. Without a default, the key is required and must not be empty."""
         value = self.take(key, str, default)
         if default is None and not value.strip():
             raise self.error(key, "expected some text, got an empty string")
         return value
 
-    def name(self, key: str, pattern: re.Pattern[str], like: str, default: str | None = None) -> str:
-        """A string that `pattern` matches as a whole."""
+    def name(self, key: str, pattern: re.Pattern[str], example: str, default: str | None = None) -> str:
+        """Take out a string that fully matches `pattern`. The error shows the example."""
         value = self.take(key, str, default)
         if value != default and not pattern.fullmatch(value):
-            raise self.error(key, f"expected a name like {like!r}, got {value!r}")
+            raise self.error(key, f"expected a name like {example!r}, got {value!r}")
         return value
 
-    def number(self, key: str, lowest: int, kind: type = int) -> Any:
-        """A number of that kind, at least `lowest`."""
-        value = self.take(key, kind)
+    def number(self, key: str, lowest: int, expected: type = int) -> Any:
+        """Take out a number of at least `lowest`, of type int or float."""
+        value = self.take(key, expected)
         if not value >= lowest:
             raise self.error(key, f"expected a number of at least {lowest}, got {value!r}")
         return value
 
     def table(self, key: str, default: dict[str, Any] | None = None) -> "Table":
-        return Table(self.take(key, dict, default), self._where, f"{self._prefix}{key}.")
+        return Table(self.take(key, dict, default), self._source, f"{self._prefix}{key}.")
 
     def tables(self, key: str) -> Iterator["Table"]:
-        """The tables of an array, each with its number, counted from 1, in its errors."""
+        """Take out an array of tables. Their errors number them from 1: parts[1]."""
         for number, values in enumerate(self.take(key, list), start=1):
             if type(values) is not dict:
                 raise self.error(key, f"expected tables, got {values!r}")
-            yield Table(values, self._where, f"{self._prefix}{key}[{number}].")
+            yield Table(values, self._source, f"{self._prefix}{key}[{number}].")
 
-    def left(self) -> list[str]:
+    def remaining_keys(self) -> list[str]:
         return list(self._values)
 
-    def rest(self) -> dict[str, Any]:
-        """Whatever is left, taken as it is."""
+    def take_rest(self) -> dict[str, Any]:
+        """Take out all remaining values unchecked."""
         values, self._values = self._values, {}
         return values
 
     def close(self) -> None:
+        """Raise ManifestError if a key remains."""
         if self._values:
             raise self.error(min(self._values), "unknown key")

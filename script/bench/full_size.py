@@ -20,8 +20,7 @@ from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.maps.drawing import draw_control_map
 from controlnet.stopwatch import Stopwatch
-from controlnet.weights.choice import BUNDLE
-from controlnet.weights.manifest import WEIGHTS
+from controlnet.weights.manifest import BUNDLE, WEIGHTS
 
 PROMPT = "a bird"
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"

@@ -27,8 +27,7 @@ from controlnet.generation.safety import open_safety_checker
 from controlnet.models.load_log import peak_memory
 from controlnet.models.low_memory import LOW_MEMORY
 from controlnet.models.precision import DTYPE, working_dtype
-from controlnet.weights.choice import BUNDLE
-from controlnet.weights.manifest import WEIGHTS, Manifest
+from controlnet.weights.manifest import BUNDLE, WEIGHTS, Manifest
 
 ROOM = 2e9
 """Bytes of memory to leave to the rest of the machine."""

@@ -1,7 +1,7 @@
-"""A stand-in for the model hub: the part of its HTTP interface that a download uses, and the ways in which it fails.
+"""A stand-in for the model hub: the part of its HTTP interface that a download uses, with faults on demand.
 
-It answers as the real one does where that matters here: a revision is a commit at the time of asking, and old commits
-stay readable; large files (LFS) are redirected to another address, and only they have a sha256; ranges are served.
+It answers like the real hub in what matters here. A revision is the newest commit, and old commits stay readable. Large
+files (LFS) are redirected to another address, and only they have a sha256. Ranges are served.
 """
 
 import hashlib
@@ -21,34 +21,35 @@ LFS = (".safetensors", ".bin", ".pth", ".pt")
 
 @dataclass
 class Fault:
-    """What goes wrong with the next answer for a file, `times` times."""
+    """A fault of the next `times` responses for a file."""
 
     times: int = 1
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     drop_after: int | None = None
-    """Send that many bytes of the body and break the connection."""
+    """Send this many bytes of the body, then close the connection."""
     reset: bool = False
-    """Break it hard (a reset), where otherwise it is closed."""
+    """Reset the connection instead of closing it."""
     short_at: int | None = None
-    """Serve the file as if it ended there."""
+    """Serve the file as if it ended at this byte."""
     flip_at: int | None = None
-    """Change the byte at that place."""
+    """Change the byte at this offset."""
     stall_after: int | None = None
-    """Send that many bytes and wait for `Hub.go_on`."""
+    """Send this many bytes of the body, then wait for `Hub.resume`."""
     ignore_range: bool = False
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One request that arrived."""
+    """One HTTP request that arrived."""
 
     path: str
     range: str | None
+    """The Range header."""
 
 
 class Hub:
-    """A context manager; `url` goes into HF_ENDPOINT."""
+    """The server, as a context manager. HF_ENDPOINT must be its `url`."""
 
     def __init__(self) -> None:
         self.revisions: dict[tuple[str, str], str] = {}
@@ -56,7 +57,7 @@ class Hub:
         self.faults: dict[str, list[Fault]] = {}
         self.seen: list[Seen] = []
         self.stalled = threading.Event()
-        self.go_on = threading.Event()
+        self.resume = threading.Event()
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -65,8 +66,8 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.go_on.set()
+    def __exit__(self, error_type: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.resume.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -81,11 +82,11 @@ class Hub:
         return commit
 
     def fail(self, file: str, fault: Fault) -> None:
-        """Let the next downloads of files whose path ends in `file` (or an API request that does) go wrong."""
+        """Make the next requests for files or listings whose path ends in `file` go wrong."""
         self.faults.setdefault(file, []).append(fault)
 
     def downloads(self, file: str = "") -> list[Seen]:
-        """The requests for content of files whose path ends in `file`."""
+        """The requests for the content of files whose path ends in `file`."""
         return [seen for seen in self.seen if "/resolve/" in seen.path and seen.path.endswith(file)]
 
     def next_fault(self, path: str) -> Fault:
@@ -168,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: fault.stall_after])
             self.wfile.flush()
             self.hub.stalled.set()
-            self.hub.go_on.wait()
+            self.hub.resume.wait()
             self.close_connection = True
         else:
             self.wfile.write(body)

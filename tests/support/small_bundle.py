@@ -1,4 +1,4 @@
-"""The bundle that the tests of the weights are made with: three small files in two repos of a stand-in hub."""
+"""The bundle for tests of the weights: three small files in two repos of a stand-in hub."""
 
 import json
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def hub_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does to a process that starts with it; and let nothing wait."""
+    """Set what HF_ENDPOINT sets in a new process, and make the first wait between tries very short."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
@@ -79,7 +79,7 @@ def manifest_fixture(root: Path) -> Manifest:
 
 
 def on_disk(root: Path) -> dict[str, bytes]:
-    """Every file below the bundle's folder."""
+    """The content of every file below the bundle's folder, by its path."""
     folder = root / "small"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -1,6 +1,7 @@
-"""Downloading and locking weights, from a stand-in hub on this machine that fails on demand."""
+"""Downloading and locking weights, from a local stand-in for the hub with faults on demand."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from controlnet.weights.manifest import Manifest
 
 
 def failure(manifest: Manifest, root: Path) -> str:
-    """The message of a download that must fail, which must not have put anything wrong in place."""
+    """The message of a download that must fail and must not put a wrong file in place."""
     with pytest.raises(WeightsError) as error:
         fetch(manifest, root)
     for path, content in on_disk(root).items():
@@ -39,7 +40,7 @@ def failure(manifest: Manifest, root: Path) -> str:
     return str(error.value)
 
 
-def test_a_download_leaves_the_files_the_lock_and_nothing_else(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_download_leaves_only_the_files_and_the_lock(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     assert on_disk(root) == CONTENT
     assert sorted(path.name for path in root.iterdir()) == ["small", "small.lock", "small.toml"]
@@ -48,7 +49,7 @@ def test_a_download_leaves_the_files_the_lock_and_nothing_else(hub: Hub, manifes
     verify(manifest, root)
 
 
-def test_what_is_there_and_right_is_not_fetched_again(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_right_files_are_not_downloaded_again(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     (root / "small/unet/config.json").write_bytes(b"x" * len(CONFIG))
     hub.seen.clear()
@@ -71,15 +72,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_download_survives(hub: Hub, manifest: Manifest, root: Path, name: str) -> None:
+def test_download_survives(hub: Hub, manifest: Manifest, root: Path, name: str) -> None:
     fault = FAULTS[name]
     hub.fail("model.safetensors", Fault(**vars(fault)))
     fetch(manifest, root)
     assert on_disk(root) == CONTENT
-    assert len(hub.downloads("model.safetensors")) > fault.times, "the fault never came into play"
+    assert len(hub.downloads("model.safetensors")) > fault.times, "the fault was never served"
 
 
-def test_a_connection_that_falls_silent_is_given_up_and_resumed(
+def test_silent_connection_times_out_and_resumes(
     hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
@@ -89,21 +90,21 @@ def test_a_connection_that_falls_silent_is_given_up_and_resumed(
     assert hub.downloads("model.safetensors")[-1].range is not None
 
 
-def test_the_small_files_are_verified_without_a_lock_too(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_files_outside_lfs_are_verified_without_a_lock(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.fail("config.json", Fault(flip_at=3))  # not in LFS, so the hub gives no sha256 for it
     fetch(manifest, root)
     assert on_disk(root) == CONTENT
     assert len(hub.downloads("config.json")) == 2
 
 
-def test_the_listing_survives_a_server_error_and_a_rate_limit(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_listing_survives_server_errors_and_rate_limit(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.fail("/revision/main", Fault(times=2, status=500))
     hub.fail("/revision/main", Fault(times=1, status=429))
     fetch(manifest, root)
     assert on_disk(root) == CONTENT
 
 
-def test_a_dropped_connection_is_resumed_not_begun_again(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_dropped_connection_resumes_with_a_range(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.fail("model.safetensors", Fault(drop_after=100_000))
     fetch(manifest, root)
     first, second = hub.downloads("model.safetensors")
@@ -111,19 +112,19 @@ def test_a_dropped_connection_is_resumed_not_begun_again(hub: Hub, manifest: Man
     assert second.range is not None and 0 < int(second.range.removeprefix("bytes=").removesuffix("-")) <= 100_000
 
 
-def test_a_hub_that_ignores_ranges_is_begun_again(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_download_restarts_if_the_hub_ignores_ranges(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.fail("model.safetensors", Fault(drop_after=100_000))
     hub.fail("model.safetensors", Fault(ignore_range=True))
     fetch(manifest, root)
     assert on_disk(root) == CONTENT
-    assert len(hub.downloads("model.safetensors")) == 2, "the answer was taken for the rest of the file"
+    assert len(hub.downloads("model.safetensors")) == 2, "the whole file was appended as if it were the rest"
 
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [({"Retry-After": "7"}, 7), ({"RateLimit": '"resolvers";r=0;t=9'}, 9), ({"Retry-After": "99999"}, 300)],
 )
-def test_the_wait_that_the_hub_asks_for_is_kept(
+def test_wait_requested_by_the_hub_is_kept(
     hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], seconds: int
 ) -> None:
     waits: list[float] = []
@@ -133,7 +134,7 @@ def test_the_wait_that_the_hub_asks_for_is_kept(
     assert waits == [seconds]
 
 
-def test_a_file_that_stays_wrong_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_wrong_hash_twice_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     expected = Lock.read(root / "small.lock").file("annotator/hed/hed.pth").sha256
     (root / "small/annotator/hed/hed.pth").unlink()
@@ -146,26 +147,26 @@ def test_a_file_that_stays_wrong_is_refused(hub: Hub, manifest: Manifest, root: 
     assert not (root / "small/annotator/hed/hed.pth").exists()
 
 
-def test_a_file_that_stays_short_is_given_up(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_file_that_is_always_cut_short_is_an_error(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.fail("hed.pth", Fault(times=99, short_at=1000))
     message = failure(manifest, root)
-    assert message.startswith("someone/annotators/hed.pth: given up after 5 tries in a row")
+    assert message.startswith("someone/annotators/hed.pth: gave up after 5 tries in a row")
     assert f"of {len(HED)} bytes" in message
     assert len(hub.downloads("hed.pth")) < 20
 
 
-def test_a_hub_that_stays_down_is_given_up(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_hub_that_stays_down_is_an_error(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.fail("hed.pth", Fault(times=99, status=503))
-    assert "given up after 5 tries in a row, the last one because the hub answered 503" in failure(manifest, root)
+    assert "gave up after 5 tries in a row without progress; the last failure: the hub answered 503" in failure(
+        manifest, root
+    )
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(
-    manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_is_one_message(manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Hub() as closed:
         pass
     point_at(closed, monkeypatch)
-    assert "given up after 5 tries in a row" in failure(manifest, root)
+    assert "gave up after 5 tries in a row" in failure(manifest, root)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +181,17 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
         (Fault(status=404), "no such file"),
     ],
 )
-def test_a_refusal_is_one_sentence(hub: Hub, manifest: Manifest, root: Path, fault: Fault, words: str) -> None:
+def test_refusal_is_one_message_without_retries(
+    hub: Hub, manifest: Manifest, root: Path, fault: Fault, words: str
+) -> None:
     hub.fail("hed.pth", Fault(**vars(fault)))
     message = failure(manifest, root)
     assert message.startswith("someone/annotators/hed.pth: ") and words in message
     assert "\n" not in message and "Traceback" not in message
-    assert len(hub.downloads("hed.pth")) == 1, "asked again, although it cannot help"
+    assert len(hub.downloads("hed.pth")) == 1, "a retry cannot help"
 
 
-def test_a_failure_ends_the_other_files_at_once(
+def test_failure_stops_the_other_files_at_once(
     hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "FIRST_WAIT", 20)
@@ -199,9 +202,7 @@ def test_a_failure_ends_the_other_files_at_once(
     assert time.monotonic() - began < 10
 
 
-def test_all_files_that_the_hub_lacks_are_named_before_anything_is_fetched(
-    hub: Hub, manifest: Manifest, root: Path
-) -> None:
+def test_all_files_missing_on_the_hub_are_named_first(hub: Hub, manifest: Manifest, root: Path) -> None:
     hub.publish("someone/base", {"unet/other.json": b"{}"})
     message = failure(manifest, root)
     assert "someone/base at main: no file unet/config.json" in message
@@ -209,7 +210,7 @@ def test_all_files_that_the_hub_lacks_are_named_before_anything_is_fetched(
     assert not hub.downloads()
 
 
-def test_an_unknown_repo_and_revision_are_one_sentence(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_unknown_repo_or_revision_is_one_message(hub: Hub, manifest: Manifest, root: Path) -> None:
     del hub.revisions["someone/annotators", "main"]
     assert failure(manifest, root).startswith(
         "someone/annotators at main: there is no such repository, or it is private"
@@ -218,7 +219,7 @@ def test_an_unknown_repo_and_revision_are_one_sentence(hub: Hub, manifest: Manif
     assert failure(manifest, root).startswith("someone/annotators at main: the repository has no such revision")
 
 
-def test_a_full_disk_is_told_before_the_download(
+def test_full_disk_is_reported_before_the_download(
     hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
@@ -226,41 +227,61 @@ def test_a_full_disk_is_told_before_the_download(
     assert not hub.downloads()
 
 
-def test_only_one_download_at_a_time(hub: Hub, manifest: Manifest, root: Path) -> None:
-    child = start_download(hub, root, stall_at=1000)
+def test_second_download_at_the_same_time_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:
+    child = start_download(hub, root, Fault(stall_after=1000))
     assert hub.stalled.wait(20)
     assert "Another download of small is running" in failure(manifest, root)
-    hub.go_on.set()
+    hub.resume.set()
     assert child.wait(20) == 0
     assert on_disk(root) == CONTENT
 
 
-def start_download(hub: Hub, root: Path, stall_at: int) -> subprocess.Popen[bytes]:
-    """A download in a process of its own, whose largest file stops coming after `stall_at` bytes."""
-    hub.fail("model.safetensors", Fault(stall_after=stall_at))
+def start_download(hub: Hub, root: Path, fault: Fault) -> subprocess.Popen[bytes]:
+    """Start script/download-weights in another process, with a fault for the largest file."""
+    hub.fail("model.safetensors", fault)
+    # A background job of a shell inherits an ignored SIGINT.
     code = (
-        "import sys; from pathlib import Path; from controlnet.weights.download import download\n"
-        "from controlnet.weights.manifest import Manifest; root = Path(sys.argv[1])\n"
-        "download(Manifest.read(root / 'small.toml'), root, progress=False)"
+        "import signal, sys; from pathlib import Path; from controlnet.weights import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.exit(cli.main(['download', 'small'], Path(sys.argv[1])))"
     )
-    return subprocess.Popen([sys.executable, "-c", code, str(root)], env=os.environ | {"HF_ENDPOINT": hub.url})
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(root)],
+        env=os.environ | {"HF_ENDPOINT": hub.url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
-def test_killed_in_the_middle_and_started_again(hub: Hub, manifest: Manifest, root: Path) -> None:
-    child = start_download(hub, root, stall_at=200_000)
+def test_killed_download_resumes_in_the_next_run(hub: Hub, manifest: Manifest, root: Path) -> None:
+    child = start_download(hub, root, Fault(stall_after=200_000))
     assert hub.stalled.wait(20)
     (staged,) = (path for path in wait_for_bytes(root) if path.name == "model.safetensors")
     child.kill()
     child.wait()
     kept = staged.stat().st_size
     assert not (root / "small/unet/model.safetensors").exists()
-    hub.go_on.set()
+    hub.resume.set()
 
     fetch(manifest, root)
     assert hub.downloads("model.safetensors")[-1].range == f"bytes={kept}-"
     assert on_disk(root) == CONTENT
     assert sorted(path.name for path in (root / "small").iterdir()) == ["annotator", "unet"]
     verify(manifest, root)
+
+
+def test_ctrl_c_ends_a_waiting_download_at_once(hub: Hub, root: Path) -> None:
+    child = start_download(hub, root, Fault(times=99, status=429, headers={"Retry-After": "60"}))
+    while not hub.downloads("model.safetensors"):
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, printed = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert printed.decode().endswith(
+        "\nStopped. The bytes fetched so far are kept: run the same command again to continue.\n"
+    )
+    assert "Traceback" not in printed.decode()
 
 
 def wait_for_bytes(root: Path) -> list[Path]:
@@ -273,7 +294,7 @@ def wait_for_bytes(root: Path) -> list[Path]:
     raise AssertionError("nothing was staged")
 
 
-def test_what_was_left_damaged_by_an_earlier_run_does_no_harm(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_damaged_staged_file_of_an_earlier_run_is_replaced(hub: Hub, manifest: Manifest, root: Path) -> None:
     commit = hub.revisions["someone/base", "main"]
     staged = root / "small" / STAGING / commit / "unet/model.safetensors"
     staged.parent.mkdir(parents=True)
@@ -285,23 +306,21 @@ def test_what_was_left_damaged_by_an_earlier_run_does_no_harm(hub: Hub, manifest
         (root / "small/unet/model.safetensors").unlink()
 
 
-def test_a_lock_is_the_same_however_it_was_made(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_lock_and_download_write_the_same_lock(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     downloaded = (root / "small.lock").read_bytes()
     lock(manifest, root, progress=False)
     assert (root / "small.lock").read_bytes() == downloaded
 
 
-def test_locking_fetches_only_what_the_hub_has_no_hash_for(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_locking_fetches_only_files_without_a_hub_hash(hub: Hub, manifest: Manifest, root: Path) -> None:
     lock(manifest, root, progress=False)
     assert [seen.path.rpartition("/")[2] for seen in hub.downloads()] == ["config.json"]
     assert sorted(path.name for path in root.iterdir()) == ["small.lock", "small.toml"]
 
 
-def test_the_locked_commit_is_what_is_fetched_whatever_the_hub_has_since(
-    hub: Hub, manifest: Manifest, root: Path
-) -> None:
-    """Guards against the peers' fault of weights without pinned revisions, which change or vanish under the model."""
+def test_download_takes_the_locked_commit_not_the_newest(hub: Hub, manifest: Manifest, root: Path) -> None:
+    """Without pinned revisions, weights could change or vanish after a release."""
     lock(manifest, root, progress=False)
     locked = dict(hub.revisions)
     hub.publish("someone/base", {"unet/config.json": b"{}", "unet/model.safetensors": b"new"})
@@ -312,7 +331,7 @@ def test_the_locked_commit_is_what_is_fetched_whatever_the_hub_has_since(
     assert {seen.path.split("/resolve/")[1].split("/")[0] for seen in hub.seen} == set(locked.values())
 
 
-def test_an_unlocked_bundle_is_refused_where_a_lock_is_required(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_required_lock_refuses_an_unlocked_bundle(hub: Hub, manifest: Manifest, root: Path) -> None:
     with pytest.raises(WeightsError, match="script/lock-weights small"):
         download(manifest, root, require_lock=True, progress=False)
     assert not hub.seen and not (root / "small").exists()

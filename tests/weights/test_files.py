@@ -1,4 +1,4 @@
-"""Checking and verifying weights: every fault is named, with what was expected, what is there, and the repair."""
+"""Checking and verifying weights: every fault is named with the expected and the actual value, and the repair."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def test_check_names_every_fault_and_the_repair(hub: Hub, manifest: Manifest, ro
     with pytest.raises(WeightsError) as error:
         check(manifest, root)
     assert str(error.value).splitlines() == [
-        "The weights of small cannot be used, 3 files are at fault:",
+        "The weights of small cannot be used: 3 files are missing or wrong.",
         f"  weights/small/unet/config.json: missing, expected {len(CONFIG)} bytes",
         f"  weights/small/unet/model.safetensors: too short, expected {len(MODEL)} bytes, got 1000",
         f"  weights/small/annotator/hed/hed.pth: too long, expected {len(HED)} bytes, got {len(HED) + 1}",
@@ -44,7 +44,7 @@ def test_check_names_every_fault_and_the_repair(hub: Hub, manifest: Manifest, ro
     check(manifest, root)
 
 
-def test_without_a_lock_check_sees_what_is_missing_or_empty(manifest: Manifest, root: Path) -> None:
+def test_check_without_a_lock_finds_missing_and_empty_files(manifest: Manifest, root: Path) -> None:
     (root / "small/unet").mkdir(parents=True)
     (root / "small/unet/config.json").touch()
     (root / "small/unet/model.safetensors").mkdir()
@@ -59,14 +59,14 @@ def test_without_a_lock_check_sees_what_is_missing_or_empty(manifest: Manifest, 
         verify(manifest, root)
 
 
-def test_verify_sees_every_changed_byte_that_check_cannot(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_verify_finds_changed_bytes_that_check_cannot(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     for path in ("unet/model.safetensors", "annotator/hed/hed.pth"):
         content = bytearray(CONTENT[path])
         content[-1] ^= 1
         (root / "small" / path).write_bytes(content)
     (root / "small/unet/config.json").unlink()
-    with pytest.raises(WeightsError, match="1 file is at fault"):
+    with pytest.raises(WeightsError, match="1 file is missing or wrong"):
         check(manifest, root)
     with pytest.raises(WeightsError) as error:
         verify(manifest, root)
@@ -80,7 +80,7 @@ def test_verify_sees_every_changed_byte_that_check_cannot(hub: Hub, manifest: Ma
     verify(manifest, root)
 
 
-def test_an_embedded_bundle_is_repaired_with_git(root: Path) -> None:
+def test_embedded_bundle_is_repaired_with_git(root: Path) -> None:
     dropped = ("repo", "revision", "folder")
     lines = [line for line in MANIFEST.splitlines() if not line.startswith(dropped)]
     (root / "small.toml").write_text("\n".join(lines).replace("safety_checker =", "embedded = true\nsafety_checker ="))
@@ -92,29 +92,29 @@ def test_an_embedded_bundle_is_repaired_with_git(root: Path) -> None:
         (root / "small" / path).write_bytes(content)
     lock(manifest, root)
     verify(manifest, root)
-    fetch(manifest, root)  # nothing to download, nothing to complain about
+    fetch(manifest, root)  # nothing to download, and no error
     (root / "small/unet/config.json").unlink()
     for action in (check, verify, fetch):
         with pytest.raises(WeightsError, match="Repair: git checkout HEAD -- weights/small"):
             action(manifest, root)
 
 
-def test_checking_needs_neither_torch_nor_the_hub() -> None:
+def test_checking_imports_neither_torch_nor_huggingface_hub() -> None:
     code = "import sys, controlnet.weights.files; sys.exit(bool({'torch', 'huggingface_hub'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
     code = "import sys, controlnet.weights.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_the_embedded_bundle_is_what_its_lock_says() -> None:
+def test_embedded_bundle_fits_its_lock() -> None:
     tiny = Manifest.read(WEIGHTS / "tiny.toml")
     verify(tiny)
     assert {"seed", "hardware", "steps"} <= set(tiny.made)
     present = {str(file.relative_to(WEIGHTS / "tiny")) for file in (WEIGHTS / "tiny").rglob("*") if file.is_file()}
-    assert present == set(tiny.paths), "a file that no manifest names, or one that is missing"
+    assert present == set(tiny.paths), "a file is missing, or is not in the manifest"
 
 
-def test_a_truncated_embedded_file_is_reported_with_the_command_that_restores_it(tmp_path: Path) -> None:
+def test_truncated_embedded_file_names_the_git_command(tmp_path: Path) -> None:
     for name in ("tiny.toml", "tiny.lock"):
         shutil.copy(WEIGHTS / name, tmp_path)
     shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
@@ -126,7 +126,7 @@ def test_a_truncated_embedded_file_is_reported_with_the_command_that_restores_it
 
 
 def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
-    """The small bundle whose annotator/hed belongs to an option, which is on or off."""
+    """The small bundle, but annotator/hed belongs to an option that is on or off."""
     text = MANIFEST.replace("[conditioners]", '[conditioners]\nscribble = { annotator = "xdog", option = "fine_hed" }')
     text = text.replace('name = "annotator/hed"', 'name = "annotator/hed"\noption = "fine_hed"')
     net = (
@@ -139,7 +139,7 @@ def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["without a lock", "locked"])
-def test_an_options_files_are_absent_unless_it_is_on(hub: Hub, root: Path, locked: bool) -> None:
+def test_files_of_an_option_are_needed_only_if_it_is_on(hub: Hub, root: Path, locked: bool) -> None:
     file = root / "small/annotator/hed/hed.pth"
     off, on = with_option(root, hub, False), with_option(root, hub, True)
     if locked:
@@ -148,7 +148,9 @@ def test_an_options_files_are_absent_unless_it_is_on(hub: Hub, root: Path, locke
     check(off, root)
     verify(off, root)
     assert not file.exists()
-    assert Lock.read(root / "small.lock").file("annotator/hed/hed.pth").size == len(HED), "the lock holds all options"
+    assert Lock.read(root / "small.lock").file("annotator/hed/hed.pth").size == len(HED), (
+        "the lock includes all options"
+    )
     for action in (check, verify):
         with pytest.raises(WeightsError, match=r"hed\.pth: missing[^$]*CONTROLNET_FINE_HED=1 script/download-weights"):
             action(on, root)

@@ -1,4 +1,4 @@
-"""What a lock says, and that one which does not fit is refused."""
+"""The content of a lock, and refusal of a lock that does not fit."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from controlnet.weights.lockfile import Lock, WeightsError
 from controlnet.weights.manifest import Manifest
 
 
-def test_the_lock_says_what_each_file_is(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_lock_has_size_and_commit_of_each_file(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     text = (root / "small.lock").read_text()
     again = Lock.read(root / "small.lock")
@@ -24,7 +24,7 @@ def test_the_lock_says_what_each_file_is(hub: Hub, manifest: Manifest, root: Pat
     }
 
 
-def test_a_lock_of_another_manifest_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:
+def test_lock_of_another_manifest_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:
     fetch(manifest, root)
     (root / "small.toml").write_text(
         MANIFEST.replace('"hed.pth"', '"hed2.pth"').replace("someone/base", "someone/other")
@@ -49,10 +49,10 @@ def test_a_lock_of_another_manifest_is_refused(hub: Hub, manifest: Manifest, roo
         ('path = "unet/config.json"', 'path = "unet/model.safetensors"'),
     ],
 )
-def test_a_damaged_lock_is_refused(hub: Hub, manifest: Manifest, root: Path, old: str, new: str) -> None:
+def test_damaged_lock_is_refused(hub: Hub, manifest: Manifest, root: Path, old: str, new: str) -> None:
     lock(manifest, root, progress=False)
     text = (root / "small.lock").read_text()
     assert old in text
     (root / "small.lock").write_text(text.replace(old, new, 1))
-    with pytest.raises(WeightsError, match=r"weights/small.lock .*Write it anew: script/lock-weights small"):
+    with pytest.raises(WeightsError, match=r"weights/small.lock .*Write it again: script/lock-weights small"):
         check(manifest, root)

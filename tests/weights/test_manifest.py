@@ -1,4 +1,4 @@
-"""Reading manifests: what the real ones say, and that nothing misspelt passes."""
+"""Reading manifests, refusing misspelt ones, and choosing a bundle."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
-from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names
+from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names, choose_bundle
 
 MINIMAL = """
 name = "small"
@@ -57,7 +57,7 @@ def read(tmp_path: Path) -> Callable[[str], Manifest]:
     return read
 
 
-def test_a_manifest_is_read_as_it_is_written(read: Callable[[str], Manifest]) -> None:
+def test_manifest_is_read_as_written(read: Callable[[str], Manifest]) -> None:
     manifest = read(MINIMAL)
     assert (manifest.name, manifest.embedded, manifest.made) == ("small", False, {})
     assert manifest.defaults.guidance_scale == 4.0
@@ -84,7 +84,7 @@ def test_a_manifest_is_read_as_it_is_written(read: Callable[[str], Manifest]) ->
         ("[conditioners.canny]", "[conditioners.depth]", "no part named 'controlnet/depth'"),
         ('safety_checker = "checker"', 'safety_checker = "chekcer"', "safety_checker: expected a part's name"),
         ('safety_checker = "checker"', 'safety_checker = "none"', "safety_note: missing"),
-        ('name = "checker"', 'name = "controlnet/canny"', "parts[2].name: there already is a part"),
+        ('name = "checker"', 'name = "controlnet/canny"', "parts[2].name: another part is already named"),
         ('["model.safetensors"]', '["a.bin", "a.bin"]', "parts[2].files: 'checker/a.bin' is named twice"),
         ('["model.safetensors"]', "[]", "parts[2].files: expected at least one"),
         ('["model.safetensors"]', '["../x"]', "parts[2].files: expected a file name inside"),
@@ -101,7 +101,7 @@ def test_a_manifest_is_read_as_it_is_written(read: Callable[[str], Manifest]) ->
         ('name = "small"', 'name = "small"\nembedded = true', "parts[1].folder: unknown key"),
     ],
 )
-def test_an_error_names_the_file_and_the_key(
+def test_manifest_error_names_the_file_and_the_key(
     read: Callable[[str], Manifest], tmp_path: Path, old: str, new: str, key: str
 ) -> None:
     assert old in MINIMAL
@@ -120,7 +120,7 @@ def test_parts_of_one_repo_have_one_revision(read: Callable[[str], Manifest]) ->
         read(text)
 
 
-def test_an_embedded_bundle_has_no_repos_and_may_say_how_it_was_made(read: Callable[[str], Manifest]) -> None:
+def test_embedded_manifest_has_no_repos_and_may_have_made(read: Callable[[str], Manifest]) -> None:
     lines = [line for line in MINIMAL.splitlines() if not line.startswith(("repo", "revision", "folder"))]
     text = "\n".join(lines).replace('safety_checker = "checker"', 'safety_checker = "none"\nembedded = true')
     text = text.replace("embedded = true", 'embedded = true\nsafety_note = "It draws shapes."') + "\n[made]\nseed = 3\n"
@@ -130,23 +130,24 @@ def test_an_embedded_bundle_has_no_repos_and_may_say_how_it_was_made(read: Calla
     assert manifest.parts[0].repo == ""
 
 
-def test_an_unknown_bundle_is_told_the_known_ones(read: Callable[[str], Manifest], tmp_path: Path) -> None:
+def test_unknown_bundle_lists_the_known_ones(read: Callable[[str], Manifest], tmp_path: Path) -> None:
     read(MINIMAL)
     with pytest.raises(ManifestError, match=r"no bundle named 'large'. Bundles with a manifest: small"):
         Manifest.read(tmp_path / "large.toml")
 
 
 @pytest.mark.parametrize("name", bundle_names())
-def test_the_projects_manifests_have_all_that_their_annotators_need(name: str) -> None:
+def test_manifests_have_the_parts_their_annotators_need(name: str) -> None:
     manifest = Manifest.read(WEIGHTS / f"{name}.toml")
     parts = {part.name for part in manifest.parts}
     assert manifest.conditioners
-    kinds = {kind for entry in manifest.conditioners.values() for kind in (entry.annotator, entry.option) if kind}
-    needed = {part for kind in kinds for part in ANNOTATORS[kind].parts}
+    entries = manifest.conditioners.values()
+    annotators = {name for entry in entries for name in (entry.annotator, entry.option) if name}
+    needed = {part for annotator in annotators for part in ANNOTATORS[annotator].parts}
     assert needed == {part for part in parts if part.startswith("annotator/")}, "a part that no annotator needs"
-    for part in manifest.parts:  # what is needed without options must be there without them
-        kinds = {entry.annotator for entry in manifest.conditioners.values()}
-        always = part.name in {name for kind in kinds for name in ANNOTATORS[kind].parts}
+    needed_without_options = {name for entry in entries for name in ANNOTATORS[entry.annotator].parts}
+    for part in manifest.parts:
+        always = part.name in needed_without_options
         assert not (always and part.option), part.name
         assert not part.option or part.name in ANNOTATORS[part.option].parts
 
@@ -166,7 +167,7 @@ purpose = "Sharper edges"
 )
 
 
-def test_an_option_is_off_unless_its_variable_is_1(read: Callable, tmp_path: Path) -> None:
+def test_option_is_off_unless_its_variable_is_1(read: Callable, tmp_path: Path) -> None:
     read(OPTIONAL)
     path = tmp_path / "small.toml"
     file = "annotator/sharp_edges/edges.pth"
@@ -178,9 +179,7 @@ def test_an_option_is_off_unless_its_variable_is_1(read: Callable, tmp_path: Pat
     assert [part.name for part in on.parts if part not in off.needed_parts] == ["annotator/sharp_edges"]
 
 
-def test_an_option_comes_from_the_process_s_environment_unless_another_is_given(
-    read: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_option_defaults_to_the_process_environment(read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTROLNET_SHARP_EDGES", "1")
     assert read(OPTIONAL).options == {"sharp_edges"}
 
@@ -194,9 +193,7 @@ def test_an_option_comes_from_the_process_s_environment_unless_another_is_given(
         ('files = ["model.safetensors"]', 'files = ["a"]\noption = "sharp_edges"', "safety_checker: expected a part's"),
     ],
 )
-def test_a_misspelt_option_and_one_that_a_needed_part_belongs_to_are_errors(
-    read: Callable, old: str, new: str, message: str
-) -> None:
+def test_misspelt_or_misplaced_option_is_an_error(read: Callable, old: str, new: str, message: str) -> None:
     assert old in OPTIONAL
     with pytest.raises(ManifestError) as caught:
         read(OPTIONAL.replace(old, new))
@@ -208,3 +205,22 @@ def test_sd15_has_every_conditioner() -> None:
     assert list(manifest.conditioners) == [conditioner.name for conditioner in CONDITIONERS]
     parts = {part.name for part in manifest.parts}
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor"} <= parts
+
+
+def test_environment_variable_chooses_the_bundle() -> None:
+    assert choose_bundle({"CONTROLNET_BUNDLE": "sd15"}, WEIGHTS) == ("sd15", "")
+
+
+def test_bundle_is_tiny_without_sd15_weights(tmp_path: Path) -> None:
+    (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
+    name, reason = choose_bundle({}, tmp_path)
+    assert name == "tiny"
+    assert "sd15 weights are not there: script/download-weights sd15" in reason and "\n" not in reason
+
+
+def test_bundle_is_sd15_if_any_of_its_files_is_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
+    (tmp_path / "sd15" / "unet").mkdir(parents=True)
+    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "tiny", "an empty folder holds no weights"
+    (tmp_path / "sd15" / "unet" / "config.json").write_text("{}")
+    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "sd15", "damaged weights must not lead to tiny"
