@@ -17,11 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models import schedulers
+from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import load_pretrained, read_ahead
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
-from controlnet.models.nets import ControlNets
-from controlnet.models.packing import Packed
+from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.weights.choice import choose_bundle
 from controlnet.weights.download import download
