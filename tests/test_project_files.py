@@ -1,8 +1,10 @@
 """Files that other tools read agree with the code: requirements, cog.yaml, cog-safe-push.yaml, workflows, scripts."""
 
 import ast
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -24,7 +26,7 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def test_cog_yaml_installs_the_cog_that_is_tested() -> None:
+def test_cog_yaml_pins_the_tested_cog_and_the_environment() -> None:
     config = read_yaml(ROOT / "cog.yaml")
     pins = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert config["build"]["sdk_version"] == pins["cog"] == pins["coglet"]
@@ -33,7 +35,7 @@ def test_cog_yaml_installs_the_cog_that_is_tested() -> None:
     assert config["environment"] == ["CONTROLNET_BUNDLE=sd15", "CONTROLNET_DOWNLOAD=1"]
 
 
-def test_safe_push_tries_every_conditioner_with_inputs_that_exist() -> None:
+def test_cog_safe_push_has_valid_cases_for_every_conditioner() -> None:
     cases = read_yaml(ROOT / "cog-safe-push.yaml")["predict"]["test_cases"]
     properties = SCHEMAS["Input"]["properties"]
     for case in cases:
@@ -44,7 +46,7 @@ def test_safe_push_tries_every_conditioner_with_inputs_that_exist() -> None:
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
-def test_workflows_call_scripts_that_exist_and_the_cog_that_is_pinned(workflow: Path) -> None:
+def test_workflows_call_existing_scripts_and_the_pinned_cog(workflow: Path) -> None:
     for job in read_yaml(workflow)["jobs"].values():
         for step in job["steps"]:
             for script in re.findall(r"^(script/\S+|\.ci/\S+)", step.get("run", ""), re.MULTILINE):
@@ -55,14 +57,49 @@ def test_workflows_call_scripts_that_exist_and_the_cog_that_is_pinned(workflow: 
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_parse_and_can_be_run(script: Path) -> None:
+def test_scripts_parse_and_are_executable(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
     if script.name != "env":  # sourced
         assert os.access(script, os.X_OK)
         assert script.read_text().startswith("#!/bin/bash -eu\n")
 
 
-def test_the_image_leaves_out_what_predict_py_does_not_need() -> None:
+PYTHON_SCRIPTS = [script for script in SCRIPTS if "exec python" in script.read_text()]
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path) -> Path:
+    """A copy of script/ whose bootstrap does nothing and whose python prints its arguments, one a line."""
+    shutil.copytree(ROOT / "script", tmp_path / "script", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "script/bootstrap").write_text("#!/bin/bash\n")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "PYTHONPATH=${PYTHONPATH:-}" "$PWD" "$@"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", PYTHON_SCRIPTS, ids=lambda path: path.name)
+def test_scripts_run_an_existing_module_with_their_arguments(script: Path, stubbed: Path) -> None:
+    text, elsewhere = script.read_text(), stubbed / "else where"
+    elsewhere.mkdir()
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [stubbed / script.relative_to(ROOT), "--option", "a value"]
+    result = subprocess.run(command, cwd=elsewhere, env=environ, capture_output=True, text=True, check=True)
+    search, folder, *arguments = result.stdout.splitlines()
+    assert folder == str(stubbed)
+    if arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1])
+    else:
+        assert (ROOT / arguments[0]).exists()
+        assert search == "PYTHONPATH=."  # otherwise the file cannot import controlnet
+    if '"$@"' in text:
+        assert arguments[-2:] == ["--option", "a value"]
+    if "called_from" in text:
+        assert arguments[arguments.index(str(elsewhere)) - 1] in ("--called-from", "--folder")
+
+
+def test_dockerignore_keeps_only_the_files_that_predict_py_needs() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
     imported = re.findall(r"^(?:from|import) (\w+)", (ROOT / "predict.py").read_text(), re.MULTILINE)
@@ -179,7 +216,7 @@ def test_imports_inside_functions_and_relative_ones_are_found(tmp_path: Path, mo
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with the script and requirements that need nothing."""
+    """A folder with script/bootstrap and empty requirements."""
     (tmp_path / "script").mkdir()
     (tmp_path / "script/bootstrap").write_bytes((ROOT / "script/bootstrap").read_bytes())
     (tmp_path / "script/bootstrap").chmod(0o755)
@@ -193,7 +230,7 @@ def bootstrap(clone: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ) | environ)
 
 
-def test_bootstrap_says_which_python_it_needs(clone: Path) -> None:
+def test_bootstrap_names_the_python_that_it_needs(clone: Path) -> None:
     tools = clone / "bin"
     tools.mkdir()
     for tool in ("bash", "cat", "cksum", "dirname", "rm"):
@@ -209,14 +246,19 @@ def test_bootstrap_says_which_python_it_needs(clone: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
-def test_bootstrap_does_again_only_what_changed_or_was_interrupted(clone: Path) -> None:
+def test_bootstrap_reinstalls_only_after_a_change_or_interruption(clone: Path) -> None:
     log = clone / "log"
-    uv = clone / "bin/uv"  # stands in for the installer, which needs a network
+    uv = clone / "bin/uv"  # a stand-in for the installer, which needs a network
     uv.parent.mkdir()
     uv.write_text(f'#!/bin/bash\necho "$@" >> {log}\n')
     uv.chmod(0o755)
+    python = clone / "bin/python3"  # makes .venv without pip, which would take seconds
+    python.write_text(
+        f'#!/bin/bash\n[ "$1 $2" = "-m venv" ] && set -- -m venv --without-pip "${{@:3}}"\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
     path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
-    assert bootstrap(clone, PATH=path).returncode == 0
+    assert bootstrap(clone, PATH=path, PYTHON="").returncode == 0
     assert (clone / ".venv/bin/python").exists()
     assert len(log.read_text().splitlines()) == 1
     quiet = bootstrap(clone, PATH=path)
@@ -233,7 +275,7 @@ def test_bootstrap_does_again_only_what_changed_or_was_interrupted(clone: Path) 
 # ---- script/push
 
 
-def test_push_says_what_is_missing(tmp_path: Path) -> None:
+def test_push_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "script").mkdir()
     (tmp_path / "weights").mkdir()
     (tmp_path / "script/push").write_bytes((ROOT / "script/push").read_bytes())

@@ -1,12 +1,12 @@
 """ControlNets that stay in their files are cast exactly, only those of one request at a time, and leave no state."""
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image
-from random_bundle import write_bundle
 from support.jobs import hint, pixels, request
 
 from controlnet.bundle import open_bundle
@@ -17,10 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    root = tmp_path_factory.mktemp("weights")
-    write_bundle("tiny", root, small=True)
-    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, root))
+def generator(tiny_root: Path) -> Generator:
+    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root))
 
 
 @pytest.fixture

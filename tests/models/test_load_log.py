@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from random_bundle import write_bundle
 from support import memory
 
 import predict
@@ -67,9 +66,8 @@ def test_peak_memory_grows_by_what_is_allocated_and_stays() -> None:
     assert 0.28 < gigabytes() - before < 0.33
 
 
-def test_setup_logs_every_part_once_and_then_the_summary(tmp_path: Path, capsys, monkeypatch) -> None:
-    write_bundle("tiny", tmp_path, small=True)
-    monkeypatch.setattr(predict, "open_bundle", lambda: open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tmp_path))
+def test_setup_logs_every_part_once_and_then_the_summary(tiny_root: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "open_bundle", lambda: open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root))
     capsys.readouterr()
     predictor = predict.Predictor()
     predictor.setup()

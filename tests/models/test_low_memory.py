@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel
-from random_bundle import write_bundle
 from safetensors.torch import load_file, save_file
 from support.jobs import pixels, request
 
@@ -38,10 +37,8 @@ SD15 = WEIGHTS / "sd15.toml"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    root = tmp_path_factory.mktemp("weights")
-    write_bundle("tiny", root, small=True)
-    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}, root)
+def bundle(tiny_root: Path) -> Bundle:
+    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +102,10 @@ def test_low_memory_mode_does_nothing_without_a_gpu(bundle: Bundle, capsys) -> N
 
 def test_needed_memory_is_weights_largest_picture_and_libraries(bundle: Bundle) -> None:
     for dtype in (torch.float16, torch.float32):
-        generator_parts = Bundle(bundle.manifest, bundle.root, torch.device("cpu"), dtype)
-        models = [generator_parts.base()[name] for name in ("unet", "vae", "text_encoder")]
-        models += generator_parts.controlnets().values()
+        loaded = Bundle(bundle.manifest, bundle.root, torch.device("cpu"), dtype)
+        base = loaded.base()
+        models = [base[name] for name in ("unet", "vae", "text_encoder")]
+        models += loaded.controlnets().values()
         tensors = [tensor for model in models for tensor in packed.tensors_of(model)]
         weights = sum(tensor.numel() * dtype.itemsize for tensor in tensors)
         weights += sum(file.stat().st_size for file in bundle.files("annotator/tiny") if file.suffix != ".json")
@@ -152,9 +150,8 @@ def test_sd15_fits_a_card_of_24_gb_and_none_of_16(monkeypatch, tmp_path: Path) -
 
 
 def test_packed_controlnets_equal_directly_loaded_ones_bit_for_bit(bundle: Bundle, low: Bundle) -> None:
-    stored = low.controlnets()._stored
-    assert list(stored) == list(bundle.controlnets()) and all(isinstance(net, Packed) for net in stored.values())
     ours, plain = low.controlnets(), bundle.controlnets()
+    assert list(ours) == list(plain) and all(isinstance(net, Packed) for net in ours._stored.values())
     for name in ("canny", "scribble", "canny"):
         expected, got = plain[name].state_dict(), ours[name].state_dict()
         assert expected.keys() == got.keys() and all(torch.equal(expected[key], got[key]) for key in got), name

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ControlNetModel
-from random_bundle import write_bundle
 from safetensors.torch import load_file
 from support import memory
 from torch import nn
@@ -70,9 +69,8 @@ def test_a_packed_copy_takes_one_transfer_and_shares_no_memory(monkeypatch) -> N
     assert equal(contents(packed.model), before) and equal(contents(packed.on("cpu")), before)
 
 
-def test_packed_copies_have_the_config_and_separate_modules(tmp_path: Path) -> None:
-    write_bundle("tiny", tmp_path, small=True)
-    packed = Packed(load_pretrained(ControlNetModel, tmp_path / "tiny/controlnet/canny", "cpu", None), torch.float32)
+def test_packed_copies_have_the_config_and_separate_modules(tiny_root: Path) -> None:
+    packed = Packed(load_pretrained(ControlNetModel, tiny_root / "tiny/controlnet/canny", "cpu", None), torch.float32)
     first, second = packed.on("cpu"), packed.on("cpu")
     first.conv_in = nn.Identity()
     assert isinstance(second.conv_in, nn.Conv2d) and isinstance(packed.model.conv_in, nn.Conv2d)
