@@ -65,6 +65,9 @@ def test_scripts_parse_and_are_executable(script: Path) -> None:
 
 
 PYTHON_SCRIPTS = [script for script in SCRIPTS if "exec python" in script.read_text()]
+WITHOUT_ARGUMENTS = {"make-strip", "write-tables"}
+TAKES_PATHS = {"make-random-bundle", "setup", "full-size", "predict"}
+"""Scripts whose paths are relative to the caller's folder."""
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def stubbed(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("script", PYTHON_SCRIPTS, ids=lambda path: path.name)
 def test_scripts_run_an_existing_module_with_their_arguments(script: Path, stubbed: Path) -> None:
-    text, elsewhere = script.read_text(), stubbed / "else where"
+    elsewhere = stubbed / "else where"
     elsewhere.mkdir()
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [stubbed / script.relative_to(ROOT), "--option", "a value"]
@@ -93,9 +96,9 @@ def test_scripts_run_an_existing_module_with_their_arguments(script: Path, stubb
     else:
         assert (ROOT / arguments[0]).exists()
         assert search == "PYTHONPATH=."  # otherwise the file cannot import controlnet
-    if '"$@"' in text:
+    if script.name not in WITHOUT_ARGUMENTS:
         assert arguments[-2:] == ["--option", "a value"]
-    if "called_from" in text:
+    if script.name in TAKES_PATHS:
         assert arguments[arguments.index(str(elsewhere)) - 1] in ("--called-from", "--folder")
 
 

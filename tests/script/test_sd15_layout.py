@@ -22,7 +22,6 @@ from controlnet.bundle import open_bundle
 from controlnet.conditioners import draw_control_map
 from controlnet.generation.job import Control, Request
 
-
 DETECT_RESOLUTION = {"hed": 128, "scribble": 128, "normal": 128, "lineart": 128}
 """For annotators that take seconds on a CPU at the default of 512. The others use it."""
 
