@@ -1,4 +1,4 @@
-"""The schedulers (samplers) that a request can name. Clients of the all-in-one models know these names."""
+"""The schedulers (samplers) that a request can name, by the names of other Stable Diffusion models on Replicate."""
 
 from collections.abc import Mapping
 from typing import Any
