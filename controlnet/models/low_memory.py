@@ -19,10 +19,10 @@ LOW_MEMORY = "CONTROLNET_LOW_MEMORY"
 _CHOICES = {"": None, "1": True, "0": False}
 
 ACTIVATIONS = 768
-"""The peak of numbers held per pixel of the picture, in the working precision.
+"""The most numbers held at once per pixel of the picture, in the working precision.
 
-The peak is in the last block of Stable Diffusion's VAE decoder: three maps of 256 channels at full size. (Measured by
-adding up live tensors. A step of UNet and ControlNet with guidance holds 338.) cuDNN takes more if more is free.
+The maximum is in the last block of Stable Diffusion's VAE decoder: three maps of 256 channels at full size. (Measured
+by adding up live tensors. A step of UNet and ControlNet with guidance holds 338.) cuDNN takes more if more is free.
 """
 LIBRARIES = 1_000_000_000
 """Bytes that CUDA's libraries take for kernels and workspaces, in addition to weights and activations."""

@@ -37,7 +37,7 @@ def predictor(sd15_root: Path) -> predict.Predictor:
 
 @pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
 def test_every_conditioner_draws_a_map_that_changes_the_picture(predictor, tmp_path: Path, conditioner: str) -> None:
-    """In other ControlNet models on Replicate, canny got wrong arguments; normal and mlsd used an undefined threshold."""
+    """Other ControlNet models on Replicate crashed: canny got wrong arguments, normal and mlsd no threshold."""
     photo = tmp_path / "photo.png"
     Image.fromarray(data.astronaut()).resize((128, 128)).save(photo)
     inputs = {"prompt": "a red ball", "image": cog.Path(photo), "conditioner": conditioner, "resolution": 64, "seed": 0}
