@@ -15,11 +15,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
+from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import load_pretrained, read_ahead
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
-from controlnet.models.nets import ControlNets
-from controlnet.models.packing import Packed
+from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.models.schedulers import steps_of
 from controlnet.request.knobs import KnobValue

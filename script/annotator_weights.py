@@ -1,6 +1,6 @@
-"""Every annotator's weights in their real file layout, made of seeded random numbers; small where the class can be.
+"""Seeded random weights for every annotator, in the published file layout.
 
-For the tests, and for script/make-random-bundle, which asks for the published models' sizes.
+The tests use small models if the model's class allows it. script/make-random-bundle writes the published sizes.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ with quiet_controlnet_aux():
 
 def make_hed(folder: Path) -> None:
     network = ControlNetHED_Apache2()
-    network.norm.data += 127  # as trained: the middle of the input's range
+    network.norm.data += 127  # as in the trained model: the middle of the input range
     for block in (network.block1, network.block2, network.block3, network.block4, network.block5):
-        block.projection.weight.data /= 4  # keeps the edges from being all 0 or all 1
+        block.projection.weight.data /= 4  # otherwise the edges are all 0 or all 1
     torch.save(network.state_dict(), folder / "ControlNetHED.pth")
 
 
@@ -33,7 +33,7 @@ def make_normal_bae(folder: Path) -> None:
     from controlnet.maps.annotators.normal_bae import build_bae
 
     network: Any = build_bae()
-    network.decoder.out_conv_res1[-1].weight.data *= 20  # more than a handful of colours
+    network.decoder.out_conv_res1[-1].weight.data *= 20  # otherwise the map has only a few colours
     tensors = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"model": tensors, "iter": 1}, folder / "scannet.pt")
 
@@ -59,7 +59,7 @@ def make_depth_anything(folder: Path, full: bool = False) -> None:
         neck_hidden_sizes=[48, 96, 192, 384] if full else [4, 4, 8, 8],
         fusion_hidden_size=64 if full else 8,
         head_hidden_size=32 if full else 4,
-        initializer_range=0.02 if full else 0.3,  # with the usual 0.02 a small model's depth is flat
+        initializer_range=0.02 if full else 0.3,  # with 0.02 the depth of a small model is flat
     )
     model: Any = DepthAnythingForDepthEstimation(config)
     model.head.conv3.bias.data += 1  # the head ends in a ReLU
@@ -83,11 +83,11 @@ def make_upernet(folder: Path, full: bool = False) -> None:
 
 
 def make_person_detector(folder: Path, full: bool = False) -> None:
-    """A detector that is sure of people everywhere, so that what comes after it has something to do."""
+    """A detector that finds people everywhere, so the pose network after it has work to do."""
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
 
-    # RTDetrConfig's defaults are those of the published detector, but for the queries, each of which finds a person
-    # here: it looks for 300 things.
+    # The defaults of RTDetrConfig are those of the published detector, except for its 300 queries. Each query would
+    # find a person here.
     labels = {i: f"class {i}" for i in range(79)} | {79: "person"}
     config = RTDetrConfig(num_queries=3, id2label=labels) if full else _small_rtdetr()
     model: Any = RTDetrForObjectDetection(config)
@@ -144,18 +144,18 @@ def make_vitpose(folder: Path, full: bool = False) -> None:
     head: dict[str, Any] = {"use_simple_decoder": True, "num_labels": 17}
     config = VitPoseConfig(backbone_config=backbone, **head)
     model: Any = VitPoseForPoseEstimation(config)
-    model.head.conv.bias.data += 1  # every joint is sure, wherever it lands
+    model.head.conv.bias.data += 1  # every joint is found
     model.save_pretrained(folder)
     VitPoseImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
 
 
 def make_openpose_cmu(folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Networks of the published sizes, in half their precision for a test: smaller ones their classes cannot be."""
+    """Networks of the published sizes, because their classes allow no others. Tests use half of the precision."""
     from controlnet.maps.annotators import openpose_cmu
 
     body = _he_normal(openpose_cmu.bodypose_model)
     last: Any = body.model6_1.Mconv7_stage6_L1
-    # Limbs that run the same way everywhere, so that the peaks of joints become people.
+    # All limbs point in the same direction, so the peaks of joints are connected to people.
     last.weight.data.zero_()
     last.bias.data = torch.randint(0, 2, last.bias.shape) * 1.4 - 0.7
     networks = {
@@ -169,8 +169,10 @@ def make_openpose_cmu(folder: Path, dtype: torch.dtype = torch.float16) -> None:
 
 
 def _he_normal(build: Callable[[], torch.nn.Module]) -> Any:
-    """A network whose outputs follow its input, by K. He et al.'s random numbers (ICCV 2015). PyTorch's own would be
-    next to nothing after fifty layers."""
+    """A network whose outputs depend on its input, initialized as by K. He et al. (ICCV 2015).
+
+    With PyTorch's default initialization almost nothing would be left after fifty layers.
+    """
     with torch.device("meta"):
         network = build()
     network.to_empty(device="cpu")
@@ -183,7 +185,7 @@ def _he_normal(build: Callable[[], torch.nn.Module]) -> Any:
 
 
 def _without_block(name: str) -> str:
-    """The published files of bodies and hands know the layers, not the blocks: "model0.conv1_1.weight"."""
+    """Remove the block from a tensor's name: "model0.conv1_1.weight" is "conv1_1.weight" in the published files."""
     block, _, layer = name.partition(".")
     return layer if block.startswith("model") else name
 
@@ -197,7 +199,7 @@ def make_lineart(folder: Path) -> None:
 def make_lineart_anime(folder: Path) -> None:
     from controlnet.maps.annotators.lineart_anime import build_lineart_anime
 
-    # Half of the published file's precision: its 54 million numbers are many for a test.
+    # In half of the published precision, because 54 million numbers are many for a test.
     tensors = {f"module.{name}": tensor for name, tensor in build_lineart_anime().half().state_dict().items()}
     torch.save(tensors, folder / "netG.pth")
 
@@ -207,7 +209,7 @@ def make_tiny(folder: Path) -> None:
 
     network = TinyVisionModel(widths=(8, 8, 8), classes=(0, 2, 12, 119))
     for layer in (network.fine, network.coarse):
-        layer.weight.data *= 20  # lines, classes and joints here and there
+        layer.weight.data *= 20  # so there are some lines, classes and joints
     network.half().save_pretrained(folder, variant="fp16")
 
 
@@ -224,7 +226,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "annotator/lineart_anime": make_lineart_anime,
     "annotator/tiny": make_tiny,
 }
-"""For each part of a bundle that an annotator may need: what writes it into an existing, empty folder."""
+"""For each part of a bundle that an annotator may need, a function that writes it into an existing, empty folder."""
 
 
 FULL_SIZE: dict[str, Callable[[Path], Any]] = {
@@ -234,11 +236,11 @@ FULL_SIZE: dict[str, Callable[[Path], Any]] = {
     "annotator/vitpose": partial(make_vitpose, full=True),
     "annotator/openpose_cmu": partial(make_openpose_cmu, dtype=torch.float32),
 }
-"""In the place of those in MAKERS that are not of the published size anyway: the published sizes."""
+"""Replacements for those in MAKERS that do not have the published size: these have it."""
 
 
 def make_part(part: str, root: Path, full: bool = False, seed: int = 0) -> Path:
-    """The folder of the part's files below root, written first where it is not there. Always the same numbers."""
+    """The folder of the part below `root`. Written if it does not exist; the seed determines the numbers."""
     folder = root / part
     if folder.exists():
         return folder

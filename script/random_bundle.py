@@ -1,7 +1,7 @@
-"""script/make-random-bundle: every file that a bundle's manifest names, full of seeded random numbers.
+"""script/make-random-bundle: every file that a bundle's manifest names, filled with seeded random numbers.
 
-For measuring and testing where the trained weights cannot be had: sizes, classes, file formats and the names of the
-tensors are those of the published files. The pictures it makes are noise.
+It is for measurements and tests without the trained weights. Sizes, classes, file formats and names of tensors are
+those of the published files. Its pictures are noise.
 """
 
 import argparse
@@ -32,16 +32,17 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 def write_bundle(
     name: str, root: Path, small: bool = False, seed: int = 0, say: Callable[[str], None] = lambda line: None
 ) -> Path:
-    """Write the bundle `name` into root/<name>, and last its manifest beside it. Returns the manifest's path.
+    """Write the bundle `name` into root/<name>, and then its manifest next to it. Returns the manifest's path.
 
-    One part is in memory at a time; those of an option are written where it is on (Manifest.options). `say` gets a line
-    per part: name, size, seconds. Raises FileExistsError where the folder is there already: it may hold real weights.
+    Only one part is in memory at a time. The parts of an option are written if the option is on (Manifest.options).
+    `say` gets a line per part: name, size, seconds. Raises FileExistsError if the folder exists, because it may hold
+    real weights.
     """
     source = WEIGHTS / f"{name}.toml"
     manifest = Manifest.read(source)
     folder = root / name
     if folder.exists() or root.resolve() == WEIGHTS:
-        raise FileExistsError(f"{folder} is there already, or belongs to real weights: name another folder.")
+        raise FileExistsError(f"{folder} exists or is for real weights: name another folder.")
     for part in manifest.needed_parts:
         started = time.perf_counter()
         write_part(part, folder, SMALL if small else FULL, zlib.crc32(f"{seed} {part.name}".encode()))
@@ -51,7 +52,7 @@ def write_bundle(
 
 
 def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
-    """Write the files that a manifest names for a part, and no others, into root/<part>."""
+    """Write the files that a manifest names for a part, and no others, to root/<part>."""
     folder = root / part.name
     if part.name.startswith("annotator/"):
         make_part(part.name, root, full=sizes is FULL, seed=seed)
@@ -75,11 +76,11 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
         if file.name not in part.files:
             file.unlink()
     if missing := [file for file in part.files if not (folder / file).exists()]:
-        raise NotImplementedError(f"{part.name}: nothing here makes {', '.join(missing)}.")
+        raise NotImplementedError(f"{part.name}: random_bundle.py cannot make {', '.join(missing)}.")
 
 
 def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
-    """A diffusers or transformers model: config.json, and tensors in the format that the file's name tells."""
+    """Write a diffusers or transformers model: config.json, and the tensors in the format of the file's suffix."""
     model: Any = build(part.name, sizes)
     if hasattr(model, "save_config"):
         model.save_config(folder)
@@ -97,7 +98,7 @@ def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
 
 
 def published_name(part: str, name: str) -> str:
-    """A tensor's name in the published file, which is older than the libraries' present names."""
+    """A tensor's name in the published file, which has an older name than diffusers or transformers use now."""
     if part == "text_encoder":
         return f"text_model.{name}"
     if part == "safety_checker" and name.startswith("vision_model."):
@@ -109,7 +110,7 @@ def published_name(part: str, name: str) -> str:
 
 
 def position_ids(part: str, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensor that CLIP models held when they were published, and that today's make anew."""
+    """A tensor that the published files of CLIP models contain. Today's transformers compute it instead."""
     prefix = {"text_encoder": "text_model", "safety_checker": "vision_model.vision_model"}.get(part)
     if prefix is None:
         return {}
@@ -118,10 +119,10 @@ def position_ids(part: str, model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write_tokenizer(folder: Path, tokens: int, length: int) -> None:
-    """CLIP's byte pair encoding with that many tokens, made up: single bytes, then letters by twos and threes.
+    """Write a made-up tokenizer in CLIP's byte pair encoding: single bytes, then pairs and triples of letters.
 
-    `length`: tokens that the text encoder reads at once. In the published files: transformers itself writes a single
-    tokenizer.json now.
+    `tokens` is the size of its vocabulary, `length` the number of tokens that the text encoder reads at once. The files
+    are the published ones (transformers itself would write a single tokenizer.json).
     """
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
@@ -129,7 +130,7 @@ def write_tokenizer(folder: Path, tokens: int, length: int) -> None:
     ends = [*letters, *(f"{letter}</w>" for letter in letters)]
     pairs = product(letters, ends)
     triples = product(("".join(pair) for pair in product(letters, letters)), ends)
-    merges = list(islice((pair for kind in (pairs, triples) for pair in kind), tokens - len(symbols) - 2))
+    merges = list(islice((merge for group in (pairs, triples) for merge in group), tokens - len(symbols) - 2))
     words = [*symbols, *("".join(pair) for pair in merges), BEGIN, END]
     vocabulary = {word: i for i, word in enumerate(words)}
     marks = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
@@ -152,7 +153,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="script/make-random-bundle", description=__doc__)
     parser.add_argument("bundle", help="a manifest in weights/, without its ending")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="gets <bundle>/ and <bundle>.toml")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where <bundle>/ and <bundle>.toml are written")
     parser.add_argument("--small", action="store_true", help="small configurations, written in seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--called-from", type=Path, default=Path(), help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Configurations for script/random_bundle.py and the tests: those of the published models, and small ones.
 
-Of Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5) and of the ControlNets 1.1 for it, as their
-config.json files give them.
+The published models are Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5) and its ControlNets 1.1. The
+values are those of their config.json files.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
 Sizes = dict[str, dict[str, Any]]
-"""By part, what its class is built with; "tokenizer" holds the number of its tokens."""
+"""By part, the arguments of its class; for "tokenizer" those of write_tokenizer()."""
 
 FULL: Sizes = {
     "unet": {
@@ -100,13 +100,13 @@ SHARED_WITH_UNET = (
     "cross_attention_dim",
     "norm_num_groups",
 )
-"""A ControlNet is a copy of the UNet's encoder: what the two configurations have in common."""
+"""The settings that a ControlNet shares with the UNet, because it is a copy of the UNet's encoder."""
 POOLED = ("controlnet/shuffle",)
 """ControlNets with global average pooling (ControlNet 1.1's shuffle)."""
 
 
 def build(part: str, sizes: Sizes) -> nn.Module:
-    """The model of a part on the meta device: all of its structure and none of its memory. KeyError: there is none."""
+    """The model of a part on the meta device, so it takes no memory. Raises KeyError if the part has no model."""
     with torch.device("meta"):
         if part.startswith("controlnet/"):
             shared = {name: sizes["unet"][name] for name in SHARED_WITH_UNET}
@@ -116,7 +116,7 @@ def build(part: str, sizes: Sizes) -> nn.Module:
 
 def _text_encoder(sizes: Sizes) -> CLIPTextModel:
     tokens, length = sizes["tokenizer"]["tokens"], sizes["tokenizer"]["length"]
-    # CLIP's begin and end marks are its last two tokens; it pads with the end mark.
+    # CLIP's begin and end tokens are the last two. It pads with the end token.
     marks = {"bos_token_id": tokens - 2, "eos_token_id": tokens - 1, "pad_token_id": tokens - 1}
     config = CLIPTextConfig(vocab_size=tokens, max_position_embeddings=length, **marks, **sizes["text_encoder"])
     return CLIPTextModel(config)
@@ -131,21 +131,21 @@ _BUILD = {
 
 
 def random_tensors(model: nn.Module, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Seeded random numbers for every tensor of a model's state dict, none of them all zero.
+    """Seeded random numbers for every tensor of a model's state dict. No tensor is all zero.
 
-    That includes a ControlNet's zero convolutions: a net that has them at zero outputs nothing, and every comparison
-    with it holds. Convolutions and linear layers about keep the variance of their inputs (arXiv 1502.01852).
+    This includes a ControlNet's zero convolutions. With zeros in them its output would be zero, and a comparison would
+    prove nothing. Convolutions and linear layers roughly keep the variance of their inputs (arXiv 1502.01852).
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, like in model.state_dict().items():
         drawn = torch.randn(like.shape, generator=generator)
         if like.ndim > 1:
-            # 4 where the map comes in: SiLU's slope at 0 is one half, and the map would fade in eight layers.
+            # 4 in the layers that read the map: SiLU's slope at 0 is one half, so the map would fade in eight layers.
             gain = 4 if "cond_embedding" in name else 2 if like.ndim == 4 else 1
             drawn *= (gain / like[0].numel()) ** 0.5
         else:
             drawn *= 0.02
-            drawn += not name.endswith("bias")  # norms' weights, and the safety checker's thresholds
+            drawn += not name.endswith("bias")  # the weights of norms, and the thresholds of the safety checker
         tensors[name] = drawn.to(dtype)
     return tensors

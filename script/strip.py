@@ -1,4 +1,4 @@
-"""script/make-strip: the README's pictures, one strip per conditioner, made through the real server with tiny."""
+"""script/make-strip: the pictures of the README, one strip per conditioner, made by the real server with tiny."""
 
 import base64
 import io
@@ -105,11 +105,11 @@ STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-"""What goes in, a file of examples/, and what is asked for: one result per prompt."""
+"""For each conditioner, the input picture (a file of examples/) and the prompts. Each prompt gives one result."""
 
 
 def middle() -> str:
-    """A mask whose middle is white, as a data URL."""
+    """A mask with a white middle, as a data URL."""
     mask, buffer = Image.new("L", (128, 128)), io.BytesIO()
     mask.paste(255, (28, 40, 100, 124))
     mask.save(buffer, "PNG")
@@ -117,7 +117,7 @@ def middle() -> str:
 
 
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
-"""Inputs that a conditioner's strip has besides."""
+"""Additional inputs for a conditioner's strip."""
 
 
 def make(server: Server, conditioner: str) -> Image.Image:

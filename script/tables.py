@@ -1,4 +1,4 @@
-"""script/write-tables: the README's tables, made from predict.py, controlnet/ and weights/*.toml."""
+"""script/write-tables: the tables of the README, made from predict.py, controlnet/ and weights/*.toml."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def inputs() -> str:
-    """Every input of predict(), from the schema that the server serves."""
+    """All inputs of predict(), from the schema that the server uses."""
     schemas = openapi_schema((ROOT / "predict.py").read_text(encoding="utf-8"))["components"]["schemas"]
     properties = schemas["Input"]["properties"]
     rows = []
@@ -30,8 +30,8 @@ def inputs() -> str:
         field = properties[name]
         enum = schemas[name]["enum"] if "allOf" in field else None
         bounds = f"{field['minimum']} to {field['maximum']}" if "minimum" in field else ""
-        kind = "file" if field.get("format") == "uri" else field.get("type", "")
-        values = ", ".join(enum) if enum else f"{kind} {bounds}".strip()
+        json_type = "file" if field.get("format") == "uri" else field.get("type", "")
+        values = ", ".join(enum) if enum else f"{json_type} {bounds}".strip()
         required = name in schemas["Input"]["required"]
         default = (
             "required" if required else "" if field.get("default") in (None, "") else f"`{_json(field['default'])}`"
@@ -45,7 +45,7 @@ def _json(value: Any) -> str:
 
 
 def conditioners() -> str:
-    """Every conditioner, and what draws its map in each bundle."""
+    """All conditioners, and the annotator that draws the map in each bundle."""
     bundles = [Manifest.read(WEIGHTS / f"{name}.toml") for name in bundle_names()]
     rows = []
     for conditioner in CONDITIONERS:
@@ -59,20 +59,20 @@ def _annotator(bundle: Manifest, conditioner: str) -> str:
     entry = bundle.conditioners.get(conditioner)
     if entry is None:
         return "not in this bundle"
-    drawn = _kind(bundle, entry.annotator)
+    drawn = _description(bundle, entry.annotator)
     if not entry.option:
         return drawn
-    return f"{drawn}; with `{option_variable(entry.option)}=1`: {_kind(bundle, entry.option)}"
+    return f"{drawn}; with `{option_variable(entry.option)}=1`: {_description(bundle, entry.option)}"
 
 
-def _kind(bundle: Manifest, name: str) -> str:
+def _description(bundle: Manifest, name: str) -> str:
     kind = ANNOTATORS[name]
     licences = {part.licence for part in bundle.parts if part.name in kind.parts}
     return f"{kind.help.rstrip('.')} ({', '.join(sorted(licences)) or 'no weights'})"
 
 
 def bundles() -> str:
-    """Every bundle with what it needs."""
+    """All bundles and what they need."""
     rows = []
     for name in bundle_names():
         bundle = Manifest.read(WEIGHTS / f"{name}.toml")
@@ -85,7 +85,7 @@ def bundles() -> str:
 
 
 def quality() -> str:
-    """How well the embedded bundle's pictures obey, as script/evaluate measured it."""
+    """How well pictures of the embedded bundle follow map and prompt, as measured by script/evaluate."""
     measured = Manifest.read(WEIGHTS / "tiny.toml").made["quality"]
     rows = [
         (f"`{name}`", row["metric"], *(f"{row[key]:.2f}" for key in ("value", "score", "floor", "ceiling", "share")))
@@ -102,7 +102,7 @@ def quality() -> str:
 
 
 def together() -> str:
-    """Several controls at once, and regions, as script/evaluate-together measured them."""
+    """Several controls at once, and regions, as measured by script/evaluate-together."""
     measured = Manifest.read(WEIGHTS / "tiny.toml").made["together"]
     rows = [
         (f"`{name.replace('_', ' ')}`", part, f"{row['score']:.2f}", f"{row['floor']:.2f}")
@@ -123,7 +123,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """`text` with what stands between <!-- NAME:begin --> and <!-- NAME:end --> made anew for every table."""
+    """`text` with a new table between <!-- NAME:begin --> and <!-- NAME:end --> for every name in TABLES."""
     for name, make in TABLES.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         before, rest = text.split(begin)

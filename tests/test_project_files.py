@@ -1,8 +1,14 @@
-"""The files that other tools read agree with the code: cog.yaml, cog-safe-push.yaml, the workflows, the scripts."""
+"""Files that other tools read agree with the code: requirements, cog.yaml, cog-safe-push.yaml, workflows, scripts."""
 
+import ast
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
+import sys
+from collections import defaultdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +26,7 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def test_cog_yaml_installs_the_cog_that_is_tested() -> None:
+def test_cog_yaml_pins_the_tested_cog_and_the_environment() -> None:
     config = read_yaml(ROOT / "cog.yaml")
     pins = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert config["build"]["sdk_version"] == pins["cog"] == pins["coglet"]
@@ -29,7 +35,7 @@ def test_cog_yaml_installs_the_cog_that_is_tested() -> None:
     assert config["environment"] == ["CONTROLNET_BUNDLE=sd15", "CONTROLNET_DOWNLOAD=1"]
 
 
-def test_safe_push_tries_every_conditioner_with_inputs_that_exist() -> None:
+def test_cog_safe_push_has_valid_cases_for_every_conditioner() -> None:
     cases = read_yaml(ROOT / "cog-safe-push.yaml")["predict"]["test_cases"]
     properties = SCHEMAS["Input"]["properties"]
     for case in cases:
@@ -40,7 +46,7 @@ def test_safe_push_tries_every_conditioner_with_inputs_that_exist() -> None:
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
-def test_workflows_call_scripts_that_exist_and_the_cog_that_is_pinned(workflow: Path) -> None:
+def test_workflows_call_existing_scripts_and_the_pinned_cog(workflow: Path) -> None:
     for job in read_yaml(workflow)["jobs"].values():
         for step in job["steps"]:
             for script in re.findall(r"^(script/\S+|\.ci/\S+)", step.get("run", ""), re.MULTILINE):
@@ -51,14 +57,52 @@ def test_workflows_call_scripts_that_exist_and_the_cog_that_is_pinned(workflow: 
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_parse_and_can_be_run(script: Path) -> None:
+def test_scripts_parse_and_are_executable(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
     if script.name != "env":  # sourced
         assert os.access(script, os.X_OK)
         assert script.read_text().startswith("#!/bin/bash -eu\n")
 
 
-def test_the_image_leaves_out_what_predict_py_does_not_need() -> None:
+PYTHON_SCRIPTS = [script for script in SCRIPTS if "exec python" in script.read_text()]
+WITHOUT_ARGUMENTS = {"make-strip", "write-tables"}
+TAKES_PATHS = {"make-random-bundle", "setup", "full-size", "predict"}
+"""Scripts whose paths are relative to the caller's folder."""
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path) -> Path:
+    """A copy of script/ whose bootstrap does nothing and whose python prints its arguments, one a line."""
+    shutil.copytree(ROOT / "script", tmp_path / "script", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "script/bootstrap").write_text("#!/bin/bash\n")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "PYTHONPATH=${PYTHONPATH:-}" "$PWD" "$@"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", PYTHON_SCRIPTS, ids=lambda path: path.name)
+def test_scripts_run_an_existing_module_with_their_arguments(script: Path, stubbed: Path) -> None:
+    elsewhere = stubbed / "else where"
+    elsewhere.mkdir()
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [stubbed / script.relative_to(ROOT), "--option", "a value"]
+    result = subprocess.run(command, cwd=elsewhere, env=environ, capture_output=True, text=True, check=True)
+    search, folder, *arguments = result.stdout.splitlines()
+    assert folder == str(stubbed)
+    if arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1])
+    else:
+        assert (ROOT / arguments[0]).exists()
+        assert search == "PYTHONPATH=."  # otherwise the file cannot import controlnet
+    if script.name not in WITHOUT_ARGUMENTS:
+        assert arguments[-2:] == ["--option", "a value"]
+    if script.name in TAKES_PATHS:
+        assert arguments[arguments.index(str(elsewhere)) - 1] in ("--called-from", "--folder")
+
+
+def test_dockerignore_keeps_only_the_files_that_predict_py_needs() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
     imported = re.findall(r"^(?:from|import) (\w+)", (ROOT / "predict.py").read_text(), re.MULTILINE)
@@ -67,12 +111,115 @@ def test_the_image_leaves_out_what_predict_py_does_not_need() -> None:
     assert kept.isdisjoint({".git", ".venv", "tests", "tinyworld", "examples", "script"})
 
 
+# ---- requirements
+
+RUNTIME = ("predict.py", "controlnet")
+DEVELOPMENT = ("tests", "script", "tinyworld")
+IMPORTABLE = {
+    "predict.py": [ROOT],
+    "controlnet": [ROOT],
+    "tinyworld": [ROOT],
+    "script": [ROOT, ROOT / "script"],
+    "tests": [ROOT, ROOT / "script", ROOT / "tests"],
+}
+"""The folders that each place imports modules of this project from."""
+
+
+def normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def requirements(file: str) -> dict[str, tuple[str, bool]]:
+    """The requirements that a file names: by normalized name, the line and whether a comment stands above it."""
+    lines = (ROOT / file).read_text().splitlines()
+    found = {}
+    for above, line in zip(["", *lines], lines, strict=False):
+        if name := re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line):
+            found[normalized(name[0])] = (line, above.startswith("#"))
+    return found
+
+
+def imports(places: tuple[str, ...]) -> dict[str, set[str]]:
+    """The third-party top-level modules that the Python files in `places` import, with the files that import them.
+
+    Imports inside functions count. A module of this project counts as third-party if its place cannot import it.
+    """
+    found = defaultdict(set)
+    for place in places:
+        for file in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py")):
+            for name in imported_names(file):
+                top = name.partition(".")[0]
+                own = any((folder / top).is_dir() or (folder / f"{top}.py").exists() for folder in IMPORTABLE[place])
+                if not own and top not in sys.stdlib_module_names:
+                    found[top].add(file.relative_to(ROOT).as_posix())
+    return found
+
+
+def imported_names(file: Path) -> list[str]:
+    """The absolute names of the modules that a file imports."""
+    package = file.relative_to(ROOT).parent.parts
+    names = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            names.append(".".join([*base, *([node.module] if node.module else [])]))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("places", "files"),
+    [(RUNTIME, ("requirements.txt",)), (DEVELOPMENT, ("requirements.txt", "requirements-dev.txt"))],
+    ids=["runtime", "development"],
+)
+def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files: tuple[str, ...]) -> None:
+    declared = {name for file in files for name in requirements(file)}
+    providers = metadata.packages_distributions()
+    undeclared = {
+        module: importers
+        for module, importers in imports(places).items()
+        if declared.isdisjoint(map(normalized, providers.get(module, [])))
+    }
+    assert undeclared == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "places"),
+    [("requirements.txt", RUNTIME), ("requirements-dev.txt", DEVELOPMENT)],
+    ids=["runtime", "development"],
+)
+def test_a_requirement_is_imported_or_has_a_comment(file: str, places: tuple[str, ...]) -> None:
+    providers = metadata.packages_distributions()
+    imported = {normalized(name) for module in imports(places) for name in providers.get(module, [])}
+    unexplained = [
+        line for name, (line, commented) in requirements(file).items() if name not in imported and not commented
+    ]
+    assert unexplained == []
+
+
+def test_runtime_requirements_are_pinned_to_the_installed_versions() -> None:
+    for name, (line, _) in requirements("requirements.txt").items():
+        pin = re.fullmatch(r"[\w.-]+==([\w.]+)(;.*)?", line)
+        assert pin, f"{line}: not pinned"
+        if not pin[2]:  # one with a marker is not installed on every system
+            assert metadata.version(name) == pin[1]
+
+
+def test_imports_inside_functions_and_relative_ones_are_found(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    file = tmp_path / "controlnet/maps/lazy.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("import a.b as c\ndef f():\n    from d.e import g\n    from . import h\n    from ..i import j\n")
+    assert imported_names(file) == ["a.b", "d.e", "controlnet.maps", "controlnet.i"]
+
+
 # ---- script/bootstrap
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with the script and requirements that need nothing."""
+    """A folder with script/bootstrap and empty requirements."""
     (tmp_path / "script").mkdir()
     (tmp_path / "script/bootstrap").write_bytes((ROOT / "script/bootstrap").read_bytes())
     (tmp_path / "script/bootstrap").chmod(0o755)
@@ -86,7 +233,7 @@ def bootstrap(clone: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ) | environ)
 
 
-def test_bootstrap_says_which_python_it_needs(clone: Path) -> None:
+def test_bootstrap_names_the_python_that_it_needs(clone: Path) -> None:
     tools = clone / "bin"
     tools.mkdir()
     for tool in ("bash", "cat", "cksum", "dirname", "rm"):
@@ -102,14 +249,19 @@ def test_bootstrap_says_which_python_it_needs(clone: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
-def test_bootstrap_does_again_only_what_changed_or_was_interrupted(clone: Path) -> None:
+def test_bootstrap_reinstalls_only_after_a_change_or_interruption(clone: Path) -> None:
     log = clone / "log"
-    uv = clone / "bin/uv"  # stands in for the installer, which needs a network
+    uv = clone / "bin/uv"  # a stand-in for the installer, which needs a network
     uv.parent.mkdir()
     uv.write_text(f'#!/bin/bash\necho "$@" >> {log}\n')
     uv.chmod(0o755)
+    python = clone / "bin/python3"  # makes .venv without pip, which would take seconds
+    python.write_text(
+        f'#!/bin/bash\n[ "$1 $2" = "-m venv" ] && set -- -m venv --without-pip "${{@:3}}"\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
     path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
-    assert bootstrap(clone, PATH=path).returncode == 0
+    assert bootstrap(clone, PATH=path, PYTHON="").returncode == 0
     assert (clone / ".venv/bin/python").exists()
     assert len(log.read_text().splitlines()) == 1
     quiet = bootstrap(clone, PATH=path)
@@ -126,7 +278,7 @@ def test_bootstrap_does_again_only_what_changed_or_was_interrupted(clone: Path) 
 # ---- script/push
 
 
-def test_push_says_what_is_missing(tmp_path: Path) -> None:
+def test_push_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "script").mkdir()
     (tmp_path / "weights").mkdir()
     (tmp_path / "script/push").write_bytes((ROOT / "script/push").read_bytes())

@@ -1,1 +1,1 @@
-"""Networks in memory: loaded strictly, in the right precision, on the right device."""
+"""Models in memory: loaded strictly, in the right precision, on the right device."""

@@ -1,4 +1,4 @@
-"""What setup() says while it loads: a line per part, and at the end how much, how fast, and in how much memory."""
+"""The log that setup() prints while it loads: a line per part, then the total size, speed and peak memory."""
 
 import resource
 import sys
@@ -11,20 +11,20 @@ import torch
 
 
 class LoadLog:
-    """Counts what is loaded from below `root`, the folder of the bundles (weights/), and prints it."""
+    """Counts and prints what is loaded. `root` is the folder of all bundles (weights/)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.parts = 0
         self.bytes = 0
-        """Of the files whose tensors are in memory now."""
+        """Size of the files whose tensors are in memory now."""
         self.mapped = 0
-        """Of the files whose tensors are left where they are until they are used."""
+        """Size of the mapped files, whose tensors are read when they are used."""
         self.started = self.loaded = time.perf_counter()
 
     @contextmanager
     def __call__(self, what: str, files: Sequence[Path], mapped: bool = False) -> Iterator[None]:
-        """Time the loading of `what` from `files`, and print its line. Nothing is said where that raises."""
+        """Time the loading of `what` from `files` and print its line, or nothing if the loading raises."""
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
@@ -35,11 +35,12 @@ class LoadLog:
             self.mapped += size
         else:
             self.bytes += size
-        # The largest file of each folder, which holds the weights, stands for those beside it.
+        # A folder is represented by its largest file, which holds the weights.
         folders = dict.fromkeys(file.parent for file in files)
         largest = [max((f for f in files if f.parent == folder), key=lambda file: sizes[file]) for folder in folders]
         named = " and ".join(file.relative_to(self.root).as_posix() for file in largest)
-        print(f"{what}: {named}, {size / 1e6:.1f} MB{' left there' if mapped else ''}, {seconds:.2f} s", flush=True)
+        left = " left in the file" if mapped else ""
+        print(f"{what}: {named}, {size / 1e6:.1f} MB{left}, {seconds:.2f} s", flush=True)
 
     def summarise(self) -> None:
         """Print the totals, once everything is loaded."""
@@ -53,14 +54,14 @@ class LoadLog:
         )
 
     def ready(self) -> None:
-        """Print how long the warm-up took, which comes after the summary."""
+        """Print how long the warm-up took. It runs after summarise()."""
         print(f"warm-up: {time.perf_counter() - self.loaded:.1f} s", flush=True)
 
 
 def peak_memory() -> str:
-    """The most that this process has held so far, in GB, and on its GPU where it has one.
+    """The most memory that this process has used so far, in GB, and the most GPU memory if there is a GPU.
 
-    Pages of mapped files count while they are in memory, though the system may take them back at any time.
+    Pages of mapped files count while they are in memory, although the system may drop them at any time.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"

@@ -1,8 +1,9 @@
-"""Opening models from local files, strictly: a tensor too few or too many is an error that names it.
+"""Loads models from local files, strictly: a missing or an unexpected tensor is an error that names it.
 
-Models are built one after the other, with their tensors left in the files, which are mapped into memory. Only then are
-the bytes moved to where they are needed, by several threads. (Threads that build diffusers' models corrupt each other:
-building patches torch.nn.Module for the whole process, issue 14347 of diffusers.)
+Models are built one after the other. Their tensors stay in the files, which are mapped into memory. Then several
+threads move the bytes to where they are needed. (The models are not built in threads because diffusers patches
+torch.nn.Module for the whole process while it builds one, so the threads would corrupt each other: diffusers issue
+14347.)
 """
 
 import os
@@ -20,15 +21,15 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 THREADS = 16
-"""The most that move bytes at once, on a machine with as many cores."""
+"""The largest number of threads that move bytes at the same time. A machine with fewer cores uses one per core."""
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
-"""Endings of the files that hold tensors."""
+"""Suffixes of the files that hold tensors."""
 T = TypeVar("T")
-_REPAIR = " Run script/verify-weights; where it finds no fault, install the versions in requirements.txt."
+_REPAIR = " Run script/verify-weights. If it finds no fault, install the versions in requirements.txt."
 
 
 class WeightsMismatch(RuntimeError):
-    """A weights file's tensors are not the ones that its network has."""
+    """The tensors in a weights file are not the ones that the network has."""
 
 
 def load_network(
@@ -37,12 +38,12 @@ def load_network(
     device: torch.device,
     tensors_of: Callable[[Any], Mapping[str, torch.Tensor]] = dict,
 ) -> torch.nn.Module:
-    """Build a network and give it a pickled state dict: float32, on the device, in inference mode.
+    """Build a network and load a pickled state dict into it: in float32, on the device, in inference mode.
 
-    tensors_of finds the state dict in what the file holds. The network is built without memory of its own and takes the
-    file's tensors as they are, which halves the time and the memory of loading.
+    `tensors_of` gets the file's content and returns the state dict. The network is built on the meta device and takes
+    over the file's tensors, which halves the time and the memory of loading.
 
-    Raises WeightsMismatch, naming the tensors, where the file lacks one, has one too many or has one of another shape.
+    Raises WeightsMismatch, which names the tensors, if one is missing, unexpected or of another shape.
     """
     try:
         tensors = dict(tensors_of(open_file(file)))
@@ -51,7 +52,7 @@ def load_network(
     with torch.device("meta"):
         network = build()
     expected = network.state_dict()
-    # BatchNorm's step counter came with PyTorch 0.4.1 and only training reads it: older files may go without.
+    # Only training reads BatchNorm's step counter. Files from before PyTorch 0.4.1 do not have it.
     missing = [name for name in expected if name not in tensors and not name.endswith(".num_batches_tracked")]
     reshaped = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
     check_tensors(file.name, missing, (name for name in tensors if name not in expected), reshaped)
@@ -62,12 +63,13 @@ def load_network(
 def load_pretrained(
     model_class: Any, folder: Path, device: torch.device | str, dtype: torch.dtype | None = torch.float32
 ) -> Any:
-    """Open a diffusers or transformers model from a local folder: in `dtype`, on the device, in inference mode.
+    """Load a diffusers or transformers model from a local folder: in `dtype`, on the device, in inference mode.
 
-    `dtype` None: in the file's own, and on a CPU the tensors are then left in the file until they are read. A file in
-    half precision (".fp16.") is taken where the folder holds one, and a .safetensors rather than a .bin. Raises
-    WeightsMismatch, naming the tensors, where the libraries would fill in random numbers for a missing tensor, or drop
-    an unknown one, and only log it.
+    A `dtype` of None keeps the file's precision. On a CPU the tensors then stay in the file until they are read. A
+    file in half precision (".fp16.") is preferred to others, and .safetensors to .bin.
+
+    Raises WeightsMismatch, which names the tensors, if one is missing, unexpected or of another shape. diffusers and
+    transformers would fill in random numbers for a missing tensor, drop an unexpected one, and only log it.
     """
     file = weights_file(folder)
     stored = stored_dtype(file)
@@ -77,9 +79,9 @@ def load_pretrained(
         variant="fp16" if ".fp16." in file.name else None,
         use_safetensors=file.suffix == ".safetensors",
         local_files_only=True,
-        ignore_mismatched_sizes=True,  # so that they reach the report, which names them
+        ignore_mismatched_sizes=True,  # otherwise from_pretrained raises, and the report does not name them
         output_loading_info=True,
-        # In the file's own precision nothing is copied: the tensors are those of the mapped file.
+        # In the file's precision nothing is copied: the model's tensors are those of the mapped file.
         **({"dtype": stored, "weights_only": True} if transformers else {"torch_dtype": stored}),
     )
     reshaped = (name for name, *_ in report["mismatched_keys"])
@@ -88,9 +90,9 @@ def load_pretrained(
 
 
 def move(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
-    """`model` itself with all its tensors on the device, its floating-point ones in `dtype`.
+    """Move all tensors of a model to the device and cast the floating-point ones to `dtype`. Returns the model itself.
 
-    As model.to(device, dtype), tensor by tensor in several threads. What is there already is not copied.
+    It does what model.to(device, dtype) does, in several threads. A tensor that needs no change is not copied.
     """
 
     def move_one(tensor: torch.Tensor) -> None:
@@ -101,13 +103,13 @@ def move(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype)
 
 
 def in_parallel(work: Callable[[torch.Tensor], T], tensors: Iterable[torch.Tensor]) -> list[T]:
-    """[work(tensor) for tensor in tensors] by several threads; PyTorch lets go of the interpreter while it copies."""
+    """[work(tensor) for tensor in tensors] in several threads: PyTorch releases the GIL while it copies."""
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, tensors))
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of a model's folder that holds its tensors. Raises WeightsMismatch where there is none."""
+    """The file in a model's folder that holds its tensors. Raises WeightsMismatch if there is none."""
     files = [file for suffix in (".safetensors", ".bin") for file in sorted(folder.glob(f"*{suffix}"))]
     if not files:
         raise WeightsMismatch(f"{folder.name} has no file of tensors.{_REPAIR}")
@@ -115,16 +117,16 @@ def weights_file(folder: Path) -> Path:
 
 
 def stored_dtype(file: Path) -> torch.dtype:
-    """The precision of a file's floating-point tensors; where they differ, one that holds them all."""
+    """The precision of a file's floating-point tensors. If they differ, one that holds all of them exactly."""
     return reduce(
         torch.promote_types, {tensor.dtype for tensor in open_file(file).values() if tensor.is_floating_point()}
     )
 
 
 def open_file(file: Path) -> Any:
-    """What a .safetensors or a pickled file (.bin, .pth, .pt) holds, its tensors mapped rather than read.
+    """The content of a .safetensors or pickled file (.bin, .pth, .pt), with its tensors mapped instead of read.
 
-    A pickled file from before PyTorch 1.6 is no zip and cannot be mapped: that one is read.
+    A pickled file from before PyTorch 1.6 is not a zip file and cannot be mapped, so it is read.
     """
     if file.suffix == ".safetensors":
         return load_file(file)
@@ -132,9 +134,9 @@ def open_file(file: Path) -> Any:
 
 
 def read_ahead(files: Iterable[Path]) -> None:
-    """Have the system read files into its cache, in their order and in large pieces, while other work goes on.
+    """Make the system read files into its cache in the background, in this order and in large pieces.
 
-    Without it the pages of mapped files come from the disk one by one as they are touched.
+    Without this, each page of a mapped file is read from the disk when it is first used.
     """
 
     def advise() -> None:
@@ -143,17 +145,17 @@ def read_ahead(files: Iterable[Path]) -> None:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     if hasattr(os, "posix_fadvise"):  # not on macOS
-        # The call itself waits for the disk once its queue is full.
+        # In a thread, because the call waits for the disk once the disk's queue is full.
         threading.Thread(target=advise, daemon=True).start()
 
 
 def check_tensors(what: str, missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str]) -> None:
-    """Raise WeightsMismatch, naming tensors of `what`, unless all three collections of names are empty."""
+    """Raise WeightsMismatch, which names the tensors of `what`, unless all three collections are empty."""
     faults = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(reshaped)}
-    told = [
-        f"{kind}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for kind, names in faults.items()
+    described = [
+        f"{fault}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for fault, names in faults.items()
         if names
     ]
-    if told:
-        raise WeightsMismatch(f"{what} does not fit its network ({'; '.join(told)}).{_REPAIR}")
+    if described:
+        raise WeightsMismatch(f"{what} does not fit its network ({'; '.join(described)}).{_REPAIR}")

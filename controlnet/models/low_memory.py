@@ -1,8 +1,8 @@
-"""Low-memory mode: on a GPU without room for all ControlNets they stay in main memory, and a request moves in its own.
+"""Low-memory mode, for a GPU without room for all ControlNets: they stay in main memory until a request uses them.
 
-The base model, the annotators and the safety checker are on the GPU all the same. Whether there is room is a matter of
-the bundle: it is reckoned from its files and from the largest picture that it allows. For sd15 in fp16 that comes to
-about 21 GB, so that a card of 24 GB holds everything and a smaller one gets low-memory mode.
+The base model, the annotators and the safety checker are on the GPU in this mode, too. How much memory a bundle needs
+is estimated from its files and from the largest picture that it allows. For sd15 in fp16 that is about 21 GB: a card
+of 24 GB holds everything, and a smaller one gets low-memory mode.
 """
 
 import os
@@ -15,33 +15,35 @@ from controlnet.models.loading import TENSOR_FILES, stored_dtype
 from controlnet.weights.manifest import Manifest
 
 LOW_MEMORY = "CONTROLNET_LOW_MEMORY"
-"""Environment variable: 1 or 0 switches low-memory mode on or off; unset or empty, the free memory decides."""
+"""Environment variable: 1 turns low-memory mode on, 0 turns it off. If unset or empty, the free memory decides."""
 _CHOICES = {"": None, "1": True, "0": False}
 
 ACTIVATIONS = 768
-"""Numbers held at once per pixel of a picture, in the working precision: the most that its making needs.
+"""The most numbers held at once per pixel of the picture, in the working precision.
 
-That is in the last block of Stable Diffusion's VAE decoder: three maps of 256 channels at full size. (Counted by adding
-up live tensors; a step of UNet and ControlNet with guidance holds 338.) cuDNN takes more where there is more.
+The maximum is in the last block of Stable Diffusion's VAE decoder: three maps of 256 channels at full size. (Measured
+by adding up live tensors. A step of UNet and ControlNet with guidance holds 338.) cuDNN takes more if more is free.
 """
 LIBRARIES = 1_000_000_000
-"""Bytes that CUDA's libraries take for kernels and workspaces, beyond what the weights and activations add up to."""
+"""Bytes that CUDA's libraries take for kernels and workspaces, in addition to weights and activations."""
 
 
 class LowMemoryError(ValueError):
-    """CONTROLNET_LOW_MEMORY is neither 1 nor 0."""
+    """CONTROLNET_LOW_MEMORY is set to something other than 1 or 0."""
 
 
 def asked_mode(environ: Mapping[str, str] = os.environ) -> bool | None:
-    """What CONTROLNET_LOW_MEMORY asks for; None: nothing. Raises LowMemoryError."""
-    named = environ.get(LOW_MEMORY, "")
-    if named not in _CHOICES:
-        raise LowMemoryError(f"{LOW_MEMORY}: expected 1 (on), 0 (off) or nothing (by free memory), got {named!r}.")
-    return _CHOICES[named]
+    """Whether CONTROLNET_LOW_MEMORY turns the mode on or off. None means it is not set. Raises LowMemoryError."""
+    value = environ.get(LOW_MEMORY, "")
+    if value not in _CHOICES:
+        raise LowMemoryError(
+            f"{LOW_MEMORY}: expected 1 (on), 0 (off) or nothing (the free memory decides), got {value!r}."
+        )
+    return _CHOICES[value]
 
 
 def choose_mode(asked: bool | None, free: int, needed: int) -> tuple[bool, str]:
-    """Whether to run in low-memory mode, and one line that says why; `free` and `needed` in bytes of GPU memory."""
+    """Whether to use low-memory mode, and a line for the log. `free` and `needed` are bytes of GPU memory."""
     low = needed > free if asked is None else asked
     mode = "low-memory mode" if low else "all ControlNets on the GPU"
     forced = "" if asked is None else f" ({LOW_MEMORY}={asked:d})"
@@ -49,9 +51,9 @@ def choose_mode(asked: bool | None, free: int, needed: int) -> tuple[bool, str]:
 
 
 def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype) -> int:
-    """Bytes of GPU memory that a bundle takes with everything on the GPU, models in `dtype`, and room to work.
+    """Bytes of GPU memory that a bundle needs to have everything on the GPU, its models in `dtype`, and to run.
 
-    `root` has the bundle's folder with its files.
+    `root` is the folder that contains the bundle's folder.
     """
     weights = sum(
         _in_memory(root / manifest.name / path, None if part.name.startswith("annotator/") else dtype)
@@ -63,6 +65,6 @@ def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype) -> int:
 
 
 def _in_memory(file: Path, dtype: torch.dtype | None) -> float:
-    """Bytes of a file's tensors in `dtype`; None: as they are, which is what annotators work in."""
+    """Bytes of a file's tensors in `dtype`. None keeps the precision of the file, as for annotators."""
     size = file.stat().st_size
     return size if dtype is None else size * dtype.itemsize / stored_dtype(file).itemsize

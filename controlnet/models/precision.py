@@ -1,4 +1,4 @@
-"""The precision that the base model, the ControlNets and the safety checker work in. Annotators work in float32."""
+"""The precision of the base model, the ControlNets and the safety checker. Annotators always work in float32."""
 
 import os
 from collections.abc import Mapping
@@ -6,32 +6,34 @@ from collections.abc import Mapping
 import torch
 
 DTYPE = "CONTROLNET_DTYPE"
-"""Environment variable: fp16, bf16 or fp32; unset or empty, working_dtype() chooses."""
+"""Environment variable: fp16, bf16 or fp32. If unset or empty, working_dtype() chooses."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class PrecisionError(ValueError):
-    """CONTROLNET_DTYPE names no precision, or one that the GPU does not have."""
+    """CONTROLNET_DTYPE is not the name of a precision, or the GPU does not have that precision."""
 
 
 def working_dtype(device: torch.device, environ: Mapping[str, str] = os.environ) -> torch.dtype:
     """fp16 on a GPU and fp32 on a CPU, unless CONTROLNET_DTYPE says otherwise. Raises PrecisionError.
 
-    Why no card gets bf16 by itself: it is as large as fp16 and, where a GPU has it (from compute capability 8.0 on), as
-    fast, so that only the model matters. Stable Diffusion 1.5 and its ControlNets stay within the range of fp16, in
-    which they are published, and bf16 would round their weights from 11 significant bits to 8. With the tiny bundle and
-    the same noise, four pictures had a PSNR of 60 dB against fp32 in fp16, and of 52 dB in bf16. bf16 is for models
-    that overflow in fp16.
+    bf16 is never the default. It is as large as fp16 and, on a GPU that has it (compute capability 8.0 or later), as
+    fast, so the choice depends on the model only. Stable Diffusion 1.5 and its ControlNets are published in fp16 and
+    stay within its range, and bf16 would round their weights from 11 significant bits to 8. Compared with fp32, four
+    pictures of the tiny bundle from the same noise had a PSNR of 60 dB in fp16 and of 52 dB in bf16. bf16 is for
+    models that overflow in fp16.
 
-    A CPU is slow in half precision, where it has no instructions for it. The GTX 16 cards may give NaN in fp16 (PyTorch
-    issue 77955), which the safety checker refuses: they need CONTROLNET_DTYPE=fp32.
+    A CPU without instructions for half precision is slow in it. GTX 16 cards may give NaN in fp16 (PyTorch issue
+    77955), which the safety checker refuses. They need CONTROLNET_DTYPE=fp32.
     """
-    named = environ.get(DTYPE)
-    if not named:
+    name = environ.get(DTYPE)
+    if not name:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if named not in DTYPES:
-        raise PrecisionError(f"{DTYPE}: expected {', '.join(DTYPES)} or nothing, got {named!r}.")
-    # On an older card PyTorch emulates bf16, in more time and memory than fp32.
-    if named == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise PrecisionError(f"{DTYPE}=bf16: this GPU has no bf16, which came with compute capability 8.0. Use fp16.")
-    return DTYPES[named]
+    if name not in DTYPES:
+        raise PrecisionError(f"{DTYPE}: expected {', '.join(DTYPES)} or nothing, got {name!r}.")
+    # On an older card PyTorch emulates bf16, which takes more time and memory than fp32.
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise PrecisionError(
+            f"{DTYPE}=bf16: this GPU does not support bf16, which needs compute capability 8.0. Use fp16."
+        )
+    return DTYPES[name]

@@ -1,4 +1,4 @@
-"""The schedulers (samplers) a request can name, under the names that clients of the all-in-one models know."""
+"""The schedulers (samplers) that a request can name, by the names of other Stable Diffusion models on Replicate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "K_EULER": (EulerDiscreteScheduler, {}),
     "K_EULER_ANCESTRAL": (EulerAncestralDiscreteScheduler, {}),
     "KLMS": (LMSDiscreteScheduler, {}),
-    # The Runge-Kutta warm-up would add a dozen unasked-for steps; latent diffusion has always left it out.
+    # The Runge-Kutta warm-up would add a dozen steps that nobody asked for. Latent diffusion has always skipped it.
     "PNDM": (PNDMScheduler, {"skip_prk_steps": True}),
     "UniPCMultistep": (UniPCMultistepScheduler, {}),
 }
@@ -32,14 +32,14 @@ class SchedulerError(ValueError):
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh scheduler of that name with the bundle's noise schedule. Raises SchedulerError.
+    """A new scheduler of that name with the bundle's noise schedule, `config`. Raises SchedulerError.
 
-    Schedulers keep state over a run (step index, earlier outputs), so every picture gets one of its own.
+    A scheduler keeps state during a run (step index, earlier outputs), so every picture needs a new one.
     """
     if name not in SCHEDULERS:
         raise SchedulerError(f"scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}.")
-    kind, options = SCHEDULERS[name]
-    return kind.from_config(dict(config), **options)
+    scheduler_class, options = SCHEDULERS[name]
+    return scheduler_class.from_config(dict(config), **options)
 
 
 def steps_of(name: str, config: Mapping[str, Any], num_inference_steps: int, skipped: int = 0) -> int:

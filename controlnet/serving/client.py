@@ -1,4 +1,4 @@
-"""script/predict: one prediction from the command line, through the very server and checks that production has."""
+"""script/predict: one prediction from the command line, with the same server and checks as in production."""
 
 import argparse
 import base64
@@ -22,61 +22,61 @@ from controlnet.serving.server import ROOT, Server, ServerError, plain_error
 from controlnet.weights.manifest import BUNDLE, choose_bundle
 
 PROGRESS_BAR = re.compile(r"\d+%\|")
-"""What a line of tqdm looks like."""
+"""Matches a line that tqdm prints."""
 
 CLEAN_UP_SECONDS = 3.0
-"""How long a cancelled prediction may take to clean up before the server is stopped."""
+"""How long to wait for a cancelled prediction to clean up before the server is stopped."""
 
 Json = dict[str, Any]
 
 
-class InputError(ValueError):
-    """An -i option that cannot be sent as it is."""
+class ArgumentError(ValueError):
+    """An -i option is wrong or missing."""
 
 
 # ---- inputs
 
 
 def _resolve(prop: Json, schemas: Json) -> Json:
-    """Return the schema that says the type: the property's own, or the enumeration that it refers to."""
+    """Return the schema that has the type: the property, or the enumeration that it refers to."""
     return schemas[prop["allOf"][0]["$ref"].rsplit("/", 1)[1]] if "allOf" in prop else prop
 
 
 def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
     """Turn "name=value" strings into the JSON input of a request, by the types in `schemas` (components/schemas).
 
-    A file input takes @path or a URL. A value that does not fit its type is sent as it is: what is
-    wrong with it, the server says. Raises InputError for a name that does not exist (the server would drop it without a
-    word), a name given twice, a required one left out, and a file that cannot be read.
+    A file input takes @path or a URL. A value that does not fit its type is sent as text, and the server says what is
+    wrong with it. Raises ArgumentError for an unknown name (which the server would silently drop), a name given twice,
+    a missing required name and a file that cannot be read.
     """
     properties = schemas["Input"]["properties"]
     inputs: Json = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"-i takes name=value, got {pair!r}.")
+            raise ArgumentError(f"-i takes name=value, got {pair!r}.")
         if name not in properties:
             close = difflib.get_close_matches(name, properties, 1)
             hint = f"did you mean {close[0]}?" if close else f"the inputs are {', '.join(properties)}."
-            raise InputError(f"There is no input {name!r}; {hint}")
+            raise ArgumentError(f"There is no input {name!r}; {hint}")
         if name in inputs:
-            raise InputError(f"The input {name!r} is given twice.")
+            raise ArgumentError(f"The input {name!r} is given twice.")
         inputs[name] = _parse_value(name, text, _resolve(properties[name], schemas))
     missing = [name for name in schemas["Input"].get("required", []) if name not in inputs]
     if missing:
         lines = [f"-i {name}={'@file' if properties[name].get('format') == 'uri' else '...'}" for name in missing]
-        raise InputError(f"Missing: {' '.join(lines)}")
+        raise ArgumentError(f"Missing: {' '.join(lines)}")
     return inputs
 
 
 def _parse_value(name: str, text: str, schema: Json) -> Any:
     if schema.get("format") == "uri":
         return _file_value(name, text)
-    kinds = [schema["type"]] if "type" in schema else [member["type"] for member in schema["anyOf"]]
-    for kind in kinds:
-        if kind in VALUE_PARSERS:
+    types = [schema["type"]] if "type" in schema else [member["type"] for member in schema["anyOf"]]
+    for json_type in types:
+        if json_type in VALUE_PARSERS:
             try:
-                return VALUE_PARSERS[kind](text)
+                return VALUE_PARSERS[json_type](text)
             except (KeyError, ValueError):
                 continue
     return text
@@ -95,12 +95,12 @@ def _file_value(name: str, text: str) -> str:
     if not text.startswith("@"):
         if re.match(r"(https?|data|s3|gs|az):", text):
             return text
-        raise InputError(f"The input {name!r} is a file: write -i {name}=@{text} or give a URL.")
+        raise ArgumentError(f"The input {name!r} is a file: write -i {name}=@{text} or give a URL.")
     path = Path(text[1:]).expanduser()
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"Cannot read {text[1:]!r} for the input {name!r}: {error.strerror}.") from error
+        raise ArgumentError(f"Cannot read {text[1:]!r} for the input {name!r}: {error.strerror}.") from error
     mime = mimetypes.guess_type(path.name, strict=False)[0] or "application/octet-stream"
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
@@ -109,7 +109,7 @@ def _file_value(name: str, text: str) -> str:
 
 
 def decode_data_url(url: str) -> tuple[bytes, str]:
-    """Return the content of a data URL and the file ending that fits its type, such as ".webp"."""
+    """Return the content of a data URL and the suffix for its type, such as ".webp"."""
     header, _, payload = url.partition(",")
     mime = header.removeprefix("data:").split(";")[0]
     content = base64.b64decode(payload) if header.endswith(";base64") else payload.encode()
@@ -117,9 +117,9 @@ def decode_data_url(url: str) -> tuple[bytes, str]:
 
 
 def write_outputs(urls: Sequence[str], folder: Path) -> list[Path]:
-    """Write the files of one prediction to `folder` as 0001.webp, or 0001-1.webp, 0001-2.webp where there are several.
+    """Write the files of one prediction to `folder`: 0001.webp, or 0001-1.webp, 0001-2.webp if there are several.
 
-    The number is one above the highest there, and a file that exists is never written over.
+    The number is the highest number in the folder plus one. An existing file is never overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
     used = (re.match(r"(\d+)[-.]", path.name) for path in folder.iterdir())
@@ -134,19 +134,19 @@ def write_outputs(urls: Sequence[str], folder: Path) -> list[Path]:
     return paths
 
 
-# ---- what the person sees
+# ---- the terminal
 
 
 class Display:
-    """Shows the log as it comes. On a terminal a progress bar stays on its line; elsewhere only its end is shown."""
+    """Prints the server's log. A terminal shows a progress bar in one line; other outputs get its last state only."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
         self.in_bar = False
 
-    def show(self, kind: str, text: str) -> None:
-        """Take one line of the server's log; what the server says of its own workings is left out."""
-        if kind == "coglet":
+    def show(self, source: str, text: str) -> None:
+        """Print one line of the server's log, unless the source is the server itself ("coglet")."""
+        if source == "coglet":
             return
         text = text.strip("\r\n")
         bar = bool(PROGRESS_BAR.search(text))
@@ -159,28 +159,28 @@ class Display:
             print(text, file=sys.stderr, flush=True)
 
     def end_bar(self) -> None:
-        """Go on below the bar."""
+        """Start a new line if the last line is a progress bar."""
         if self.in_bar:
             print(file=sys.stderr)
         self.in_bar = False
 
 
 def describe_faults(answer: Any) -> list[str]:
-    """Return one readable line for each fault in a 422 answer."""
+    """Return a readable line for each fault in the body of a 422 response."""
     faults = answer["detail"] if isinstance(answer, dict) and "detail" in answer else []
     return [f"{fault['loc'][-1]}: {fault['msg']}" for fault in faults] or [str(answer)]
 
 
 def describe_inputs(schemas: Json) -> str:
-    """Return the list of inputs that -h shows."""
+    """Return the list of inputs for -h."""
     lines = []
     for name, prop in schemas["Input"]["properties"].items():
         schema = _resolve(prop, schemas)
-        kind = "@file or URL" if schema.get("format") == "uri" else schema.get("type", "value")
-        kind = "|".join(map(str, schema["enum"])) if "enum" in schema else kind
+        values = "@file or URL" if schema.get("format") == "uri" else schema.get("type", "value")
+        values = "|".join(map(str, schema["enum"])) if "enum" in schema else values
         default = "" if prop.get("default") in (None, "") else f", default {json.dumps(prop['default'])}"
         required = " (required)" if name in schemas["Input"].get("required", []) else ""
-        lines.append(f"  {name}{required}: {kind}{default}")
+        lines.append(f"  {name}{required}: {values}{default}")
     return "\n".join(lines)
 
 
@@ -188,7 +188,7 @@ def describe_inputs(schemas: Json) -> str:
 
 
 def run(inputs: Json, output_folder: Path, environ: Mapping[str, str], root: Path = ROOT) -> int:
-    """Start the server, run one prediction, write its files and return the exit status."""
+    """Start the server, run one prediction, write its files and return the exit code."""
     bundle, reason = choose_bundle(environ)
     if reason:
         print(reason, file=sys.stderr)
@@ -201,7 +201,7 @@ def run(inputs: Json, output_folder: Path, environ: Mapping[str, str], root: Pat
         except ServerError as error:
             return _fail(display, str(error))
         except OSError:
-            return _fail(display, "The server ended in the middle of the prediction; was it out of memory?")
+            return _fail(display, "The server stopped during the prediction; it may have run out of memory.")
         except KeyboardInterrupt:
             _cancel(server, prediction_id)
             _fail(display, "Cancelled.")
@@ -239,7 +239,7 @@ def _cancel(server: Server, prediction_id: str) -> None:
     try:
         server.cancel(prediction_id)
     except OSError:
-        return  # not listening yet, or gone: stopping it is all that is left to do
+        return  # the server does not listen yet, or has stopped: there is nothing to cancel
     deadline = time.monotonic() + CLEAN_UP_SECONDS
     while server.health().get("status") == "BUSY" and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -266,12 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("-i", "--input", action="append", default=[], metavar="name=value", help="file: name=@path")
     parser.add_argument("-o", "--output", default="output", metavar="DIR", help="where files go (default: output)")
-    parser.add_argument("--folder", default=".", help=argparse.SUPPRESS)  # where the user stands; script/env leaves it
+    parser.add_argument("--folder", default=".", help=argparse.SUPPRESS)  # script/env leaves the user's folder
     options = parser.parse_args(arguments)
     os.chdir(options.folder)
     try:
         inputs = parse_inputs(options.input, schemas)
-    except InputError as error:
+    except ArgumentError as error:
         print(error, file=sys.stderr)
         return 2
     return run(inputs, Path(options.output).expanduser(), os.environ)

@@ -1,4 +1,4 @@
-"""The fixed part of the OpenAPI document that `cog build` writes: its paths, and every component but the inputs."""
+"""The fixed part of the OpenAPI document that `cog build` writes: the paths, and all components except the inputs."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ STATUSES = ["starting", "processing", "succeeded", "canceled", "failed"]
 
 
 def document(properties: Json, enums: Json, output: Json, cog_version: str) -> Json:
-    """Put together the whole document.
+    """Return the whole document.
 
-    properties: JSON schema of each input, in order. enums: schema of each enumeration that they refer to, by name.
-    output: schema of what predict() returns. cog_version: that of the Cog which is being imitated.
+    `properties` has the JSON schema of each input, in order, and `enums` the schema of each enumeration that they
+    refer to, by name. `output` is the schema of what predict() returns. `cog_version` is the version of Cog that would
+    write this document.
     """
-    # A union has to be sent even where it may be null, unless it has a default.
+    # A union without a default is required even if it may be null.
     required = [
         name
         for name, prop in properties.items()

@@ -1,8 +1,8 @@
 """The OpenAPI document that `cog build` writes, made from predict.py without running it.
 
-`cog build` reads predict.py with a parser of its own. What that parser cannot resolve it refuses, or drops in silence:
-a bound given by name, an imported default, an f-string. Here all of those are a SchemaError, so a predict.py that
-passes holds only what Cog resolves. Written after the behaviour of Cog 0.23 (pkg/schema in github.com/replicate/cog).
+`cog build` reads predict.py with its own parser. That parser cannot resolve everything: not a bound given by name, an
+imported default or an f-string. It refuses such things or silently drops them. Here each of them is a SchemaError, so
+Cog resolves everything in a predict.py that passes. This follows Cog 0.23 (pkg/schema in github.com/replicate/cog).
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from controlnet.serving.openapi import document
 
 SCHEMA_PATH = Path(".cog/openapi_schema.json")
-"""Where the server looks for the document, relative to the folder that it is started in."""
+"""The file that the server reads the document from, relative to its working directory."""
 
 Json = dict[str, Any]
 
@@ -33,44 +33,44 @@ PRIMITIVES: dict[str, Json] = {
 UNION_MEMBERS = ("str", "int", "float", "bool", "dict")
 CHOICE_TYPES: dict[str, type] = {"str": str, "int": int}
 
-# Bounds are read as decimal floats: 4_294 and 0xff would be dropped. Whole-number defaults may be written either way.
+# Cog reads bounds as decimal floats and would drop 4_294 and 0xff. A whole-number default may be written either way.
 BOUND = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 class SchemaError(ValueError):
-    """predict.py says something that Cog's static parser refuses or drops. Names the input and the line."""
+    """predict.py has something that Cog's static parser refuses or drops. The message names the input and the line."""
 
 
 def openapi_schema(source: str, class_name: str = "Predictor", cog_version: str = "") -> Json:
     """Return the OpenAPI 3.0.2 document for `class_name.predict` in `source`, the text of a predict.py.
 
-    Raises SchemaError for whatever Cog could not resolve.
+    Raises SchemaError for anything that Cog could not resolve.
     """
     return document(*Reader(source).read(class_name), cog_version)
 
 
 def write_schema(root: Path, cog_version: str) -> Path:
-    """Write the document for root/predict.py below `root`, where the server reads it, and return its path."""
+    """Write the document for root/predict.py to root/SCHEMA_PATH, where the server reads it. Returns the path."""
     text = json.dumps(openapi_schema((root / "predict.py").read_text(), cog_version=cog_version), indent=1)
     path = root / SCHEMA_PATH
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(text)
-    partial.replace(path)  # a server that starts meanwhile reads the old or the new one, never half of one
+    partial.replace(path)  # atomic: a server that starts now reads the old or the new document, never half of one
     return path
 
 
 class Reader:
-    """Reads one source text; holds its literal module constants and the input being read, for the error's sake."""
+    """Reads one source text. Keeps its literal module constants, and for errors the input that is being read."""
 
     def __init__(self, source: str) -> None:
-        self.source = source
         self.module = ast.parse(source)
+        self.lines = source.encode().splitlines(keepends=True)
         self.subject = "predict()"
         self.constants = self._module_constants()
 
     def read(self, class_name: str) -> tuple[Json, Json, Json]:
-        """Return the properties of Input (in order), the enumerations that they refer to, and the Output schema."""
+        """Return the properties of Input in order, the enumerations that they refer to, and the schema of Output."""
         function = self._predict_method(class_name)
         properties: Json = {}
         enums: Json = {}
@@ -86,9 +86,16 @@ class Reader:
         raise SchemaError(f"predict.py line {getattr(node, 'lineno', 1)}: {self.subject}: {problem}")
 
     def _text(self, node: ast.AST) -> str:
-        return ast.get_source_segment(self.source, node) or ""
+        """The source of a node; "" if it has no place in the source. (ast.get_source_segment takes a second in all.)"""
+        first, last = getattr(node, "lineno", 0) - 1, (getattr(node, "end_lineno", None) or 0) - 1
+        if first < 0 or last < 0:
+            return ""
+        lines = self.lines[first : last + 1]
+        lines[-1] = lines[-1][: getattr(node, "end_col_offset", None)]
+        lines[0] = lines[0][getattr(node, "col_offset", 0) :]
+        return b"".join(lines).decode()
 
-    # ---- where things are
+    # ---- finding predict() and constants
 
     def _module_constants(self) -> dict[str, Any]:
         constants: dict[str, Any] = {}
@@ -103,7 +110,7 @@ class Reader:
                 try:
                     constants[target.id] = self._literal(value)
                 except SchemaError:
-                    constants.pop(target.id, None)  # not a literal: whoever refers to it is refused by name
+                    constants.pop(target.id, None)  # not a literal: an input that refers to it is refused
         return constants
 
     def _predict_method(self, class_name: str) -> ast.FunctionDef:
@@ -163,7 +170,7 @@ class Reader:
                 self._refuse(keyword.value, f"Input() has no {keyword.arg or '**'} that Cog can read")
             name, read = INPUT_KEYWORDS[keyword.arg]
             if self._text(keyword).split("=", 1)[1].strip() != self._text(keyword.value):
-                self._refuse(keyword.value, f"{keyword.arg} stands in brackets, which Cog does not look into")
+                self._refuse(keyword.value, f"{keyword.arg} is in brackets, which Cog does not read")
             value = read(self, keyword.value)
             if name != "deprecated" or value:
                 fields[name] = value
@@ -222,7 +229,7 @@ class Reader:
     # ---- values
 
     def _literal(self, node: ast.expr) -> Any:
-        """Evaluate a literal, where Cog would read the same value from its text as Python does."""
+        """Evaluate a literal, if Cog reads the same value from its text as Python does."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return self._string_literal(node)
         if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
@@ -237,12 +244,12 @@ class Reader:
         return self._number_literal(node)
 
     def _string_literal(self, node: ast.expr) -> str:
-        """One literal without escapes or parts: Cog takes the characters between the quotes as they stand."""
+        """Evaluate one literal without escapes or parts, because Cog takes the characters between the quotes."""
         text = self._text(node)
         match = re.fullmatch(r"""\"{3}(.*)\"{3}|'{3}(.*)'{3}|r?"(.*)"|r?'(.*)'""", text, re.DOTALL)
         inner = next((group for group in match.groups() if group is not None), None) if match else None
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or inner != node.value:
-            self._refuse(node, "write one literal string: no f-string, no parts set together, no backslash")
+            self._refuse(node, "write one literal string: no f-string, no concatenation, no backslash")
         return node.value
 
     def _number_literal(self, node: ast.expr) -> int | float:
@@ -305,4 +312,4 @@ INPUT_KEYWORDS: dict[str, tuple[str, Callable[[Reader, ast.expr], Any]]] = {
     "deprecated": ("deprecated", Reader._flag),
     "accept": ("x-cog-accept", Reader._string_literal),
 }
-"""Each keyword of Input() that Cog reads: its name in the document, and how its value is read."""
+"""Each keyword of Input() that Cog reads, with its name in the document and the function that reads its value."""

@@ -1,4 +1,4 @@
-"""script/write-schema: write the schema, or compare it with one that `cog build` wrote."""
+"""script/write-schema: write the schema, or compare it with one written by `cog build`."""
 
 import argparse
 import importlib.metadata
@@ -12,7 +12,7 @@ from controlnet.serving.schema import SchemaError, openapi_schema, write_schema
 
 
 def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
-    """Yield one line for each place where two documents differ. 1 and 1.0 are the same."""
+    """Yield a line for each place where two documents differ. 1 and 1.0 are equal."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted(ours.keys() | theirs.keys()):
             here = f"{place}.{key}" if place else key
@@ -27,7 +27,7 @@ def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
 
 
 def compare(root: Path, file: Path) -> list[str]:
-    """Return how the document in `file` differs from root/predict.py's, Cog's own version number left aside."""
+    """Return how the document in `file` differs from that of root/predict.py, ignoring the version of Cog."""
     ours, theirs = openapi_schema((root / "predict.py").read_text()), json.loads(file.read_text())
     for document in (ours, theirs):
         document.get("info", {}).pop("version", None)

@@ -1,7 +1,7 @@
-"""Cog's own HTTP server outside a container: started as in one, with the same checks of every request.
+"""Cog's HTTP server outside a container, started in the same way and with the same checks of every request.
 
-`python -m controlnet.serving.server [--host HOST] [-p PORT]` picks the bundle, writes the schema that the server
-validates by and becomes the server. `Server` runs that as a child and talks to it.
+`python -m controlnet.serving.server [--host HOST] [-p PORT]` chooses the bundle, writes the schema that the server
+validates requests with, and becomes the server. `Server` runs that command as a child process and talks to it.
 """
 
 import argparse
@@ -27,27 +27,27 @@ from controlnet.weights.manifest import BUNDLE, choose_bundle
 ROOT = Path(__file__).resolve().parents[2]
 LOCALHOST = "127.0.0.1"
 
-# Said at every start of the names that we keep on purpose: cog-safe-push reads only `predict:` in cog.yaml.
+# Cog warns about these names at every start. This project keeps them, because cog-safe-push needs `predict:`.
 QUIET = ",".join(f"ignore:{name} is deprecated:DeprecationWarning" for name in ("BasePredictor", "Predictor.predict()"))
 
-# coglet puts "Prediction failed: " twice, or a chain of "setup failed", before what the exception said, and its
-# class, which would tell them nothing.
+# coglet puts "Prediction failed: " twice, or several "setup failed", and the exception's class before its message.
+# None of them helps the user.
 ERROR_PREFIX = re.compile(
     r"(?:Prediction failed: )*(?:worker setup failed.*?: setup failed: )?(?:\w+(?:Error|Fault|Mismatch): )?"
 )
 
 
 class ServerError(RuntimeError):
-    """The server could not be started, or its setup() failed. The message is what to show the user."""
+    """The server could not be started, or its setup() failed. The message is for the user."""
 
 
 def plain_error(text: str) -> str:
-    """Return the exception's own message out of the error text that the server gives."""
+    """Return only the exception's message from the server's error text."""
     return ERROR_PREFIX.sub("", text, count=1)
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind((LOCALHOST, 0))
         return probe.getsockname()[1]
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 def serve(host: str, port: int) -> None:
-    """Replace this process by the server of the predict.py here. Raises ServerError or SchemaError."""
+    """Replace this process with a server of ./predict.py. Raises ServerError or SchemaError."""
     _check_port(host, port)
     name, reason = choose_bundle(os.environ)
     if reason:
@@ -68,7 +68,7 @@ def serve(host: str, port: int) -> None:
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "PORT": str(port),
         "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
-        # The server starts its worker as `python` from PATH, whatever it runs under itself.
+        # The server starts its worker as `python` from PATH, not with the interpreter that it runs under.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
     os.execv(sys.executable, [sys.executable, "-m", "cog.server.http", "--host", host])
@@ -85,13 +85,13 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _end_with_stdin() -> None:
-    """Leave a process behind that kills this process group when stdin closes: the client is gone, however it went.
+    """Start a process that kills this process group when stdin closes, which means that the client has ended.
 
-    The worker is a process of its own that outlives a killed server for as long as a prediction runs.
+    Killing the server alone is not enough: its worker is a separate process and lives until its prediction ends.
     """
     if os.fork() == 0:
         silence = os.open(os.devnull, os.O_RDWR)
-        os.dup2(silence, 1)  # else the client would wait for the end of the log
+        os.dup2(silence, 1)  # otherwise the client would wait for the end of the log
         os.dup2(silence, 2)
         os.read(0, 1)
         os.killpg(0, signal.SIGKILL)
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("-p", "--port", type=int, default=int(os.environ.get("PORT", "5000")), help="default: 5000")
     parser.add_argument(
-        "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for every one (default: this machine only)"
+        "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for all (default: this machine only)"
     )
     parser.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -123,25 +123,25 @@ LogHandler = Callable[[str, str], None]
 
 
 class Server:
-    """The server of the predict.py in `root`, as a child on a free port of 127.0.0.1, stopped when the block is left.
+    """A server of root/predict.py as a child process, on a free port of 127.0.0.1. Leaving the block stops it.
 
-    log_handler gets the kind and text of each line as it is printed, on another thread: "setup",
-    "prediction" or "user" for what predict.py prints (every update of a progress bar is a line), "coglet" for the
-    server's own log, "server" for the rest. Entering does not wait: call wait_ready().
+    Entering does not wait until the server is ready: call wait_ready(). `log_handler` is called on another thread with
+    the source and text of each log line. The source is "setup", "prediction" or "user" for what predict.py prints
+    (every update of a progress bar is a line), "coglet" for the server's own log, and "server" for the rest.
     """
 
     def __init__(
         self,
         environ: Mapping[str, str] = os.environ,
         root: Path = ROOT,
-        log_handler: LogHandler = lambda kind, text: None,
+        log_handler: LogHandler = lambda source, text: None,
     ) -> None:
         self.environ = dict(environ)
         self.root = root
         self.log_handler = log_handler
         self.port = free_port()
         self.lines: list[tuple[str, str]] = []
-        """Every (kind, text) so far."""
+        """Every (source, text) so far."""
 
     def __enter__(self) -> "Server":
         search = [str(ROOT), self.environ.get("PYTHONPATH", "")]
@@ -153,7 +153,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us: we cancel first and stop it then
+            start_new_session=True,  # Ctrl-C must not reach it: the client cancels the prediction first
         )
         self.reader = threading.Thread(target=self._read_log, daemon=True)
         self.reader.start()
@@ -163,17 +163,17 @@ class Server:
         self.stop()
 
     def stop(self, patience: float = 3.0) -> None:
-        """End the server and whatever it started, at the latest after `patience` seconds."""
+        """Stop the server and all processes that it started, after `patience` seconds at the latest."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(patience)
             except subprocess.TimeoutExpired:
-                pass  # busy: it would wait for the prediction to end
+                pass  # it is busy and would wait for the prediction to end
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # all gone already
+            pass  # all have ended
         self.process.wait()
         if self.process.stdin:
             self.process.stdin.close()
@@ -182,17 +182,17 @@ class Server:
     def _read_log(self) -> None:
         assert self.process.stdout is not None
         for raw in self.process.stdout:
-            kind, text = _log_line(raw.decode(errors="replace").rstrip("\n"))
-            self.lines.append((kind, text))
-            self.log_handler(kind, text)
+            source, text = _log_line(raw.decode(errors="replace").rstrip("\n"))
+            self.lines.append((source, text))
+            self.log_handler(source, text)
 
     def wait_ready(self) -> None:
-        """Return once setup() has finished; raises ServerError with its message if it failed."""
+        """Wait until setup() has finished. Raises ServerError with its message if it failed."""
         while True:
             if self.process.poll() is not None:
                 self.reader.join(1.0)
                 said = "\n".join(text for _, text in self.lines[-20:])
-                raise ServerError(said or "The server ended without a word.")
+                raise ServerError(said or "The server stopped without a message.")
             health = self.health()
             if health.get("status") not in (None, "STARTING"):
                 break
@@ -201,7 +201,7 @@ class Server:
             raise ServerError(plain_error(health.get("setup", {}).get("logs") or health["status"]))
 
     def health(self) -> dict[str, Any]:
-        """Return the answer of /health-check, empty where the server does not listen yet or any more."""
+        """Return the response of /health-check, or {} if the server does not listen (yet, or any more)."""
         try:
             return self.request("GET", "/health-check", timeout=5)[1]
         except (OSError, http.client.HTTPException):
@@ -210,7 +210,7 @@ class Server:
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}, timeout: float | None = None
     ) -> tuple[int, Any]:
-        """Send one request; returns the status and the answer, decoded if it is JSON. Raises OSError if it breaks."""
+        """Send one HTTP request. Returns the status and the body, decoded if it is JSON. Raises OSError if it fails."""
         connection = http.client.HTTPConnection(LOCALHOST, self.port, timeout=timeout)
         try:
             text = body if isinstance(body, (str, bytes, type(None))) else json.dumps(body)
@@ -225,9 +225,10 @@ class Server:
     def predict(
         self, inputs: Mapping[str, Any], prediction_id: str = "", patience: float = 5.0, timeout: float | None = None
     ) -> tuple[int, Any]:
-        """Run one prediction and wait for its end; returns the HTTP status and the answer.
+        """Run one prediction and wait for its end. Returns the HTTP status and the body of the response.
 
-        A 409 (the slot is being freed: seen right after another prediction) is tried again for `patience` seconds.
+        The server may answer 409 right after another prediction, while it frees the slot. Then the request is repeated
+        for up to `patience` seconds.
         """
         path = f"/predictions/{prediction_id or uuid.uuid4().hex}"
         deadline = time.monotonic() + patience
@@ -238,17 +239,17 @@ class Server:
             time.sleep(0.05)
 
     def cancel(self, prediction_id: str) -> int:
-        """Ask for a prediction to be cancelled; returns the HTTP status, 404 where no such one runs."""
+        """Cancel a prediction. Returns the HTTP status: 404 if it is not running."""
         return self.request("POST", f"/predictions/{prediction_id}/cancel", timeout=5)[0]
 
 
 def _log_line(line: str) -> tuple[str, str]:
-    """Split one line of the server's output, JSON or not, into its kind and text."""
+    """Split one line of the server's output, JSON or not, into its source and text."""
     try:
         record = json.loads(line)
         fields = record["fields"]
         target = record["target"].removeprefix("coglet::")
-        printed = "source" in fields or target == "user"  # "user": the server lost track of when it was printed
+        printed = "source" in fields or target == "user"  # "user": the server does not know during which call
         return (target if printed else "coglet"), str(fields["message"])
     except (ValueError, KeyError, TypeError):
         return "server", line

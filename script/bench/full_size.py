@@ -1,7 +1,7 @@
-"""script/bench/full-size: a prediction with every conditioner of a bundle, and latents beside diffusers' own pipelines.
+"""script/bench/full-size: a prediction with every conditioner of a bundle, and its latents compared with diffusers'.
 
-With a random bundle (script/make-random-bundle) it shows that every full-size part loads, runs and acts; the pictures
-mean nothing then. Where there is a GPU, seconds are given as a ratio to plain diffusers in the same process too.
+With a random bundle (script/make-random-bundle) the pictures mean nothing, but the table shows that every full-size
+part loads, runs and has an effect.
 """
 
 import argparse
@@ -26,12 +26,12 @@ PROMPT = "a bird"
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
 
 
-def request(control: Control, steps: int) -> Job:
+def job(control: Control, steps: int) -> Job:
     return Job(PROMPT, "", (control,), 1, steps, 7.5, "DDIM", seed=5)
 
 
 def latents_of(generator: Generator, asked: Job) -> torch.Tensor:
-    """The last latents of our own path."""
+    """The final latents of this project's generator."""
     kept: list[torch.Tensor] = []
     decode: Any = generator._decode
     generator._decode = lambda latents, pipeline: kept.append(latents) or decode(latents, pipeline)  # type: ignore[method-assign]
@@ -43,7 +43,7 @@ def latents_of(generator: Generator, asked: Job) -> torch.Tensor:
 
 
 def diffusers_latents(generator: Generator, control: Control, steps: int) -> torch.Tensor:
-    """The last latents of diffusers' own pipeline around the same components."""
+    """The final latents of diffusers' pipeline with the same components."""
     parts: dict[str, Any] = dict(generator.base) | {"safety_checker": None, "feature_extractor": None}
     parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
     controlnet = generator.controlnets[control.conditioner]
@@ -60,7 +60,7 @@ def diffusers_latents(generator: Generator, control: Control, steps: int) -> tor
 
 
 def row(bundle: Bundle, generator: Generator, annotators: Any, name: str, options: argparse.Namespace) -> str:
-    """One line of the table, measured."""
+    """Measure one line of the table."""
     size = (options.side, options.side)
     started = time.perf_counter()
     control_map = draw_control_map(name, Image.open(PHOTO).convert("RGB"), size, True, annotators)
@@ -70,15 +70,15 @@ def row(bundle: Bundle, generator: Generator, annotators: Any, name: str, option
     control = Control(name, control_map, holes=holes)
     timed = Stopwatch(lambda phase, seconds: phases.__setitem__(phase, float(seconds)))
     started = time.perf_counter()
-    generator.generate(request(control, options.steps), timed)
+    generator.generate(job(control, options.steps), timed)
     whole = time.perf_counter() - started
     cells = [f"{drawn:.1f}", f"{phases['timing.denoise']:.1f}", f"{phases['timing.decode']:.1f}", f"{whole:.1f}"]
     if name in options.compare:
         ours, own = (
-            latents_of(generator, request(control, options.steps)),
+            latents_of(generator, job(control, options.steps)),
             diffusers_latents(generator, control, options.steps),
         )
-        without = latents_of(generator, request(Control(name, control_map, scale=0.0), options.steps))
+        without = latents_of(generator, job(Control(name, control_map, scale=0.0), options.steps))
         cells += [f"{(ours - own).abs().max():.1e}", f"{(ours - without).abs().max():.2g}"]
     return f"| {name} | {' | '.join(cells + [''] * (6 - len(cells)))} |"
 
@@ -87,11 +87,11 @@ def main() -> None:
     """The command line: a Markdown table, row by row."""
     parser = argparse.ArgumentParser(prog="script/bench/full-size", description=__doc__)
     parser.add_argument("--bundle", default="sd15")
-    parser.add_argument("--weights", metavar="DIR", type=Path, default=WEIGHTS, help="of bundle and manifest")
+    parser.add_argument("--weights", metavar="DIR", type=Path, default=WEIGHTS, help="folder of bundle and manifest")
     parser.add_argument("--called-from", type=Path, default=Path(), help=argparse.SUPPRESS)
-    parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=256, help="side of the pictures in pixels")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--compare", action="append", default=[], help="a conditioner to compare with diffusers' own")
+    parser.add_argument("--compare", action="append", default=[], help="a conditioner to compare with diffusers")
     options = parser.parse_args()
     bundle = open_bundle({BUNDLE: options.bundle}, options.called_from / options.weights)
     generator, annotators = Generator(bundle), bundle.annotators()

@@ -1,10 +1,9 @@
-"""script/bench/setup: how long loading a bundle takes and how much memory, our way and by plain from_pretrained.
+"""script/bench/setup: the time and memory that loading a bundle takes with setup() and with plain from_pretrained.
 
-Each way runs in a fresh process, once with the files dropped from the system's cache, as on a cold boot, and once with
-them in it. Importing libraries is not counted. Both ways load the same parts into the same precision on the same
-device; the .pth files of annotators are loaded by our code both times. Where our way leaves the ControlNets, the table
-says: on a CPU they are in their files, in low-memory mode in main memory. Its seconds are those until the first picture
-has been made.
+Each way runs in a new process: once cold, with the files dropped from the system's cache as after a reboot, and once
+warm. Imports are not counted. Both ways load the same parts in the same precision to the same device. The .pth files
+of annotators are loaded by this project both times. setup() leaves the ControlNets in their files on a CPU and in main
+memory in low-memory mode, and the table says so. Its seconds include the first picture, the warm-up.
 """
 
 import argparse
@@ -30,27 +29,27 @@ from controlnet.models.precision import DTYPE, working_dtype
 from controlnet.weights.manifest import BUNDLE, WEIGHTS, Manifest
 
 ROOM = 2e9
-"""Bytes of memory to leave to the rest of the machine."""
+"""Bytes of memory that are left for the rest of the machine."""
 UNKNOWN = " |" * 4
-"""The cells of a row that are empty where nothing was measured."""
+"""The empty cells of a row without measurements."""
 
 
 class PlainBundle(Bundle):
-    """A bundle whose models are opened as the libraries' documentation shows, one after the other."""
+    """A bundle whose models are loaded as diffusers and transformers document it, one after the other."""
 
     def read_ahead(self) -> None:
         pass
 
-    def model(self, kind: Any, part: str, mapped: bool = False) -> Any:
+    def model(self, model_class: Any, part: str, mapped: bool = False) -> Any:
         with self.log(part, self.files(part)):
-            dtype: Any = {"dtype" if PreTrainedModel in kind.__mro__ else "torch_dtype": self.dtype}
+            dtype: Any = {"dtype" if PreTrainedModel in model_class.__mro__ else "torch_dtype": self.dtype}
             variant = "fp16" if any(self.folder(part).glob("*.fp16.*")) else None
-            model = kind.from_pretrained(self.folder(part), variant=variant, local_files_only=True, **dtype)
+            model = model_class.from_pretrained(self.folder(part), variant=variant, local_files_only=True, **dtype)
             return model.to(self.device)
 
 
 def load_ours(bundle: Bundle) -> Bundle:
-    """As predict.py's setup(). Returns what was loaded from."""
+    """Load as setup() in predict.py does. Returns the bundle that was loaded."""
     generator = Generator(bundle)
     kept = bundle.annotators(), open_safety_checker(bundle)
     bundle.log.summarise()
@@ -60,7 +59,7 @@ def load_ours(bundle: Bundle) -> Bundle:
 
 
 def load_plain(bundle: Bundle) -> Bundle:
-    """All parts by from_pretrained, held together as setup() holds them, on the device whatever the mode."""
+    """Load all parts with from_pretrained, all on the device in any mode. Returns the bundle that was loaded."""
     plain = PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
     kept = plain.base(), plain.controlnets(), plain.annotators(), open_safety_checker(plain)
     del kept
@@ -71,7 +70,7 @@ WAYS: dict[str, Callable[[Bundle], Bundle]] = {"setup()": load_ours, "plain from
 
 
 def measure(way: str, name: str, root: Path) -> dict[str, Any]:
-    """Load in this process. Seconds, peak memory, the precision, and where the ControlNets are."""
+    """Load in this process. Returns seconds, peak memory, precision, and the place of the ControlNets."""
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         chosen = {variable: os.environ.get(variable, "") for variable in (DTYPE, LOW_MEMORY)}
@@ -84,7 +83,7 @@ def measure(way: str, name: str, root: Path) -> dict[str, Any]:
 
 
 def where_nets_are(bundle: Bundle) -> str:
-    """Where a bundle leaves its ControlNets until a request uses them."""
+    """The place in which a bundle keeps its ControlNets until a request uses them."""
     if bundle.low_memory:
         return "main memory (low-memory mode)"
     in_files = bundle.device.type == "cpu" and not isinstance(bundle, PlainBundle)
@@ -92,7 +91,7 @@ def where_nets_are(bundle: Bundle) -> str:
 
 
 def drop_from_cache(files: list[Path]) -> None:
-    """Have the system forget the files' contents, so that the next reading comes from the disk."""
+    """Drop the files from the system's cache, so the next read comes from the disk."""
     for file in files:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -100,7 +99,7 @@ def drop_from_cache(files: list[Path]) -> None:
 
 
 def read_into_cache(files: list[Path]) -> None:
-    """Read every byte of the files once."""
+    """Read the files completely."""
     for file in files:
         with file.open("rb") as opened:
             while opened.read(1 << 24):
@@ -108,9 +107,9 @@ def read_into_cache(files: list[Path]) -> None:
 
 
 def shortage(size: int) -> str:
-    """Why a CPU should not load `size` bytes of fp16 files in its precision; "" where it can, or nobody knows.
+    """Why the CPU's memory is too small for `size` bytes of fp16 files; "" if it is large enough or unknown.
 
-    Running out of memory may end other programs than this one.
+    Running out of memory may end other programs, too.
     """
     meminfo = Path("/proc/meminfo")
     if torch.cuda.is_available() or not meminfo.exists():
@@ -121,7 +120,7 @@ def shortage(size: int) -> str:
 
 
 def row(way: str, cold: bool, options: argparse.Namespace, files: list[Path]) -> str:
-    """One line of the table, measured."""
+    """Measure one line of the table."""
     size = sum(file.stat().st_size for file in files)
     head = f"| {way} | {'cold' if cold else 'warm'} |"
     if way != "setup()" and (why := shortage(size)):
@@ -141,7 +140,7 @@ def main() -> None:
     """The command line: a Markdown table, row by row."""
     parser = argparse.ArgumentParser(prog="script/bench/setup", description=__doc__)
     parser.add_argument("--bundle", default="sd15")
-    parser.add_argument("--weights", metavar="DIR", type=Path, default=WEIGHTS, help="of bundle and manifest")
+    parser.add_argument("--weights", metavar="DIR", type=Path, default=WEIGHTS, help="folder of bundle and manifest")
     parser.add_argument("--called-from", type=Path, default=Path(), help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,7 +1,9 @@
-"""Loading moves bytes by its own way, and what comes out is bit for bit what the libraries' own loading gives."""
+"""Models are equal, bit for bit, to those loaded by diffusers and transformers, although the bytes move differently."""
 
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,7 +54,7 @@ def canny(root: Path, tmp_path: Path) -> Path:
 
 
 def plain(model_class, folder: Path, dtype: torch.dtype):
-    """As the libraries load by themselves."""
+    """Load a model with from_pretrained only."""
     transformers = issubclass(model_class, PreTrainedModel)
     variant = "fp16" if any(folder.glob("*.fp16.*")) else None
     return model_class.from_pretrained(
@@ -65,7 +67,7 @@ def all_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """In names, precision and every bit, buffers that are in no file included."""
+    """Equal names, precision and bits, also of buffers that are in no file."""
     left, right = all_tensors(one), all_tensors(other)
     return left.keys() == right.keys() and all(
         left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
@@ -78,26 +80,26 @@ def is_mapped(file: Path) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("part", CLASSES)
-def test_a_model_is_bit_for_bit_what_from_pretrained_gives(root: Path, part: str, dtype: torch.dtype) -> None:
+def test_a_model_equals_from_pretrained_bit_for_bit(root: Path, part: str, dtype: torch.dtype) -> None:
     ours = load_pretrained(CLASSES[part], root / part, CPU, dtype)
     assert equal(ours, plain(CLASSES[part], root / part, dtype))
     assert not ours.training and not any(parameter.requires_grad for parameter in ours.parameters())
 
 
-def test_in_its_own_precision_a_net_stays_in_its_file(canny: Path) -> None:
+def test_a_controlnet_in_its_files_precision_stays_mapped(canny: Path) -> None:
     net = load_pretrained(ControlNetModel, canny, CPU, None)
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float16}
     assert is_mapped(canny / FILE)
     in_memory = load_pretrained(ControlNetModel, canny, CPU, torch.float32)
     del net
-    assert not is_mapped(canny / FILE), "a net that was cast still holds its file"
+    assert not is_mapped(canny / FILE), "a cast net still holds its file"
     assert in_memory.dtype == torch.float32
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
-def test_a_bin_file_is_mapped_where_its_format_allows(canny: Path, stored: torch.dtype, zipped: bool, caplog) -> None:
-    """Published nets of both precisions are .bin files, and old .pth files are no zips."""
+def test_a_bin_file_is_mapped_if_it_is_a_zip(canny: Path, stored: torch.dtype, zipped: bool, caplog) -> None:
+    """ControlNets are published as .bin files in both precisions. Old .pth files are not zip files."""
     expected = load_pretrained(ControlNetModel, canny, CPU)
     tensors = {name: tensor.to(stored) for name, tensor in load_file(canny / FILE).items()}
     (canny / FILE).unlink()
@@ -106,11 +108,11 @@ def test_a_bin_file_is_mapped_where_its_format_allows(canny: Path, stored: torch
     net = load_pretrained(ControlNetModel, canny, CPU, None)
     assert net.dtype == stored and is_mapped(file) == zipped
     assert equal(load_pretrained(ControlNetModel, canny, CPU), expected)
-    assert not caplog.records, "the log says something that nobody can act on"
+    assert not caplog.records, "a warning that nobody can act on"
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickled_network_is_mapped_where_its_format_allows(tmp_path: Path, zipped: bool) -> None:
+def test_a_pickled_network_is_mapped_if_it_is_a_zip(tmp_path: Path, zipped: bool) -> None:
     saved = torch.nn.Linear(3, 2)
     torch.save(saved.half().state_dict(), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     network = load_network(lambda: torch.nn.Linear(3, 2), tmp_path / "net.pth", CPU)
@@ -120,7 +122,7 @@ def test_a_pickled_network_is_mapped_where_its_format_allows(tmp_path: Path, zip
     assert torch.equal(network.weight, saved.weight) and is_mapped(tmp_path / "net.pth") == zipped
 
 
-def test_a_file_of_two_precisions_loses_nothing(canny: Path) -> None:
+def test_a_file_with_two_precisions_is_loaded_exactly(canny: Path) -> None:
     tensors = load_file(canny / FILE)
     name = "conv_in.weight"
     tensors[name] = tensors[name].float() + 1e-6
@@ -130,7 +132,7 @@ def test_a_file_of_two_precisions_loses_nothing(canny: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "of another shape"])
 @pytest.mark.parametrize("dtype", [torch.float32, None], ids=str)
-def test_a_tensor_at_fault_is_named(canny: Path, fault: str, dtype: torch.dtype | None) -> None:
+def test_weights_mismatch_names_the_tensor(canny: Path, fault: str, dtype: torch.dtype | None) -> None:
     tensors = load_file(canny / FILE)
     name = "conv_in.weight"
     if fault == "missing":
@@ -144,13 +146,13 @@ def test_a_tensor_at_fault_is_named(canny: Path, fault: str, dtype: torch.dtype 
         load_pretrained(ControlNetModel, canny, CPU, dtype)
 
 
-def test_a_folder_without_tensors_is_an_error_that_names_it(canny: Path) -> None:
+def test_a_folder_without_weights_is_an_error_that_names_it(canny: Path) -> None:
     (canny / FILE).unlink()
     with pytest.raises(WeightsMismatch, match=r"^canny has no file of tensors\."):
         load_pretrained(ControlNetModel, canny, CPU)
 
 
-def test_moving_casts_numbers_and_leaves_counters_alone() -> None:
+def test_move_casts_floats_and_keeps_integers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     weight = model[0].weight
     assert move(model, CPU, torch.float16) is model
@@ -159,24 +161,25 @@ def test_moving_casts_numbers_and_leaves_counters_alone() -> None:
     assert {tensor.device.type for tensor in all_tensors(move(model, CPU, torch.float32)).values()} == {"cpu"}
 
 
-def test_a_fault_in_one_thread_is_a_fault_of_the_whole() -> None:
+def test_in_parallel_keeps_the_order_and_raises_errors_of_threads() -> None:
     tensors = [torch.tensor(float(i)) for i in range(40)]
     assert in_parallel(lambda tensor: int(tensor) * 2, tensors) == [2 * i for i in range(40)]
     with pytest.raises(ZeroDivisionError):
         in_parallel(lambda tensor: 1 // int(tensor), tensors)
 
 
-def test_reading_ahead_names_every_file_to_the_system(root: Path, monkeypatch) -> None:
-    told: list[tuple[int, int, int]] = []
-    monkeypatch.setattr("controlnet.models.loading.os.posix_fadvise", lambda file, *rest: told.append(rest))
-    monkeypatch.setattr("controlnet.models.loading.threading.Thread", lambda target, daemon: _Now(target))
-    files = sorted(root.rglob("*.safetensors"))
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="not on macOS")
+def test_read_ahead_advises_the_system_of_every_file_in_order(root: Path, monkeypatch) -> None:
+    advised = []
+
+    def advise(descriptor: int, *advice: int) -> None:
+        advised.append((os.fstat(descriptor).st_ino, *advice))
+
+    monkeypatch.setattr("controlnet.models.loading.os.posix_fadvise", advise)
+    monkeypatch.setattr(
+        "controlnet.models.loading.threading.Thread", lambda target, daemon: SimpleNamespace(start=target)
+    )
+    files = sorted(root.rglob("*.safetensors"), reverse=True)
     read_ahead(files)
-    assert len(told) == len(files) > 1
-
-
-class _Now:
-    """A thread that is over when it has begun."""
-
-    def __init__(self, target) -> None:
-        self.start = target
+    assert advised == [(file.stat().st_ino, 0, 0, os.POSIX_FADV_WILLNEED) for file in files]
+    assert len(files) > 1

@@ -1,4 +1,4 @@
-"""Low-memory mode: when it is chosen, what is reckoned, and that requests get the same from it, whatever broke off."""
+"""Low-memory mode: when it is chosen, how needed memory is estimated, and equal pictures even after interruptions."""
 
 import shutil
 import sys
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel
-from random_bundle import write_bundle
 from safetensors.torch import load_file, save_file
 from support.jobs import job, pixels
 
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
-from controlnet.models import low_memory, nets, packing
+from controlnet.models import controlnets, low_memory, packed
+from controlnet.models.controlnets import ControlNets
 from controlnet.models.loading import load_pretrained
 from controlnet.models.low_memory import (
     ACTIVATIONS,
@@ -28,8 +28,7 @@ from controlnet.models.low_memory import (
     choose_mode,
     needed_memory,
 )
-from controlnet.models.nets import ControlNets
-from controlnet.models.packing import Packed
+from controlnet.models.packed import Packed
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
@@ -38,10 +37,8 @@ SD15 = WEIGHTS / "sd15.toml"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    root = tmp_path_factory.mktemp("weights")
-    write_bundle("tiny", root, small=True)
-    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}, root)
+def bundle(tiny_root: Path) -> Bundle:
+    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root)
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +49,20 @@ def low(bundle: Bundle) -> Bundle:
 # ---- the choice
 
 
-def test_the_free_memory_decides_unless_the_environment_does() -> None:
+def test_free_memory_decides_unless_the_environment_variable_is_set() -> None:
     for asked, when_short, when_enough in ((None, True, False), (True, True, True), (False, False, False)):
         assert choose_mode(asked, 20 * GB - 1, 20 * GB)[0] == when_short
         assert choose_mode(asked, 20 * GB, 20 * GB)[0] == when_enough
 
 
-def test_the_log_says_which_mode_and_why() -> None:
+def test_the_log_names_the_memory_mode_and_the_reason() -> None:
     assert choose_mode(None, 11_240_000_000, 19_350_000_000)[1] == "low-memory mode: 11.2 GB free, 19.4 GB needed"
     assert choose_mode(None, 80 * GB, 20 * GB)[1] == "all ControlNets on the GPU: 80.0 GB free, 20.0 GB needed"
     assert choose_mode(True, 80 * GB, 20 * GB)[1].startswith("low-memory mode (CONTROLNET_LOW_MEMORY=1): 80.0 GB free")
     assert choose_mode(False, GB, 20 * GB)[1].startswith("all ControlNets on the GPU (CONTROLNET_LOW_MEMORY=0): 1.0 GB")
 
 
-def test_the_environment_asks_with_1_and_0_only() -> None:
+def test_controlnet_low_memory_accepts_only_1_0_and_empty() -> None:
     asked = [asked_mode(environ) for environ in ({}, {LOW_MEMORY: ""}, {LOW_MEMORY: "1"}, {LOW_MEMORY: "0"})]
     assert asked == [None, None, True, False]
     for named in ("yes", "true", "01", " 1", "-1"):
@@ -73,7 +70,7 @@ def test_the_environment_asks_with_1_and_0_only() -> None:
             asked_mode({LOW_MEMORY: named})
 
 
-def test_a_wrong_variable_is_refused_before_anything_is_looked_for(tmp_path: Path) -> None:
+def test_a_wrong_environment_variable_is_refused_before_weights(tmp_path: Path) -> None:
     for name, value in ((LOW_MEMORY, "maybe"), ("CONTROLNET_DTYPE", "half")):
         shutil.copy(SD15, tmp_path)
         with pytest.raises(ValueError, match=f"^{name}: expected"):
@@ -81,8 +78,8 @@ def test_a_wrong_variable_is_refused_before_anything_is_looked_for(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("free", "chosen"), [(2 * GB, True), (90 * GB, False)])
-def test_a_bundle_on_a_gpu_is_opened_in_the_mode_that_fits(bundle: Bundle, monkeypatch, capsys, free, chosen) -> None:
-    """With the GPU's figures made up: nothing of it is touched until parts are opened."""
+def test_free_gpu_memory_decides_the_mode_of_a_bundle(bundle: Bundle, monkeypatch, capsys, free, chosen) -> None:
+    """The memory of the GPU is made up. Nothing uses the GPU until parts are opened."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 95 * GB))
     opened = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, bundle.root)
@@ -94,8 +91,8 @@ def test_a_bundle_on_a_gpu_is_opened_in_the_mode_that_fits(bundle: Bundle, monke
     assert second == f"{mode}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_without_a_gpu_there_is_no_such_mode(bundle: Bundle, capsys) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_low_memory_mode_does_nothing_without_a_gpu(bundle: Bundle, capsys) -> None:
     opened = open_bundle({"CONTROLNET_BUNDLE": "tiny", LOW_MEMORY: "1"}, bundle.root)
     assert not opened.low_memory and "=1 changes nothing without a GPU" in capsys.readouterr().out
 
@@ -103,22 +100,23 @@ def test_without_a_gpu_there_is_no_such_mode(bundle: Bundle, capsys) -> None:
 # ---- the arithmetic
 
 
-def test_what_is_needed_is_the_weights_as_loaded_the_largest_picture_and_the_libraries(bundle: Bundle) -> None:
+def test_needed_memory_is_weights_largest_picture_and_libraries(bundle: Bundle) -> None:
     for dtype in (torch.float16, torch.float32):
-        generator_parts = Bundle(bundle.manifest, bundle.root, torch.device("cpu"), dtype)
-        models = [generator_parts.base()[name] for name in ("unet", "vae", "text_encoder")]
-        models += generator_parts.controlnets().values()
-        tensors = [tensor for model in models for tensor in packing.tensors_of(model)]
+        loaded = Bundle(bundle.manifest, bundle.root, torch.device("cpu"), dtype)
+        base = loaded.base()
+        models = [base[name] for name in ("unet", "vae", "text_encoder")]
+        models += loaded.controlnets().values()
+        tensors = [tensor for model in models for tensor in packed.tensors_of(model)]
         weights = sum(tensor.numel() * dtype.itemsize for tensor in tensors)
         weights += sum(file.stat().st_size for file in bundle.files("annotator/tiny") if file.suffix != ".json")
         room = bundle.manifest.limits.pixels * ACTIVATIONS * dtype.itemsize + LIBRARIES
         needed = needed_memory(bundle.manifest, bundle.root, dtype)
-        # Files have headers, and are small here; in the full-size ones those are nothing.
+        # Files have headers. They count here because the files are small.
         assert weights + room < needed < 1.5 * weights + room
     assert needed - room > 1.8 * (needed_memory(bundle.manifest, bundle.root, torch.float16) - LIBRARIES - room / 2)
 
 
-def test_a_file_in_another_precision_counts_as_what_it_becomes(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_file_counts_in_the_precision_it_is_loaded_in(bundle: Bundle, tmp_path: Path) -> None:
     big = {"a": torch.zeros(1000, 1000), "b": torch.zeros(3, dtype=torch.int64)}
     for name, dtype in (("half", torch.float16), ("full", torch.float32)):
         save_file(big | {"a": big["a"].to(dtype)}, tmp_path / f"{name}.safetensors")
@@ -130,7 +128,7 @@ def test_a_file_in_another_precision_counts_as_what_it_becomes(bundle: Bundle, t
 
 
 def test_sd15_fits_a_card_of_24_gb_and_none_of_16(monkeypatch, tmp_path: Path) -> None:
-    """By the sizes of the published files, which script/make-random-bundle writes too."""
+    """Calculated from the sizes of the published files, which script/make-random-bundle also writes."""
     sizes = {"unet": 1.719, "vae": 0.167, "text_encoder": 0.246, "safety_checker": 0.608, "controlnet/tile": 1.445}
     annotators = {"hed": 0.059, "mlsd": 0.006, "depth_anything": 0.099, "person_detector": 0.172, "vitpose": 0.344}
     annotators |= {"upernet": 0.328, "normal_bae": 0.291, "lineart": 0.017, "lineart_anime": 0.109}
@@ -140,7 +138,7 @@ def test_sd15_fits_a_card_of_24_gb_and_none_of_16(monkeypatch, tmp_path: Path) -
         for path in part.paths:
             file = tmp_path / "sd15" / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("wb") as opened:  # a hole: it takes no room on the disk
+            with file.open("wb") as opened:  # a hole takes no disk space
                 opened.truncate(int(sizes.get(part.name, 0.723) * 1e9) if path.endswith(low_memory.TENSOR_FILES) else 1)
     halves = {True: torch.float16, False: torch.float32}
     monkeypatch.setattr(low_memory, "stored_dtype", lambda file: halves[".fp16." in file.name])
@@ -148,21 +146,20 @@ def test_sd15_fits_a_card_of_24_gb_and_none_of_16(monkeypatch, tmp_path: Path) -
     assert 2**34 < needed < 23.5 * 2**30, f"{needed / 1e9:.1f} GB"
 
 
-# ---- the nets
+# ---- the ControlNets
 
 
-def test_the_nets_are_packed_and_equal_bit_for_bit_to_those_loaded_directly(bundle: Bundle, low: Bundle) -> None:
-    stored = low.controlnets()._stored
-    assert list(stored) == list(bundle.controlnets()) and all(isinstance(net, Packed) for net in stored.values())
+def test_packed_controlnets_equal_directly_loaded_ones_bit_for_bit(bundle: Bundle, low: Bundle) -> None:
     ours, plain = low.controlnets(), bundle.controlnets()
+    assert list(ours) == list(plain) and all(isinstance(net, Packed) for net in ours._stored.values())
     for name in ("canny", "scribble", "canny"):
         expected, got = plain[name].state_dict(), ours[name].state_dict()
         assert expected.keys() == got.keys() and all(torch.equal(expected[key], got[key]) for key in got), name
         assert all(tensor.device.type == low.device.type for tensor in got.values())
 
 
-def test_a_pickle_in_another_precision_is_packed_as_it_would_be_loaded(bundle: Bundle, tmp_path: Path) -> None:
-    """The tile net, which is published in float32."""
+def test_a_pickle_in_float32_is_packed_in_the_working_precision(bundle: Bundle, tmp_path: Path) -> None:
+    """For example the tile ControlNet, which is published in float32."""
     folder = tmp_path / "tiny/controlnet/canny"
     folder.mkdir(parents=True)
     source = bundle.folder("controlnet/canny")
@@ -176,36 +173,36 @@ def test_a_pickle_in_another_precision_is_packed_as_it_would_be_loaded(bundle: B
     assert all(torch.equal(net[name], tensor.half()) for name, tensor in tensors.items())
 
 
-def test_a_then_b_then_a_gives_the_pictures_of_the_usual_mode(bundle: Bundle, low: Bundle) -> None:
+def test_low_memory_mode_makes_the_same_pictures(bundle: Bundle, low: Bundle) -> None:
     usual, swapping = Generator(bundle), Generator(low)
     for name in ("canny", "scribble", "canny"):
         asked = job(control={"conditioner": name})
         assert pixels(swapping.generate(asked)) == pixels(usual.generate(asked)), name
 
 
-def test_only_nets_of_the_request_are_moved_and_the_time_is_told(low: Bundle, monkeypatch) -> None:
+def test_only_controlnets_of_the_request_are_moved_and_timed(low: Bundle, monkeypatch) -> None:
     moved: list[Packed] = []
     on = Packed.on
     monkeypatch.setattr(Packed, "on", lambda self, device: moved.append(self) or on(self, device))
     swapping = low.controlnets()
-    told: list[tuple[str, float]] = []
+    timed: list[tuple[str, float]] = []
 
     def moves(*names: str) -> list[str]:
         moved.clear()
-        told.clear()
-        swapping.together(names, Stopwatch(lambda *figure: told.append(figure)))
-        assert [name for name, _ in told] == ["timing.swap"] * bool(moved)
-        assert all(seconds >= 0 for _, seconds in told)
-        return [name for packed in moved for name, stored in swapping._stored.items() if stored is packed]
+        timed.clear()
+        swapping.together(names, Stopwatch(lambda *figure: timed.append(figure)))
+        assert [name for name, _ in timed] == ["timing.swap"] * bool(moved)
+        assert all(seconds >= 0 for _, seconds in timed)
+        return [name for net in moved for name, stored in swapping._stored.items() if stored is net]
 
     assert moves("canny", "scribble", "canny") == ["canny", "scribble"]
     assert moves("scribble") == [] and moves("canny", "scribble") == ["canny"]
     moved.clear()
     assert "hed" in swapping and "nothing" not in swapping
-    assert not moved, "asking whether a net is there moved it"
+    assert not moved, "`in` moved a net"
 
 
-# ---- requests that break off
+# ---- interrupted requests
 
 
 class Cancelled(BaseException):
@@ -214,13 +211,13 @@ class Cancelled(BaseException):
 
 @contextmanager
 def cancelled_at(instruction: int) -> Iterator[None]:
-    """Raise Cancelled at the n-th instruction that Python runs in our two modules; AssertionError: there are fewer."""
-    ours = {nets.__file__, packing.__file__}
+    """Raise Cancelled at the n-th bytecode instruction in the two modules, or AssertionError if there are fewer."""
+    modules = {controlnets.__file__, packed.__file__}
     left = instruction
 
     def trace(frame: FrameType, event: str, _):
         nonlocal left
-        if frame.f_code.co_filename not in ours:
+        if frame.f_code.co_filename not in modules:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -241,10 +238,10 @@ def cancelled_at(instruction: int) -> Iterator[None]:
 
 
 def bits(net: torch.nn.Module) -> list[bytes]:
-    return [bytes(tensor.cpu().flatten().view(torch.uint8).numpy()) for tensor in packing.tensors_of(net)]
+    return [bytes(tensor.cpu().flatten().view(torch.uint8).numpy()) for tensor in packed.tensors_of(net)]
 
 
-def test_a_cancellation_at_any_instruction_leaves_the_nets_sound() -> None:
+def test_cancelling_a_swap_at_any_point_keeps_controlnets_intact() -> None:
     small: dict[str, Any] = {name: torch.nn.Linear(2, 2).requires_grad_(False) for name in ("canny", "scribble", "hed")}
     expected = {name: bits(net) for name, net in small.items()}
     swapping = ControlNets({name: Packed(net, torch.float32) for name, net in small.items()}, torch.float32)
@@ -258,11 +255,13 @@ def test_a_cancellation_at_any_instruction_leaves_the_nets_sound() -> None:
         names = ["scribble", "hed"] if instruction % 2 else ["canny"]
         assert [bits(net) for net in swapping.together(names)] == [expected[name] for name in names], instruction
         assert swapping._copies.keys() == set(names)
-        assert all(swapping[name] is not swapping._stored[name].model for name in names), "in its place in main memory"
+        assert all(swapping[name] is not swapping._stored[name].model for name in names), (
+            "the net in main memory was moved"
+        )
     assert 200 < instruction < 99_999
 
 
-def test_running_out_of_memory_in_a_swap_leaves_the_nets_sound(low: Bundle, monkeypatch) -> None:
+def test_out_of_memory_in_a_swap_keeps_controlnets_intact(low: Bundle, monkeypatch) -> None:
     swapping = low.controlnets()
     expected = bits(swapping["scribble"])
     held = swapping["canny"]
@@ -278,5 +277,5 @@ def test_running_out_of_memory_in_a_swap_leaves_the_nets_sound(low: Bundle, monk
         patch.setattr(torch.Tensor, "to", full)
         with pytest.raises(torch.OutOfMemoryError):
             swapping.together(["hed", "scribble"])
-    assert held not in swapping._copies.values(), "a net that the request did not name was kept when memory ran out"
+    assert held not in swapping._copies.values(), "a net that the request did not name was not freed"
     assert bits(swapping["scribble"]) == expected and list(swapping._copies) == ["scribble"]

@@ -1,18 +1,92 @@
-import pytest
-from support.small_models import parts
+"""The schedulers: their names, their noise schedule, and latents equal to those of diffusers."""
 
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import StableDiffusionControlNetPipeline
+from support.jobs import job
+from support.small_models import SmallBundle, parts
+
+from controlnet.generation.generator import Generator
 from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler
+
+STEPS = (1, 2, 5)
+CLASSES: dict[str, Any] = {
+    "DDIM": diffusers.DDIMScheduler,
+    "DPMSolverMultistep": diffusers.DPMSolverMultistepScheduler,
+    "HeunDiscrete": diffusers.HeunDiscreteScheduler,
+    "K_EULER": diffusers.EulerDiscreteScheduler,
+    "K_EULER_ANCESTRAL": diffusers.EulerAncestralDiscreteScheduler,
+    "KLMS": diffusers.LMSDiscreteScheduler,
+    "PNDM": diffusers.PNDMScheduler,
+    "UniPCMultistep": diffusers.UniPCMultistepScheduler,
+}
+OPTIONS = {"PNDM": {"skip_prk_steps": True}}
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(SmallBundle())
+
+
+def our_latents(generator: Generator, scheduler: str, steps: int) -> torch.Tensor:
+    latents = []
+    decode = generator._decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "_decode", lambda made, pipeline: latents.append(made) or decode(made, pipeline))
+        generator.generate(job(scheduler=scheduler, num_inference_steps=steps))
+    return latents[0]
+
+
+def diffusers_latents(scheduler: str, steps: int) -> torch.Tensor:
+    """The latents of diffusers' pipeline for the same request, with its scheduler, and none of our code."""
+    asked = job()
+    (control,) = asked.controls
+    config = parts()["scheduler"].config
+    pipeline = StableDiffusionControlNetPipeline(
+        **SmallBundle().base() | {"scheduler": CLASSES[scheduler].from_config(config, **OPTIONS.get(scheduler, {}))},
+        controlnet=parts()["canny"],
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipeline(
+        asked.prompt,
+        image=control.control_map,
+        num_inference_steps=steps,
+        guidance_scale=asked.guidance_scale,
+        generator=torch.Generator().manual_seed(asked.seed),
+        output_type="latent",
+    ).images
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_name_gives_a_fresh_scheduler_with_the_bundles_schedule(name: str) -> None:
+def test_every_call_gives_a_new_scheduler_with_the_bundles_config(name: str) -> None:
     config = parts()["scheduler"].config
     one, other = make_scheduler(name, config), make_scheduler(name, config)
-    assert type(one) is SCHEDULERS[name][0] and one is not other
+    assert type(one) is CLASSES[name] and one is not other
     for key in ("beta_end", "beta_schedule", "prediction_type", "num_train_timesteps"):
         assert one.config[key] == config[key], key
 
 
-def test_an_unknown_name_is_refused_by_naming_the_known_ones() -> None:
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_gives_the_latents_of_diffusers(generator: Generator, name: str, steps: int) -> None:
+    ours, theirs = our_latents(generator, name, steps), diffusers_latents(name, steps)
+    assert ours.isfinite().all() and ours.std() > 0.1
+    assert (ours - theirs).abs().max() <= 1e-4
+
+
+def test_every_scheduler_gives_different_latents(generator: Generator) -> None:
+    made = {name: our_latents(generator, name, 5) for name in SCHEDULERS}
+    names = list(made)
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            assert (made[one] - made[other]).abs().max() > 1e-3, (one, other)
+
+
+def test_an_unknown_scheduler_is_refused_with_the_known_names() -> None:
     with pytest.raises(SchedulerError, match=r"DDIM.*got 'euler'"):
         make_scheduler("euler", parts()["scheduler"].config)

@@ -1,4 +1,4 @@
-"""script/bench/setup: both ways load the same, and a row says what was measured or why nothing was."""
+"""script/bench/setup: both ways load the same, and a row has the measurements or the reason that there are none."""
 
 import argparse
 import importlib.util
@@ -33,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_both_ways_load_every_part_and_only_ours_warms_up(bench: ModuleType, weights: Path, capsys) -> None:
+def test_setup_and_from_pretrained_load_the_same_parts(bench: ModuleType, weights: Path, capsys) -> None:
     loaded = {}
     for way in bench.WAYS:
         figures = bench.measure(way, "tiny", weights)
@@ -47,7 +47,7 @@ def test_both_ways_load_every_part_and_only_ours_warms_up(bench: ModuleType, wei
     assert ours == plain and "controlnet/canny" in ours
 
 
-def test_the_plain_way_is_the_libraries_own_in_the_devices_precision(bench: ModuleType, weights: Path) -> None:
+def test_plain_from_pretrained_loads_equal_weights(bench: ModuleType, weights: Path) -> None:
     bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, weights)
     plain = bench.PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
     net = plain.model(ControlNetModel, "controlnet/canny", mapped=True)
@@ -60,7 +60,7 @@ def options(weights: Path) -> argparse.Namespace:
     return argparse.Namespace(bundle="tiny", weights=weights)
 
 
-def test_a_row_is_measured_in_a_process_of_its_own(bench: ModuleType, weights: Path, monkeypatch) -> None:
+def test_a_row_is_measured_in_a_separate_process(bench: ModuleType, weights: Path, monkeypatch) -> None:
     commands = []
 
     def run(command: list[str], **_):
@@ -76,29 +76,29 @@ def test_a_row_is_measured_in_a_process_of_its_own(bench: ModuleType, weights: P
     assert commands[0][-2:] == ["--way", "setup()"] and str(weights) in commands[0]
 
 
-def test_a_way_that_fails_is_a_row_that_says_so(bench: ModuleType, weights: Path, monkeypatch, capsys) -> None:
+def test_a_failed_measurement_is_a_row_with_its_status(bench: ModuleType, weights: Path, monkeypatch, capsys) -> None:
     failed = SimpleNamespace(returncode=-9, stdout="", stderr="what went wrong")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     assert bench.row("setup()", False, options(weights), []) == "| setup() | warm | failed with status -9 | | | | |"
     assert "what went wrong" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU loads half precision as it is")
-def test_what_would_not_fit_is_not_tried(bench: ModuleType, weights: Path, monkeypatch) -> None:
-    """The system might end another program than the one that took too much."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_measurement_without_enough_memory_is_not_run(bench: ModuleType, weights: Path, monkeypatch) -> None:
+    """Without memory the system might end another program."""
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("was started"))
     monkeypatch.setattr(bench, "ROOM", 1e15)
     row = bench.row("plain from_pretrained", False, options(weights), [])
     assert row == "| plain from_pretrained | warm | not run: needs 1000000 GB | | | | |"
 
 
-def test_a_row_says_where_low_memory_mode_leaves_the_nets(bench: ModuleType, weights: Path) -> None:
+def test_low_memory_mode_keeps_controlnets_in_main_memory(bench: ModuleType, weights: Path) -> None:
     bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, weights)
     low = Bundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype, low_memory=True)
     assert bench.where_nets_are(low) == "main memory (low-memory mode)"
 
 
-def test_the_environments_choices_reach_the_measured_process(bench: ModuleType, weights: Path, monkeypatch) -> None:
+def test_environment_variables_reach_the_measurement(bench: ModuleType, weights: Path, monkeypatch) -> None:
     monkeypatch.setenv("CONTROLNET_DTYPE", "nonsense")
     with pytest.raises(PrecisionError):
         bench.measure("setup()", "tiny", weights)

@@ -1,4 +1,4 @@
-"""script/predict's own work, and the whole of it on a toy predictor."""
+"""script/predict: its functions alone, and the whole command with a toy predictor."""
 
 import base64
 import itertools
@@ -14,7 +14,7 @@ import pytest
 from support import toy_predictor
 
 from controlnet.serving import client
-from controlnet.serving.client import InputError, describe_faults, describe_inputs, parse_inputs, write_outputs
+from controlnet.serving.client import ArgumentError, describe_faults, describe_inputs, parse_inputs, write_outputs
 from controlnet.serving.schema import openapi_schema
 from controlnet.serving.server import ROOT
 
@@ -46,20 +46,22 @@ def data_url(content: bytes, mime: str) -> str:
         ("image=data:image/png;base64,aGVsbG8=", "data:image/png;base64,aGVsbG8="),
     ],
 )
-def test_values_take_the_type_that_the_schema_says(pair: str, value: Any) -> None:
+def test_input_values_get_their_type_from_the_schema(pair: str, value: Any) -> None:
     name = pair.partition("=")[0]
     got = parse_inputs([pair] if name == "prompt" else ["prompt=x", pair], SCHEMAS)[name]
     assert (got, type(got)) == (value, type(value))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "a.gif", "a.tiff", "a.bmp", "noending"])
-def test_a_file_becomes_a_data_url_of_its_type(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_file_becomes_a_data_url_with_its_mime_type(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     types = {"png": "png", "jpg": "jpeg", "webp": "webp", "gif": "gif", "tiff": "tiff", "bmp": "bmp"}
-    kind = types.get(name.lower().rpartition(".")[2])
+    image_type = types.get(name.lower().rpartition(".")[2])
     (tmp_path / name).write_bytes(b"\x00\xff")
     monkeypatch.chdir(tmp_path)
     url = parse_inputs(["prompt=x", f"image=@{name}"], SCHEMAS)["image"]
-    assert url == data_url(b"\x00\xff", f"image/{kind}" if kind else "application/octet-stream")
+    assert url == data_url(b"\x00\xff", f"image/{image_type}" if image_type else "application/octet-stream")
 
 
 @pytest.mark.parametrize(
@@ -74,8 +76,8 @@ def test_a_file_becomes_a_data_url_of_its_type(name: str, tmp_path: Path, monkey
         (["prompt=x", "image=@none.png"], "Cannot read 'none.png' for the input 'image': No such file or directory."),
     ],
 )
-def test_what_cannot_be_sent_is_said_in_one_sentence(pairs: list[str], message: str) -> None:
-    with pytest.raises(InputError) as caught:
+def test_a_wrong_argument_is_a_one_line_message(pairs: list[str], message: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
         parse_inputs(pairs, SCHEMAS)
     assert str(caught.value) == message
 
@@ -94,7 +96,7 @@ def test_help_lists_every_input() -> None:
 # ---- outputs
 
 
-def test_outputs_are_numbered_and_nothing_is_written_over(tmp_path: Path) -> None:
+def test_output_files_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     png, webp = data_url(b"1", "image/png"), data_url(b"2", "image/webp")
     assert [path.name for path in write_outputs([png], folder)] == ["0001.png"]
@@ -106,7 +108,7 @@ def test_outputs_are_numbered_and_nothing_is_written_over(tmp_path: Path) -> Non
     assert (folder / "0002-2.webp").read_bytes() == b"2"
 
 
-def test_each_fault_is_a_line() -> None:
+def test_each_fault_of_a_422_is_a_line() -> None:
     faults = [
         {"loc": ["body", "input", "count"], "msg": "9 is greater than the maximum of 4"},
         {"loc": ["body", "input", "prompt"], "msg": "Field required"},
@@ -124,7 +126,7 @@ def test_each_fault_is_a_line() -> None:
         (True, "a\n\r\x1b[K 50%|## | 1/2\r\x1b[K100%|###| 2/2\nb\n"),
     ],
 )
-def test_a_progress_bar_keeps_to_its_line(terminal: bool, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_stays_on_one_line(terminal: bool, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     display = client.Display()
     display.terminal = terminal
     for line in ("a", " 50%|## | 1/2", "100%|###| 2/2", "b"):
@@ -145,20 +147,20 @@ def run(root: Path, folder: Path, environ: dict[str, str] | None = None, **input
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CONTROLNET_BUNDLE", "TOY_SETUP"):
-        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.setenv(name, "")  # restored after the test
     return toy_predictor.write(tmp_path)
 
 
-def test_files_are_written_and_named_with_seed_and_bundle(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_client_writes_files_and_prints_seed_and_bundle(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", prompt="hello", count=2, mode="bar") == 0
-    said = capfd.readouterr()
-    assert said.out == f"{root}/out/0001-1.webp\n{root}/out/0001-2.jpg\n"
-    assert "loading part 1 of 2\nloading part 2 of 2\n100%|###| 2/2\n" in said.err
-    assert said.err.splitlines()[-1].startswith("seed 4294967295, bundle toy, ")
+    printed = capfd.readouterr()
+    assert printed.out == f"{root}/out/0001-1.webp\n{root}/out/0001-2.jpg\n"
+    assert "loading part 1 of 2\nloading part 2 of 2\n100%|###| 2/2\n" in printed.err
+    assert printed.err.splitlines()[-1].startswith("seed 4294967295, bundle toy, ")
     assert (root / "out/0001-2.jpg").read_bytes() == b"hello"
 
 
-def test_a_422_is_one_line_per_fault(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_client_prints_a_422_and_writes_nothing(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", prompt="x", count=9, mode="draw") == 1
     assert capfd.readouterr().err.splitlines()[-2:] == [
         "count: 9 is greater than the maximum of 4",
@@ -167,20 +169,20 @@ def test_a_422_is_one_line_per_fault(root: Path, capfd: pytest.CaptureFixture[st
     assert not (root / "out").exists()
 
 
-def test_a_failed_prediction_says_why(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_client_prints_the_error_of_a_failed_prediction(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", prompt="x", mode="fail") == 1
-    said = capfd.readouterr()
-    assert said.err.splitlines()[-1] == "a 1x1 picture is too small; send one of at least 16 pixels."
-    assert said.out == ""
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[-1] == "a 1x1 picture is too small; send one of at least 16 pixels."
+    assert printed.out == ""
 
 
-def test_a_failed_setup_says_why(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_client_prints_the_error_of_a_failed_setup(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", {"TOY_SETUP": "fail"}, prompt="x") == 1
     lines = capfd.readouterr().err.splitlines()
     assert lines == ["loading part 1 of 2", "unet is missing; script/download-weights fetches it."]
 
 
-def test_ctrl_c_cancels_and_stops_the_server(root: Path) -> None:
+def test_ctrl_c_cancels_the_prediction_and_stops_the_server(root: Path) -> None:
     program = (
         "import sys, pathlib, os; from controlnet.serving import client\n"
         "inputs = {'prompt': 'x', 'seconds': 60}\n"
@@ -194,10 +196,10 @@ def test_ctrl_c_cancels_and_stops_the_server(root: Path) -> None:
         env=dict(os.environ) | toy_predictor.ENVIRON | {"PYTHONPATH": str(ROOT)},
     )
     assert process.stderr is not None
-    said = iter(process.stderr.readline, "")
-    before = list(itertools.takewhile(lambda line: line != "loading part 2 of 2\n", said))
+    lines = iter(process.stderr.readline, "")
+    before = list(itertools.takewhile(lambda line: line != "loading part 2 of 2\n", lines))
     assert process.poll() is None, before
-    time.sleep(0.3)  # the prediction begins
+    time.sleep(0.3)  # until the prediction has started
     process.send_signal(signal.SIGINT)
     after = process.stderr.read()
     process.stderr.close()
@@ -205,7 +207,7 @@ def test_ctrl_c_cancels_and_stops_the_server(root: Path) -> None:
     assert after == "cleaning up after CancelationException\nCancelled.\n"
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line_has_help_and_refuses_unknown_inputs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "controlnet.serving.client", "--folder", str(tmp_path)]
     help_text = subprocess.run([*command, "-h"], cwd=ROOT, capture_output=True, text=True)
     assert help_text.returncode == 0

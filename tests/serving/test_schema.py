@@ -1,4 +1,4 @@
-"""The schema is the one that `cog build` writes, and what Cog cannot resolve is refused."""
+"""The schema is the one that `cog build` writes. A predict.py that Cog cannot resolve is refused."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ LINE = HEADER.count("\n") + 1
 
 
 def source(parameters: str, returns: str = "list[Path]") -> str:
-    """A predict.py whose predict() has these parameters, on line LINE."""
+    """A predict.py whose predict() is on line LINE and has these parameters."""
     return f"{HEADER}    def predict(self, {parameters}){f' -> {returns}' if returns else ''}:\n        pass\n"
 
 
@@ -45,10 +45,10 @@ def ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-# ---- the exact form
+# ---- the exact document
 
 
-def test_the_whole_document_of_a_small_predictor() -> None:
+def test_schema_of_a_small_predictor() -> None:
     document = openapi_schema(
         source('prompt: str = Input(description="What."), conditioner: str = Input(default="a", choices=NAMES)'),
         cog_version="0.23.1",
@@ -82,7 +82,7 @@ def test_the_whole_document_of_a_small_predictor() -> None:
     }
 
 
-def test_the_fixed_part() -> None:
+def test_schema_has_the_fixed_paths_and_components() -> None:
     document = openapi_schema(source("x: int = 1"))
 
     def response(description: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -173,17 +173,17 @@ def test_the_fixed_part() -> None:
         ),
     ],
 )
-def test_the_form_of_an_input(declaration: str, expected: dict[str, Any]) -> None:
+def test_schema_of_an_input(declaration: str, expected: dict[str, Any]) -> None:
     got = schemas(f"x: {declaration}")["Input"]["properties"]["x"]
     assert got == {"title": "X", "x-order": 0} | expected
 
 
-def test_a_title_has_its_words_apart() -> None:
+def test_the_title_of_an_input_has_separate_words() -> None:
     properties = schemas("image_2: Path, num_outputs: int")["Input"]["properties"]
     assert [prop["title"] for prop in properties.values()] == ["Image 2", "Num Outputs"]
 
 
-def test_what_is_required() -> None:
+def test_inputs_without_a_default_are_required_unless_optional() -> None:
     assert schemas("a: str, b: Optional[str], c: Union[str, int, None], d: int = 1")["Input"]["required"] == ["a", "c"]
 
 
@@ -205,7 +205,7 @@ def test_choices_that_cog_resolves(choices: str, values: list[str]) -> None:
     assert parts["Input"]["properties"]["x"] == prop
 
 
-def test_choices_of_whole_numbers() -> None:
+def test_choices_of_integers() -> None:
     parts = schemas("x: int = Input(default=256, choices=[256, 512])")
     assert parts["x"] == {"title": "x", "description": "An enumeration.", "enum": [256, 512], "type": "integer"}
 
@@ -259,7 +259,7 @@ def test_output_types(returns: str, expected: dict[str, Any]) -> None:
         ('str = Input(description="One " + "two.")', "write one literal string"),
         ('str = Input(description="One " "two.")', "write one literal string"),
         ('str = Input(description="A \\"quote\\".")', "write one literal string"),
-        ('str = Input(description=("In brackets."))', "description stands in brackets"),
+        ('str = Input(description=("In brackets."))', "description is in brackets"),
         ("str = Input(description=MAX_STEPS)", "its description is not a string"),
         ("str = Input(regex=TEXT)", "write one literal string"),
         ('str = Input("a default")', "Input() is read by keyword only"),
@@ -270,7 +270,7 @@ def test_output_types(returns: str, expected: dict[str, Any]) -> None:
         ("str = cog.Input()", "cog.Input() is not a literal"),
     ],
 )
-def test_what_cog_does_not_resolve_is_refused(declaration: str, problem: str) -> None:
+def test_an_input_that_cog_does_not_resolve_is_refused(declaration: str, problem: str) -> None:
     with pytest.raises(SchemaError) as caught:
         schemas(f"a: int, x: {declaration}")
     assert str(caught.value).startswith(f"predict.py line {LINE}: input 'x': ")
@@ -288,13 +288,13 @@ def test_what_cog_does_not_resolve_is_refused(declaration: str, problem: str) ->
         ("x: str", "Optional[Path]", "Optional[Path] is not known here"),
     ],
 )
-def test_signatures_that_cog_does_not_take(parameters: str, returns: str, problem: str) -> None:
+def test_a_signature_that_cog_does_not_accept_is_refused(parameters: str, returns: str, problem: str) -> None:
     with pytest.raises(SchemaError, match=rf"^predict\.py line {LINE}: ") as caught:
         schemas(parameters, returns)
     assert problem in str(caught.value)
 
 
-def test_no_predictor() -> None:
+def test_a_file_without_a_predictor_is_refused() -> None:
     with pytest.raises(SchemaError, match="no class Predictor with a method predict"):
         openapi_schema("class Other:\n    pass\n")
 
@@ -302,7 +302,7 @@ def test_no_predictor() -> None:
 # ---- writing and comparing
 
 
-def test_it_is_written_where_the_server_reads_it(tmp_path: Path) -> None:
+def test_the_schema_is_written_to_the_file_that_the_server_reads(tmp_path: Path) -> None:
     (tmp_path / "predict.py").write_text(source("x: str"))
     assert write_schema(tmp_path, "0.23.1") == tmp_path / SCHEMA_PATH
     written = json.loads((tmp_path / ".cog/openapi_schema.json").read_text())
@@ -310,7 +310,7 @@ def test_it_is_written_where_the_server_reads_it(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / ".cog").iterdir()] == ["openapi_schema.json"]
 
 
-def test_a_document_of_cogs_is_compared_by_value_but_for_its_version(tmp_path: Path) -> None:
+def test_schemas_are_compared_by_value_without_the_version_of_cog(tmp_path: Path) -> None:
     text = source("x: float = Input(default=1.0, le=2)")
     (tmp_path / "predict.py").write_text(text)
     theirs = openapi_schema(text, cog_version="0.24.0")
@@ -325,13 +325,13 @@ def test_a_document_of_cogs_is_compared_by_value_but_for_its_version(tmp_path: P
     assert list(differences({"a": 1.0, "b": True}, {"a": 1, "b": 1})) == ["b: ours is true, Cog's is 1"]
 
 
-# ---- our own predict.py
+# ---- the predict.py of this project
 
 JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "Path": "string"}
 
 
-def test_predict_py_holds_only_what_cog_resolves_and_its_schema_equals_its_signature() -> None:
-    """Both readings of predict.py agree: Cog's, of the text, and Python's, of the signature at run time."""
+def test_the_schema_of_predict_py_equals_its_signature() -> None:
+    """Cog reads the text of predict.py and Python its signature at run time. Both agree."""
     from predict import Predictor
 
     parts = openapi_schema((ROOT / "predict.py").read_text())["components"]["schemas"]

@@ -1,4 +1,4 @@
-"""The server, run for real on a toy predictor."""
+"""The real server with a toy predictor."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie that nobody waits for does not."""
+    """Whether the process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -40,7 +40,7 @@ def gone_within(seconds: float, *pids: int) -> bool:
     return True
 
 
-def test_it_validates_by_the_schema_that_it_wrote(toy: Server) -> None:
+def test_the_server_validates_inputs_with_the_schema(toy: Server) -> None:
     answer = toy.run(prompt=1, mode="draw", count=9)
     assert answer.http_status == 422
     assert answer.error.splitlines() == [
@@ -51,7 +51,7 @@ def test_it_validates_by_the_schema_that_it_wrote(toy: Server) -> None:
     assert toy.run().error == "prompt: Field required"
 
 
-def test_files_come_back_with_their_types(toy: Server) -> None:
+def test_output_files_have_their_types(toy: Server) -> None:
     answer = toy.run(prompt="hello", count=3)
     assert answer.status == "succeeded"
     assert answer.files == [b"hello"] * 3
@@ -59,15 +59,15 @@ def test_files_come_back_with_their_types(toy: Server) -> None:
     assert answer.metrics["seed"] == 4294967295
 
 
-def test_an_upload_arrives_as_a_path_and_a_local_path_as_a_string(toy: Server) -> None:
+def test_an_upload_is_a_path_and_a_local_path_is_a_string(toy: Server) -> None:
     assert toy.run(prompt="x", image="data:image/png;base64,aGVsbG8=").files == [b"hello"]
     assert toy.run(prompt="x", image="data:image/png;base64,aGVsbG8=", mode="type").files[0].startswith(b"cog.types ")
     for local in ("/etc/hostname", "file:///etc/hostname"):
         answer = toy.run(prompt="x", image=local, mode="type")
-        assert answer.files == [f"builtins {local}".encode()]  # so predict() has to refuse what is not a Path
+        assert answer.files == [f"builtins {local}".encode()]  # predict() has to refuse it
 
 
-def test_a_failure_says_what_the_exception_said(toy: Server) -> None:
+def test_a_failed_prediction_has_the_message_of_the_exception(toy: Server) -> None:
     answer = toy.run(prompt="x", mode="fail")
     assert (answer.http_status, answer.status) == (200, "failed")
     assert answer.error == "a 1x1 picture is too small; send one of at least 16 pixels."
@@ -83,7 +83,7 @@ def test_a_running_prediction_is_cancelled_at_once(toy: Server) -> None:
     assert running.cancel() == 404
 
 
-def test_setup_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_a_failed_setup_has_the_message_of_the_exception(tmp_path: Path) -> None:
     environ = toy_predictor.ENVIRON | {"TOY_SETUP": "fail"}
     with pytest.raises(ServerError, match=r"^unet is missing; script/download-weights fetches it\.$"):
         Server(environ, toy_predictor.write(tmp_path)).__enter__()
@@ -97,7 +97,7 @@ def test_a_predictor_that_cog_cannot_read_is_not_served(tmp_path: Path) -> None:
         Server(toy_predictor.ENVIRON, tmp_path).__enter__()
 
 
-def test_a_port_in_use_is_one_sentence() -> None:
+def test_a_port_in_use_is_a_one_line_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -108,7 +108,7 @@ def test_a_port_in_use_is_one_sentence() -> None:
     assert result.stderr == f"Cannot listen on port {port}: address already in use. Try script/serve -p PORT.\n"
 
 
-def test_leaving_ends_the_server_and_its_worker_in_the_middle_of_a_prediction(tmp_path: Path) -> None:
+def test_stopping_a_busy_server_ends_it_and_its_worker(tmp_path: Path) -> None:
     with Server(toy_predictor.ENVIRON, toy_predictor.write(tmp_path)) as server:
         worker = int(server.run(prompt="x").metrics["worker"])
         server.start(prompt="x", seconds=60)
@@ -122,7 +122,7 @@ def test_leaving_ends_the_server_and_its_worker_in_the_middle_of_a_prediction(tm
 def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> None:
     toy_predictor.write(tmp_path)
     program = (
-        "import sys, pathlib, toy_predictor; from server import Server\n"
+        "import sys, pathlib; from support import toy_predictor; from support.server import Server\n"
         "with Server(toy_predictor.ENVIRON, pathlib.Path(sys.argv[1])) as server:\n"
         "    print(server.process.pid, int(server.run(prompt='x').metrics['worker']), flush=True)\n"
         "    server.run(prompt='x', seconds=60)\n"
@@ -135,12 +135,13 @@ def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> No
         env=dict(os.environ) | {"PYTHONPATH": search},
     )
     assert client.stdout is not None
-    pids = [int(pid) for pid in client.stdout.readline().split()]
+    server, worker = (int(pid) for pid in client.stdout.readline().split())
     time.sleep(0.1)
+    assert alive(server) and alive(worker)
     os.kill(client.pid, signal.SIGKILL)
     client.wait()
     client.stdout.close()
-    assert gone_within(5, *pids)
+    assert gone_within(5, server, worker)
 
 
 @pytest.mark.parametrize(
@@ -154,5 +155,5 @@ def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> No
         ("a message: Prediction failed: inside", "a message: Prediction failed: inside"),
     ],
 )
-def test_plain_error(text: str, plain: str) -> None:
+def test_plain_error_keeps_only_the_message(text: str, plain: str) -> None:
     assert plain_error(text) == plain

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from random_models import SMALL
 from torch import nn
 
-from controlnet.models.nets import ControlNets
+from controlnet.models.controlnets import ControlNets
 from controlnet.weights.manifest import WEIGHTS, Manifest
 from tinyworld import models
 from tinyworld.export import export

@@ -1,4 +1,4 @@
-"""A small predictor for tests of the server and the client: it prints, counts, fails and waits as it is told."""
+"""A small predictor for tests of the server and the client: it prints, counts, fails or waits as requested."""
 
 from pathlib import Path
 
@@ -61,6 +61,6 @@ ENVIRON = {"CONTROLNET_BUNDLE": "toy"}
 
 
 def write(folder: Path) -> Path:
-    """Write it to folder/predict.py and return the folder, a root for the server."""
+    """Write SOURCE to folder/predict.py and return the folder, for use as the root of a server."""
     (folder / "predict.py").write_text(SOURCE)
     return folder

@@ -1,28 +1,26 @@
-"""ControlNets that stay in their files: cast when used, exactly, a request's own and no more, and without a trace."""
+"""ControlNets that stay in their files are cast exactly, only those of one request at a time, and leave no state."""
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image
-from random_bundle import write_bundle
 from support.jobs import hint, job, pixels
 
 from controlnet.bundle import open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
-from controlnet.models.nets import ControlNets, cast
+from controlnet.models.controlnets import ControlNets, cast
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    root = tmp_path_factory.mktemp("weights")
-    write_bundle("tiny", root, small=True)
-    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, root))
+def generator(tiny_root: Path) -> Generator:
+    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root))
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def nets(generator: Generator) -> ControlNets:
     return generator.bundle.controlnets()
 
 
-on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is cast")
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU no ControlNet is cast")
 
 
 def plain(generator: Generator, name: str) -> ControlNetModel:
@@ -38,7 +36,7 @@ def plain(generator: Generator, name: str) -> ControlNetModel:
     return ControlNetModel.from_pretrained(folder, variant="fp16", torch_dtype=generator.bundle.dtype)
 
 
-def test_a_net_is_bit_for_bit_what_from_pretrained_gives_whatever_came_before(generator: Generator, nets) -> None:
+def test_a_controlnet_equals_from_pretrained_bit_for_bit_in_any_order(generator: Generator, nets) -> None:
     for name in ("canny", "scribble", "canny"):
         expected, got = plain(generator, name).state_dict(), nets[name].state_dict()
         assert expected.keys() == got.keys()
@@ -48,8 +46,8 @@ def test_a_net_is_bit_for_bit_what_from_pretrained_gives_whatever_came_before(ge
 
 
 @on_cpu
-def test_a_nets_configuration_comes_with_it() -> None:
-    """The composite asks each net whether it pools."""
+def test_a_cast_controlnet_keeps_its_config() -> None:
+    """The composite reads from it whether the net pools."""
     small = {"block_out_channels": (8, 16), "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "DownBlock2D")}
     stored = {name: ControlNetModel(**small, global_pool_conditions=name == "b").half() for name in ("a", "b")}
     nets = ControlNets(stored, torch.float32)
@@ -57,31 +55,31 @@ def test_a_nets_configuration_comes_with_it() -> None:
 
 
 @on_cpu
-def test_memory_holds_the_nets_of_one_request(nets: ControlNets) -> None:
+def test_memory_holds_the_controlnets_of_one_request_only(nets: ControlNets) -> None:
     first, second = nets.together(["canny", "scribble"])
     assert first is not second and nets.together(["scribble", "canny", "scribble"]) == [second, first, second]
     gone = weakref.ref(first)
     del first
-    assert nets.together(["scribble"]) == [second], "a net that is still in use was cast again"
+    assert nets.together(["scribble"]) == [second], "a net of the last request was cast again"
     assert gone() is None, "the copy of a net that no request uses is still held"
 
 
 @on_cpu
-def test_a_request_lets_go_of_the_net_before(generator: Generator) -> None:
-    """With nothing but its last reference gone: a collector that comes later would come too late for the memory."""
+def test_a_request_frees_the_controlnet_of_the_request_before(generator: Generator) -> None:
+    """Without the garbage collector, which would run too late."""
     generator.generate(job())
     gone = weakref.ref(generator.controlnets["canny"])
     generator.generate(job(control={"conditioner": "scribble"}))
     assert gone() is None
 
 
-def test_a_net_in_the_right_precision_is_used_as_it_is() -> None:
+def test_a_controlnet_in_the_right_precision_is_not_copied() -> None:
     net = torch.nn.Module()
     net.dtype = torch.float32
     assert ControlNets({"a": net}, torch.float32)["a"] is net
 
 
-def test_casting_leaves_the_stored_net_as_it_was(generator: Generator) -> None:
+def test_changing_a_cast_controlnet_leaves_the_stored_one_unchanged(generator: Generator) -> None:
     stored = plain(generator, "canny").half()
     before = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
     made = cast(stored, torch.float32)
@@ -92,7 +90,7 @@ def test_casting_leaves_the_stored_net_as_it_was(generator: Generator) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in stored.state_dict().items())
 
 
-def test_a_cast_net_shares_no_memory_with_the_stored_one() -> None:
+def test_a_cast_controlnet_shares_no_memory_with_the_stored_one() -> None:
     stored = torch.nn.Sequential(torch.nn.Linear(2, 2).half(), torch.nn.BatchNorm1d(2))  # has a counter
     made = cast(stored, torch.float32)
     places = [tensor.data_ptr() for net in (stored, made) for tensor in net.state_dict().values()]
@@ -100,7 +98,7 @@ def test_a_cast_net_shares_no_memory_with_the_stored_one() -> None:
     assert made[1].num_batches_tracked.dtype == torch.int64
 
 
-def test_an_unknown_name_is_a_key_error_and_changes_nothing(nets: ControlNets) -> None:
+def test_an_unknown_controlnet_is_a_key_error_and_changes_nothing(nets: ControlNets) -> None:
     held = nets["canny"]
     with pytest.raises(KeyError):
         nets.together(["canny", "nothing"])
@@ -108,7 +106,7 @@ def test_an_unknown_name_is_a_key_error_and_changes_nothing(nets: ControlNets) -
     assert "nothing" not in nets and len(nets) == len(list(nets))
 
 
-def test_the_order_of_requests_never_changes_a_picture(generator: Generator) -> None:
+def test_pictures_do_not_depend_on_the_order_of_requests(generator: Generator) -> None:
     names = ["canny", "scribble"]
     alone = {name: pixels(generator.generate(job(control={"conditioner": name}))) for name in names}
     assert len({tuple(picture) for picture in alone.values()}) == len(names)
@@ -116,7 +114,7 @@ def test_the_order_of_requests_never_changes_a_picture(generator: Generator) -> 
         assert pixels(generator.generate(job(control={"conditioner": name}))) == alone[name]
 
 
-def test_two_controls_of_one_request_are_two_nets(generator: Generator) -> None:
+def test_two_controls_of_one_request_use_two_controlnets(generator: Generator) -> None:
     def two(first: str, second: str) -> list[bytes]:
         one = job()
         controls = (Control(first, hint(1)), Control(second, hint(2)))
@@ -126,17 +124,17 @@ def test_two_controls_of_one_request_are_two_nets(generator: Generator) -> None:
     assert len({tuple(two(*names)) for names in pairs}) == 3
 
 
-def test_the_warm_up_leaves_no_trace(generator: Generator, capsys) -> None:
+def test_the_warm_up_changes_no_picture_and_no_random_state(generator: Generator, capsys) -> None:
     before = pixels(generator.generate(job()))
     state = torch.get_rng_state()
     capsys.readouterr()
     generator.warm_up()
-    assert capsys.readouterr() == ("", ""), "a progress bar of a picture that nobody asked for"
+    assert capsys.readouterr() == ("", ""), "the warm-up shows a progress bar"
     assert torch.equal(torch.get_rng_state(), state)
     assert pixels(generator.generate(job())) == before
 
 
-def test_the_warm_up_makes_one_small_picture_as_a_request_would(generator: Generator, monkeypatch) -> None:
+def test_the_warm_up_makes_one_small_picture(generator: Generator, monkeypatch) -> None:
     made: list[Image.Image] = []
     decode = Generator._decode
 

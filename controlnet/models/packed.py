@@ -1,4 +1,4 @@
-"""A model in one piece of memory, from which a copy for the GPU is made by moving that one piece."""
+"""A packed model: all its tensors are in one block of memory, so it is copied to the GPU in one transfer."""
 
 import copy
 import math
@@ -12,32 +12,34 @@ import torch
 from controlnet.models.loading import in_parallel
 
 ALIGNMENT = 512
-"""Bytes. PyTorch's own on a GPU: some kernels are chosen by it, and the same have to run, for the same result."""
+"""Bytes; PyTorch aligns tensors on a GPU to this.
+
+Some kernels are chosen by alignment, and an equal result needs the same kernels.
+"""
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 class PinningError(RuntimeError):
-    """The system does not let main memory be locked in its place."""
+    """Main memory could not be pinned."""
 
 
 class _Place(NamedTuple):
-    """Where a tensor is in the buffer."""
+    """The place of a tensor in the buffer."""
 
     start: int
-    """In bytes, a multiple of ALIGNMENT."""
+    """Offset in bytes, a multiple of ALIGNMENT."""
     stop: int
     dtype: torch.dtype
     shape: torch.Size
 
 
 class Packed(Generic[Model]):
-    """A model whose tensors, floating-point ones in `dtype`, are all in one buffer in main memory."""
+    """A model whose tensors are all in one buffer in main memory, the floating-point ones in `dtype`."""
 
     def __init__(self, model: Model, dtype: torch.dtype, pinned: bool = False) -> None:
-        """Move the tensors of `model` itself, wherever they are; of mapped ones nothing else is held in memory.
+        """Move the tensors of `model` into a buffer. The model itself is changed; mapped tensors are not held twice.
 
-        `pinned`: the buffer is locked in its place, so that a GPU fetches it by itself, at the full speed of the bus.
-        Raises PinningError.
+        A `pinned` buffer is page-locked, so the GPU can fetch it at the full speed of the bus. Raises PinningError.
         """
         tensors = tensors_of(model)
         self.model = model
@@ -45,7 +47,7 @@ class Packed(Generic[Model]):
         self.buffer = main_memory(self.places[-1].stop if self.places else 0)
         if pinned:
             _pin(self.buffer)
-            # Before the memory goes back to the system, which would leave the driver with a lock on somebody else's.
+            # Unlock before the memory is freed. Otherwise the driver would hold a lock on memory with another owner.
             weakref.finalize(self, _unpin, self.buffer.data_ptr()).atexit = False
         moved = dict(zip(map(id, tensors), _views(self.buffer, self.places), strict=True))
         in_parallel(lambda tensor: moved[id(tensor)].copy_(tensor.data), tensors)
@@ -53,17 +55,17 @@ class Packed(Generic[Model]):
             tensor.data = moved[id(tensor)]
 
     def on(self, device: torch.device | str) -> Model:
-        """A copy of the model on a device, equal bit for bit, in one new buffer there; ready when this returns."""
+        """A copy of the model on a device, equal bit for bit, in one new buffer. It is complete when this returns."""
         buffer = self.buffer.to(device, non_blocking=True, copy=True)
-        model = with_tensors(self.model, _views(buffer, self.places))  # while the bytes are on their way
+        model = with_tensors(self.model, _views(buffer, self.places))  # while the bytes are being transferred
         if buffer.is_cuda:
             torch.cuda.current_stream(buffer.device).synchronize()
         return model
 
 
 def with_tensors(model: Model, tensors: Sequence[torch.Tensor]) -> Model:
-    """A copy of a model with `tensors` in the place of tensors_of(model), which are not copied and stay as they are."""
-    # A deep copy takes from its memo what is there.
+    """A copy of a model with `tensors` in place of tensors_of(model). The replaced ones are not copied or changed."""
+    # deepcopy does not copy what it finds in its memo.
     memo: dict[int, Any] = {
         id(old): torch.nn.Parameter(new, requires_grad=False) if isinstance(old, torch.nn.Parameter) else new
         for old, new in zip(tensors_of(model), tensors, strict=True)
@@ -72,14 +74,14 @@ def with_tensors(model: Model, tensors: Sequence[torch.Tensor]) -> Model:
 
 
 def tensors_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers, each once."""
+    """All parameters and buffers. A tensor that layers share is there once."""
     return [*model.parameters(), *model.buffers()]
 
 
 def main_memory(size: int) -> torch.Tensor:
-    """`size` bytes, uint8, zeros, on pages of their own."""
-    # PyTorch's pin_memory=True would round it up to a power of two, in 2.10: 1.07 GB for a ControlNet's 0.72. And pages
-    # that another allocation shares could not be locked twice.
+    """A uint8 tensor of `size` zeros that starts on a page and shares no page with other memory."""
+    # PyTorch 2.10's pin_memory=True would round the size up to a power of two: 1.07 GB for a ControlNet of 0.72 GB. A
+    # page that two buffers share could not be locked twice.
     pages = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=torch.uint8)[:size]
 
@@ -87,9 +89,9 @@ def main_memory(size: int) -> torch.Tensor:
 def _places(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[_Place]:
     places, start = [], 0
     for tensor in tensors:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        stop = start + tensor.numel() * kind.itemsize
-        places.append(_Place(start, stop, kind, tensor.shape))
+        packed_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+        stop = start + tensor.numel() * packed_dtype.itemsize
+        places.append(_Place(start, stop, packed_dtype, tensor.shape))
         start = math.ceil(stop / ALIGNMENT) * ALIGNMENT
     return places
 
@@ -103,7 +105,8 @@ def _pin(buffer: torch.Tensor) -> None:
     if status := int(cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
         raise PinningError(
             f"Low-memory mode could not lock {buffer.nbytes / 1e9:.2f} GB of main memory for a ControlNet (CUDA error "
-            f"{status}). All ControlNets have to fit into it: give the container more, or set CONTROLNET_LOW_MEMORY=0."
+            f"{status}). All ControlNets have to fit into main memory: give the container more memory, or set "
+            "CONTROLNET_LOW_MEMORY=0."
         )
 
 

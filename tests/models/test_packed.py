@@ -1,22 +1,21 @@
-"""Packed models: one buffer, equal copies, the packed model never harmed, and main memory taken once."""
+"""Packed models: one buffer, equal copies, an unchanged packed model, and its size in main memory only once."""
 
 import gc
-import subprocess
-import sys
+import json
+import os
+import struct
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import ControlNetModel
-from random_bundle import write_bundle
-from safetensors.torch import save_file
+from safetensors.torch import load_file
+from support import memory
 from torch import nn
 
-from controlnet.models import packing
 from controlnet.models.loading import load_pretrained
-from controlnet.models.packing import ALIGNMENT, Packed, PinningError, main_memory, tensors_of, with_tensors
-from controlnet.serving.server import ROOT
+from controlnet.models.packed import ALIGNMENT, Packed, PinningError, main_memory, tensors_of, with_tensors
 
 
 def mixed() -> nn.Module:
@@ -34,19 +33,19 @@ def contents(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    same_kind = all(a[name].dtype == b[name].dtype and a[name].shape == b[name].shape for name in a)
-    return a.keys() == b.keys() and same_kind and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)
+    same_form = all(a[name].dtype == b[name].dtype and a[name].shape == b[name].shape for name in a)
+    return a.keys() == b.keys() and same_form and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_packing_changes_nothing_but_the_precision(dtype: torch.dtype) -> None:
+def test_packing_changes_only_the_precision(dtype: torch.dtype) -> None:
     expected = contents(mixed().to(dtype))
     packed = Packed(mixed(), dtype)
     assert equal(contents(packed.model), expected)
     assert equal(contents(packed.on("cpu")), expected)
 
 
-def test_all_tensors_are_in_the_one_buffer_at_aligned_places() -> None:
+def test_packed_tensors_are_aligned_in_one_buffer() -> None:
     packed = Packed(mixed(), torch.float16)
     for model, buffer in ((packed.model, packed.buffer), (copied := packed.on("cpu"), None)):
         tensors = [tensor for tensor in tensors_of(model) if tensor.numel()]
@@ -58,7 +57,7 @@ def test_all_tensors_are_in_the_one_buffer_at_aligned_places() -> None:
     assert isinstance(copied[0].weight, nn.Parameter) and not copied[0].weight.requires_grad
 
 
-def test_a_copy_takes_one_move_and_has_memory_of_its_own(monkeypatch) -> None:
+def test_a_packed_copy_takes_one_transfer_and_shares_no_memory(monkeypatch) -> None:
     packed = Packed(mixed(), torch.float32)
     moved = []
     to = torch.Tensor.to
@@ -70,9 +69,8 @@ def test_a_copy_takes_one_move_and_has_memory_of_its_own(monkeypatch) -> None:
     assert equal(contents(packed.model), before) and equal(contents(packed.on("cpu")), before)
 
 
-def test_a_copys_structure_is_its_own_and_its_settings_come_with_it(tmp_path: Path) -> None:
-    write_bundle("tiny", tmp_path, small=True)
-    packed = Packed(load_pretrained(ControlNetModel, tmp_path / "tiny/controlnet/canny", "cpu", None), torch.float32)
+def test_packed_copies_have_the_config_and_separate_modules(tiny_root: Path) -> None:
+    packed = Packed(load_pretrained(ControlNetModel, tiny_root / "tiny/controlnet/canny", "cpu", None), torch.float32)
     first, second = packed.on("cpu"), packed.on("cpu")
     first.conv_in = nn.Identity()
     assert isinstance(second.conv_in, nn.Conv2d) and isinstance(packed.model.conv_in, nn.Conv2d)
@@ -84,7 +82,7 @@ def test_with_tensors_refuses_another_number_of_tensors() -> None:
         with_tensors(mixed(), [])
 
 
-def test_main_memory_is_no_larger_than_asked_and_on_pages_of_its_own() -> None:
+def test_main_memory_has_the_exact_size_and_starts_on_a_page() -> None:
     for size in (0, 1, 5000):
         buffer = main_memory(size)
         assert buffer.dtype == torch.uint8 and buffer.shape == (size,)
@@ -96,7 +94,7 @@ def test_main_memory_is_no_larger_than_asked_and_on_pages_of_its_own() -> None:
 
 
 class Driver:
-    """Stands in for CUDA's runtime: what it was asked to lock and to let go, and the status that it answers."""
+    """A stand-in for CUDA's runtime. It keeps what is locked and answers with a given status."""
 
     def __init__(self, status: int = 0) -> None:
         self.status = status
@@ -110,9 +108,9 @@ class Driver:
         del self.locked[address]
 
 
-def test_pinned_memory_is_locked_whole_and_unlocked_before_it_is_freed(monkeypatch) -> None:
+def test_pinned_memory_is_locked_whole_and_unlocked_before_free(monkeypatch) -> None:
     driver = Driver()
-    monkeypatch.setattr(packing.torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
     Packed(mixed(), torch.float32)
     assert not driver.locked
     packed = Packed(mixed(), torch.float32, pinned=True)
@@ -124,8 +122,8 @@ def test_pinned_memory_is_locked_whole_and_unlocked_before_it_is_freed(monkeypat
     assert locked_when_freed == [{}] and not driver.locked
 
 
-def test_memory_that_cannot_be_locked_is_an_error_that_says_what_to_do(monkeypatch) -> None:
-    monkeypatch.setattr(packing.torch.cuda, "cudart", lambda: Driver(status=2))
+def test_memory_that_cannot_be_pinned_is_a_clear_error(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Driver(status=2))
     model = mixed()
     before = contents(model)
     with pytest.raises(PinningError, match=r"could not lock 0\.00 GB .*CUDA error 2.*CONTROLNET_LOW_MEMORY=0"):
@@ -133,31 +131,33 @@ def test_memory_that_cannot_be_locked_is_an_error_that_says_what_to_do(monkeypat
     assert equal(contents(model), before)
 
 
-GROWTH = """
-import resource, sys, torch
-from pathlib import Path
-from safetensors.torch import load_file, save_file
-from torch import nn
-from controlnet.models.packing import Packed
-def anonymous():
-    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
-file = Path(sys.argv[1])
-with torch.device("meta"):
-    model = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(16)))  # 268 MB
-model.load_state_dict(load_file(file), assign=True)
-model.requires_grad_(False)
-before = anonymous()
-packed = Packed(model, torch.float32)
-print(anonymous() - before)
-"""
+def mapped_linears(file: Path, count: int, side: int) -> nn.Module:
+    """A model of `count` square layers of zeros, its tensors mapped from a file that is a hole and so costs nothing."""
+    size = side * side * 4
+    tensors = {
+        f"{i}.weight": {"dtype": "F32", "shape": [side, side], "data_offsets": [i * size, (i + 1) * size]}
+        for i in range(count)
+    }
+    header = json.dumps(tensors).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(file, 8 + len(header) + count * size)
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(count)))
+    model.load_state_dict(load_file(file), assign=True)
+    return model.requires_grad_(False)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+@memory.needs_linux
 def test_packing_a_mapped_model_takes_its_size_in_memory_once(tmp_path: Path) -> None:
-    save_file({f"{i}.weight": torch.full((2048, 2048), float(i)) for i in range(16)}, tmp_path / "model.safetensors")
-    command = [sys.executable, "-c", GROWTH, str(tmp_path / "model.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert 250 < float(done.stdout) < 290
+    model = mapped_linears(tmp_path / "model.safetensors", count=16, side=1024)
+    size = 16 * 4 * 2**20
+    gc.collect()
+    memory.reset_peak()
+    anonymous, resident = memory.anonymous(), memory.resident()
+    packed = Packed(model, torch.float32)
+    assert 0.95 * size < memory.anonymous() - anonymous < 1.1 * size
+    assert memory.peak() - resident < 2.2 * size, "more than the buffer and the pages of the file, at some moment"
+    assert packed.buffer.nbytes == size
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
