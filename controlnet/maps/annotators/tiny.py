@@ -142,18 +142,16 @@ def find_people(seen: Seen) -> list[np.ndarray]:
     columns, rows = spots.T
     offsets = seen.to_neck[0, :, rows, columns].T.cpu().numpy() * NECK_UNIT
     pixels = 2.0 * spots + 1  # the middle of a cell of the joints' maps, which are half as large
-    necks = joints == NECK
-    people = []
-    for x, y, score in zip(*pixels[necks].T, scores[necks], strict=True):
-        person = np.zeros((seen.joints.shape[1], 3), np.float32)
-        person[NECK] = x, y, score
-        people.append(person)
-    if not people:
+    is_neck = joints == NECK
+    necks = pixels[is_neck]
+    if not len(necks):
         return []
-    for i in np.flatnonzero(~necks):
-        away = [float(np.hypot(*(pixels[i] + offsets[i] - person[NECK, :2]))) for person in people]
-        person = people[int(np.argmin(away))]
-        if min(away) <= REACH and scores[i] > person[joints[i], 2]:
+    people = np.zeros((len(necks), seen.joints.shape[1], 3), np.float32)
+    people[:, NECK] = np.column_stack([necks, scores[is_neck]])
+    for i in np.flatnonzero(~is_neck):
+        away = np.hypot(*(pixels[i] + offsets[i] - necks).T)
+        person = people[away.argmin()]
+        if away.min() <= REACH and scores[i] > person[joints[i], 2]:
             person[joints[i]] = *pixels[i], scores[i]
     return [person for person in people if np.count_nonzero(person[:, 2]) >= LEAST_JOINTS]
 
