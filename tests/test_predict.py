@@ -12,7 +12,7 @@ from controlnet.conditioners import CONDITIONERS
 from controlnet.generation.composite import CONTROL_MODES
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import RESIZE_MODES
-from controlnet.pictures.output import FORMATS
+from controlnet.pictures.output import OUTPUT_FORMATS
 from controlnet.request.pose import POSE_PARTS
 from controlnet.weights.manifest import Manifest
 
@@ -23,7 +23,7 @@ def test_every_choice_is_known_to_what_it_dispatches_to() -> None:
     """A peer offered a name that its dispatch did not know, and crashed on it in production."""
     assert [conditioner.name for conditioner in CONDITIONERS] == predict.CONDITIONERS
     assert list(SCHEDULERS) == predict.SCHEDULERS
-    assert list(FORMATS) == predict.FORMATS
+    assert list(OUTPUT_FORMATS) == predict.FORMATS
     assert list(CONTROL_MODES) == predict.CONTROL_MODES
     assert list(RESIZE_MODES) == predict.RESIZE_MODES
     assert list(POSE_PARTS) == predict.POSE_PARTS

@@ -122,7 +122,7 @@ def test_an_unbalanced_bracket_leaves_the_others_their_weight() -> None:
 )
 def test_a_weight_out_of_range_is_refused(prompt: str) -> None:
     for pair in ((prompt, ""), ("", prompt)):
-        with pytest.raises(PromptError, match=r'^Weights in a prompt may be 0 to 3 .*"(red|16)" has [-\d.]+: .*\.$'):
+        with pytest.raises(PromptError, match=r'^Weights in a prompt must be 0 to 3 .*"(red|16)" has [-\d.]+: .*\.$'):
             encode(*pair)
 
 
@@ -204,7 +204,7 @@ def test_clip_skip_holds_for_every_chunk_and_both_prompts() -> None:
 
 @pytest.mark.parametrize("clip_skip", [0, 3, -1, 12])
 def test_a_layer_that_the_bundle_lacks_is_refused(clip_skip: int) -> None:
-    with pytest.raises(PromptError, match=rf"may be 1 \(the last layer\) to 2, .* has 2 layers; got {clip_skip}: "):
+    with pytest.raises(PromptError, match=rf"1 \(the last layer\) to 2, .* has 2 layers, but it is {clip_skip}\.$"):
         encode("a red ball", clip_skip=clip_skip)
 
 

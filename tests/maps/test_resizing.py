@@ -11,7 +11,7 @@ from skimage import data
 from skimage.measure import label
 
 from controlnet.conditioners import CONDITIONERS
-from controlnet.maps.resizing import KINDS, centre_lines, resize_map, thick_strokes
+from controlnet.maps.resizing import FORMS, centre_lines, resize_map, thick_strokes
 
 FACTORS = (0.25, 0.5, 1.5, 4)
 ANGLES = (0, 20, 45, 75, 90, 135, 170)
@@ -44,7 +44,7 @@ def width_of(control_map: Image.Image, angle: float) -> float:
     return np.count_nonzero(lit(control_map)) / (0.8 * control_map.width) * max(abs(np.cos(np.radians(angle))), 0.7071)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_a_map_of_the_right_size_comes_back_as_an_equal_copy(kind: str) -> None:
     noise = Image.effect_noise((90, 70), 90).convert("RGB")
     same = resize_map(noise, noise.size, kind)
@@ -53,7 +53,7 @@ def test_a_map_of_the_right_size_comes_back_as_an_equal_copy(kind: str) -> None:
     assert noise.tobytes() == resize_map(noise, noise.size, kind).tobytes()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("size", [(60, 31), (45, 400), (333, 40), (200, 400), (120, 80), (121, 79)])
 def test_a_map_is_rgb_of_exactly_the_size_and_the_input_is_untouched(kind: str, size: tuple[int, int]) -> None:
     for drawn in (line(20, 1, 120).crop((0, 20, 120, 100)), Image.new("RGB", (120, 80)), noise()):
@@ -238,4 +238,4 @@ def test_a_path_keeps_its_ends_its_branches_and_its_single_pixels() -> None:
 
 
 def test_every_conditioner_has_a_kind() -> None:
-    assert {conditioner.kind for conditioner in CONDITIONERS} == set(KINDS)
+    assert {conditioner.kind for conditioner in CONDITIONERS} == set(FORMS)

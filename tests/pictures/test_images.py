@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 from support import icc_profiles
 from support.picture_files import difference, picture, pixel, png, save, write
 
-from controlnet.pictures.images import FORMATS, open_image, white_on_black
+from controlnet.pictures.images import READABLE_FORMATS, open_image, white_on_black
 
 
-@pytest.mark.parametrize("pillow_format", FORMATS)
+@pytest.mark.parametrize("pillow_format", READABLE_FORMATS)
 def test_every_accepted_format_opens(tmp_path: Path, pillow_format: str) -> None:
     opened = open_image(save(picture(), tmp_path, pillow_format=pillow_format))
     assert opened.mode == "RGB"

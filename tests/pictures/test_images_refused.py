@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 from support.picture_files import difference, picture, png, save, write
 
-from controlnet.pictures.images import FORMATS, ImageError, open_image
+from controlnet.pictures.images import READABLE_FORMATS, ImageError, open_image
 
 
 def refusal(source: object) -> str:
@@ -52,7 +52,7 @@ def test_missing_file_or_folder(tmp_path: Path) -> None:
         assert str(tmp_path) not in refusal(path)
 
 
-@pytest.mark.parametrize("pillow_format", FORMATS)
+@pytest.mark.parametrize("pillow_format", READABLE_FORMATS)
 @pytest.mark.parametrize("kept", [0.3, 0.7])
 def test_truncated(tmp_path: Path, pillow_format: str, kept: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -107,7 +107,7 @@ def test_a_damaged_file_does_not_harm_the_next(tmp_path: Path) -> None:
 
 def test_random_damage_gives_a_picture_or_one_sentence(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    for pillow_format in FORMATS:
+    for pillow_format in READABLE_FORMATS:
         buffer = io.BytesIO()
         picture().save(buffer, pillow_format)
         for _ in range(25):

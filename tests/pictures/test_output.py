@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from controlnet.pictures import output
 from controlnet.pictures.output import PARAMETERS, OutputError, sweep, write_pictures
 
-FORMATS = tuple(output.FORMATS)
+FORMATS = tuple(output.OUTPUT_FORMATS)
 
 
 @pytest.fixture(autouse=True)
