@@ -12,7 +12,7 @@ from controlnet.generation.job import SEEDS
 from controlnet.maps.annotators.canny import STRONGEST
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import LARGEST, RESIZE_MODES, SMALLEST
-from controlnet.pictures.output import FORMATS
+from controlnet.pictures.output import OUTPUT_FORMATS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.request.pose import POSE_PARTS
 from controlnet.weights.manifest import Manifest
@@ -24,7 +24,7 @@ def test_choices_equal_the_registries_they_name() -> None:
     """A choice that the code does not know would crash on the first client that makes it."""
     assert [conditioner.name for conditioner in CONDITIONERS] == predict.CONDITIONERS
     assert list(SCHEDULERS) == predict.SCHEDULERS
-    assert list(FORMATS) == predict.FORMATS
+    assert list(OUTPUT_FORMATS) == predict.FORMATS
     assert list(CONTROL_MODES) == predict.CONTROL_MODES
     assert list(RESIZE_MODES) == predict.RESIZE_MODES
     assert list(POSE_PARTS) == predict.POSE_PARTS

@@ -25,10 +25,10 @@ BALANCED = CONTROL_MODES["balanced"]
 
 
 class SharedNet(nn.Module):
-    """A ControlNet as the composite shows it to a pipeline.
+    """A ControlNet as the composite presents it to a pipeline.
 
-    The pipelines read `nets[0].config.global_pool_conditions`, and where it is set they force guess mode on every net
-    of the request. The composite sees to pooled nets itself, so the configuration shown here says False.
+    The pipelines read `nets[0].config.global_pool_conditions`. If it is set, they force guess mode on every net of the
+    request. The composite handles pooled nets itself, so this configuration says False.
     """
 
     config = SimpleNamespace(global_pool_conditions=False)
@@ -43,13 +43,13 @@ class SharedNet(nn.Module):
 
 
 class CompositeControlNet(MultiControlNetModel):
-    """Several ControlNets as one; their residuals add up (arXiv 2302.05543, section 3.4).
+    """Several ControlNets as one. Their residuals add up (arXiv 2302.05543, section 3.4).
 
-    - A net whose scale is 0 at a step, by the request or because the step lies outside its start–end window, is not run
-      at all. Adding its residuals times 0 would give the same picture.
-    - A net with global pooling (shuffle) acts on the conditional half of a guided batch only, as in ControlNet 1.1,
-      whatever the mode.
-    - A net with a region acts where that is above 0, in proportion: its residuals are multiplied by it, layer by layer.
+    - A net whose scale is 0 at a step is not run: adding its residuals times 0 would give the same picture. The scale
+      is 0 if the request says so, or if the step lies outside the net's start–end window.
+    - A net with global pooling (shuffle) only acts on the conditional half of a guided batch in every mode, as in
+      ControlNet 1.1.
+    - A net with a region acts in proportion to it: the residuals of each layer are multiplied by the region.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class CompositeControlNet(MultiControlNetModel):
         mode: ControlMode = BALANCED,
         regions: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
-        """`nets` in the order of the control images; `guided`: the batch holds an unconditional half first. `regions`:
-        where each net acts, (1, 1, H, W) from 0 to 1, None for everywhere."""
+        """`nets` are in the order of the control images. `guided` means that the batch has an unconditional half, which
+        comes first. `regions` holds for each net how strongly it acts at each place, (1, 1, H, W) from 0 to 1; None
+        means everywhere."""
         super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
         self.guided = guided
         self.mode = mode
@@ -77,11 +78,11 @@ class CompositeControlNet(MultiControlNetModel):
         return_dict: bool = False,
         **_: Any,
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
-        """Residuals for the UNet's skip connections and its middle; (None, None) where no net acts at this step.
+        """Residuals for the UNet's skip connections and its middle block, or (None, None) if no net acts at this step.
 
-        sample (B, C, h, w), encoder_hidden_states (B, tokens, d), controlnet_cond one (B, 3, H, W) in [0, 1] per net,
-        conditioning_scale one number per net. Raises ValueError for guess mode: it is for single nets, and here each
-        net's half of the batch is decided net by net.
+        sample is (B, C, h, w) and encoder_hidden_states (B, tokens, d). controlnet_cond has one (B, 3, H, W) in [0, 1]
+        per net, and conditioning_scale one number per net. Raises ValueError for guess mode, which is meant for single
+        nets: here the half of the batch is chosen for each net.
         """
         if guess_mode or return_dict:
             raise ValueError("The composite ControlNet takes guess_mode=False and return_dict=False only.")
@@ -94,7 +95,7 @@ class CompositeControlNet(MultiControlNetModel):
             residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, hint, scale)
             if region is not None:
                 residuals = _within(region, residuals, level_sizes(shared.net, sample.shape[-2:]))
-            # Not in place: a pooled net's residuals are 1×1, and a smaller tensor cannot take a larger one.
+            # Not in place: a pooled net's residuals are 1×1, and larger ones cannot be added to them in place.
             total = residuals if total is None else [x + y for x, y in zip(total, residuals, strict=True)]
         return (total[:-1], total[-1]) if total is not None else (None, None)
 
@@ -110,7 +111,7 @@ class CompositeControlNet(MultiControlNetModel):
 
 
 def level_sizes(net: ControlNetModel, size: Sequence[int]) -> list[tuple[int, int]]:
-    """(height, width) of each of a net's residuals for latents of `size`, also where it pools them to one pixel."""
+    """(height, width) of each of a net's residuals for latents of `size`, before global pooling if the net has it."""
     height, width = size
     blocks = len(net.config["block_out_channels"])
     sizes = [(height, width)]

@@ -1,4 +1,4 @@
-"""Control maps kept from one request to the next: who tries prompts on one picture waits for its map once."""
+"""Control maps kept between requests: a user who tries several prompts on one picture waits for its map only once."""
 
 import hashlib
 from collections import OrderedDict
@@ -13,32 +13,32 @@ MOST_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class _Kept:
-    """An RGB map as bytes, which nobody can write to."""
+    """An RGB map as immutable bytes."""
 
     size: tuple[int, int]
     pixels: bytes
 
 
 class MapCache:
-    """The control maps that were asked for last, at most `most_maps` of them and `most_bytes` together.
+    """The control maps that were used last, at most `most_maps` of them and at most `most_bytes` in total.
 
-    For one request at a time. A request that is cancelled anywhere in it leaves it whole: every change is a single
-    step, and what the bounds are checked against is counted anew.
+    Only safe with one request at a time. A cancellation at any point leaves the cache consistent: every change is a
+    single step, and the totals are counted again each time.
     """
 
     def __init__(self, most_maps: int = MOST_MAPS, most_bytes: int = MOST_BYTES) -> None:
         self.most_maps = most_maps
         self.most_bytes = most_bytes
         self.hits = 0
-        """How many maps were found here, ever; a request's own are the difference."""
+        """Maps found in the cache since the start. Take the difference to get those of one request."""
         self.misses = 0
-        """How many had to be drawn, those included whose annotator failed."""
+        """Maps that had to be drawn since the start, including those whose annotator failed."""
         self._maps: OrderedDict[Hashable, _Kept] = OrderedDict()
 
     def fetch(self, key: Hashable, draw: Callable[[], Image.Image]) -> Image.Image:
-        """The RGB map under `key`, drawn by `draw` where it is not here yet; the caller's own to write to.
+        """The RGB map of `key`. If it is not in the cache yet, `draw` draws it. The caller may write to the result.
 
-        What `draw` raises passes through, and nothing is kept then.
+        Exceptions of `draw` pass through, and nothing is kept then.
         """
         kept = self._maps.get(key)
         if kept is not None:
@@ -55,18 +55,18 @@ class MapCache:
 
     @property
     def bytes(self) -> int:
-        """What the kept maps take together."""
+        """Total size of the kept maps."""
         return sum(len(kept.pixels) for kept in self._maps.values())
 
     def _keep(self, key: Hashable, new: _Kept) -> None:
         if len(new.pixels) > self.most_bytes:
             return
-        # Room first, so that the bounds hold even if this is where a request is cancelled.
+        # Make room first: the bounds hold even if the request is cancelled in between.
         while len(self._maps) >= self.most_maps or self.bytes + len(new.pixels) > self.most_bytes:
             self._maps.popitem(last=False)
         self._maps[key] = new
 
 
 def digest(picture: Image.Image) -> tuple[str, tuple[int, int], str]:
-    """What tells a picture from all others: its mode, its size and the SHA-256 of its pixels."""
+    """Identifies a picture: its mode, its size and the SHA-256 of its pixels."""
     return picture.mode, picture.size, hashlib.sha256(picture.tobytes()).hexdigest()

@@ -1,7 +1,7 @@
-"""Control maps brought to another size, each kind in the way that keeps what its ControlNet looks at.
+"""Resize control maps, each form of map in the way that keeps what its ControlNet looks at.
 
-What is resized like a photo loses thin lines when it becomes smaller, gets fat lines when it becomes larger, and has
-colours between those of two labels, which no ControlNet was trained on.
+A map that is resized like a photo loses thin lines when it becomes smaller and gets fat lines when it becomes larger.
+Its labels blend into colours that no ControlNet was trained on.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,57 +14,57 @@ from skimage.morphology import skeletonize
 from controlnet.pictures.geometry import fit
 
 LIT = 128
-"""Of 255: brighter pixels of a map of lines are line."""
-GREY = range(48, 208)
-"""Of 255: neither line nor ground. JPEG's ripples beside a line are darker, JPEG's lines brighter."""
+"""Of 255. In a map of lines, pixels from this brightness on belong to a line."""
+GREYS = range(48, 208)
+"""Of 255: neither line nor background. In a JPEG, the ripples along a line are darker and the lines are brighter."""
 GREY_SHARE = 0.5
-"""A map of lines with more grey pixels than this share of its lit ones has soft lines: anti-aliased, or faint ones."""
+"""If a map of lines has more grey pixels than this share of its lit ones, its lines are soft: anti-aliased or faint."""
 BLOCK = np.ones((2, 2), np.uint8)
-"""What fits into a thick stroke, and into a thin one only where it bends or branches."""
+"""Fits into a thick stroke everywhere, but into a thin one only where it bends or branches."""
 CANNYS_LARGEST = 16
-"""Pixels: the largest piece that BLOCK covers in Canny's edges, of four photos at thresholds 10/30 to 100/200."""
+"""Pixels. The largest piece that BLOCK covers in the Canny edges of four photos, at thresholds 10/30 to 100/200."""
 SMOOTHINGS = 3
-"""How often a redrawn line's pixels move towards the middle of their neighbours: enough to turn steps into slopes."""
+"""How often the pixels of a redrawn line move towards the middle of their neighbours, to turn steps into slopes."""
 SUBPIXEL_BITS = 4
 SKELETON_LIT = 64
-"""Of 255: what is darker in every channel is the ground of a map of skeletons. Limbs have 153 or more in one."""
+"""Of 255. In a map of skeletons, pixels darker than this in every channel are background. Limbs reach 153 in one."""
 MOST_LABELS = 256
-"""A map with more colours has been through lossy compression: each of its pixels is as good a label as any."""
+"""A map with more colours has been through lossy compression, so no pixel's label is more reliable than another's."""
 
 
-def resize_map(control_map: Image.Image, size: tuple[int, int], kind: str) -> Image.Image:
-    """An RGB control map brought to exactly (width, height) `size`; always a copy, and an equal one at its own size.
+def resize_map(control_map: Image.Image, size: tuple[int, int], form: str) -> Image.Image:
+    """Resize an RGB control map to exactly (width, height) `size`. The result is always a copy, equal at the same size.
 
-    `kind` is a key of KINDS:
-    - "lines", white on black: lines one pixel wide stay so, whatever the size; thicker strokes scale with the map and
-      are never lost. A map whose lines are grey is resized as "soft_lines".
+    `form` is a key of FORMS:
+    - "lines", white on black: lines one pixel wide keep that width at any size. Thicker strokes scale with the map and
+      are never lost. A map with grey lines is resized as "soft_lines".
     - "soft_lines", white on black: strengths are blended.
-    - "labels": every colour of the result is one of the map's; where pixels are merged, the most frequent one.
-    - "skeletons", on black: every colour is one of the map's; limbs scale with the map, and none is lost.
+    - "labels": the result only has colours of the map. If pixels are merged, the most frequent colour wins.
+    - "skeletons", on black: the result only has colours of the map. Limbs scale with the map, and none is lost.
     - "dense" (depth, normals, pictures): Lanczos.
     """
     if control_map.size == size:
         return control_map.copy()
-    return KINDS[kind](control_map, size)
+    return FORMS[form](control_map, size)
 
 
 def _resize_lines(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
     grey = np.asarray(control_map.convert("L"))
     lit = grey >= LIT
-    if np.count_nonzero((grey >= GREY.start) & (grey < GREY.stop)) > GREY_SHARE * np.count_nonzero(lit):
+    if np.count_nonzero((grey >= GREYS.start) & (grey < GREYS.stop)) > GREY_SHARE * np.count_nonzero(lit):
         return _resize_soft_lines(control_map, size)
     drawn = centre_lines(lit, size) | _resize_mask(thick_strokes(lit), size)
     return Image.fromarray(drawn.astype(np.uint8) * 255).convert("RGB")
 
 
 def _resize_soft_lines(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
-    # Lanczos would draw dark rims along the lines.
+    # Lanczos would draw dark edges along the lines.
     method = cv2.INTER_AREA if _shrinks(control_map.size, size) else cv2.INTER_LINEAR
     return Image.fromarray(cv2.resize(np.asarray(control_map), size, interpolation=method))
 
 
 def _resize_labels(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The label that covers most of each pixel. Enlarged, shares are blended, which gives smooth contours."""
+    """Each pixel gets the label that covers most of it. Enlarging blends the shares, which smooths the contours."""
     pixels = np.asarray(control_map)
     colours, labels = _palette(pixels)
     if len(colours) > MOST_LABELS:
@@ -79,13 +79,13 @@ def _resize_labels(control_map: Image.Image, size: tuple[int, int]) -> Image.Ima
 
 
 def _resize_skeletons(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Limbs as strokes, and each of their pixels in the colour of the limb's pixel nearest to it."""
+    """Limbs are resized as strokes. Then each of their pixels gets the colour of the nearest pixel of a limb."""
     pixels = np.asarray(control_map)
     lit = pixels.max(axis=2) >= SKELETON_LIT
     if not lit.any():
         return Image.new("RGB", size)
     rows, columns = np.nonzero(_resize_mask(lit, size) | centre_lines(lit, size))
-    # Of each pixel of the map the nearest lit one, by the numbers that OpenCV gives to them.
+    # For each pixel of the map the number that OpenCV gives to its nearest lit pixel.
     _, nearest = cv2.distanceTransformWithLabels(
         (~lit).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
@@ -99,7 +99,7 @@ def _resize_skeletons(control_map: Image.Image, size: tuple[int, int]) -> Image.
 
 
 def _draw_lost_limbs(pixels: np.ndarray, lit: np.ndarray, drawn: np.ndarray) -> None:
-    """Into `drawn`, a line for each colour of `pixels` that has lost more than half of its area to its neighbours."""
+    """Draw a line into `drawn` for each colour of `pixels` that has lost more than half of its area to others."""
     colours, limbs = _palette(pixels)
     if len(colours) > MOST_LABELS:
         return
@@ -115,7 +115,7 @@ def _resize_dense(control_map: Image.Image, size: tuple[int, int]) -> Image.Imag
     return fit(control_map, size, Image.Resampling.LANCZOS)
 
 
-KINDS: Mapping[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+FORMS: Mapping[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
     "lines": _resize_lines,
     "soft_lines": _resize_soft_lines,
     "labels": _resize_labels,
@@ -125,24 +125,25 @@ KINDS: Mapping[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
 
 
 def thick_strokes(lit: np.ndarray) -> np.ndarray:
-    """The part of bool [height, width] that is wider than one pixel, as bool: strokes, dots and areas."""
-    # Not MORPH_OPEN, which moves the picture by a pixel where the block has no middle.
+    """The parts of bool [height, width] that are wider than one pixel, as bool: strokes, dots and areas."""
+    # Not MORPH_OPEN, which shifts the picture by a pixel because this block has no middle.
     blocks = cv2.dilate(cv2.erode(lit.astype(np.uint8), BLOCK, anchor=(0, 0)), BLOCK, anchor=(1, 1))
     _, numbers, stats, _ = cv2.connectedComponentsWithStats(blocks, connectivity=8)
     pieces = np.asarray(numbers, np.int64)
     thick = stats[:, cv2.CC_STAT_AREA] > CANNYS_LARGEST
     thick[np.unique(pieces[cv2.erode(blocks, np.ones((3, 3), np.uint8)) > 0])] = True
-    thick[0] = False  # the ground
+    thick[0] = False  # the background
     return thick[pieces]
 
 
 def centre_lines(lit: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of every stroke of bool [height, width] as a line one pixel wide, in a map of (width, height) `size`.
+    """Strokes, bool [height, width] -> their centre lines, one pixel wide, as bool of (width, height) `size`.
 
-    Thinned by T. Y. Zhang, C. Y. Suen, "A fast parallel algorithm for thinning digital patterns", CACM 1984.
+    The thinning is that of T. Y. Zhang, C. Y. Suen, "A fast parallel algorithm for thinning digital patterns", CACM
+    1984.
     """
     height, width = (min(sides) for sides in zip(lit.shape, size[::-1], strict=True))
-    # Made smaller first: every lit pixel lights the one that it falls into, so no stroke is lost or cut.
+    # Reduced first: every lit pixel lights the pixel that it falls into, so no stroke is lost or cut.
     rows, columns = np.nonzero(lit)
     smaller = np.zeros((height, width), bool)
     smaller[_scaled(rows, lit.shape[0], height), _scaled(columns, lit.shape[1], width)] = True
@@ -151,11 +152,11 @@ def centre_lines(lit: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _redraw(thin: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Lines one pixel wide, bool [height, width], drawn in another (width, height): a path through their pixels."""
+    """Draw lines one pixel wide, bool [height, width], at another (width, height) `size`, by paths between pixels."""
     spots = np.argwhere(thin)[:, ::-1].astype(np.float64)  # x and y
     starts, ends = _links(thin)
     degree = np.bincount(np.concatenate([starts, ends]), minlength=len(spots))
-    between = degree == 2  # neither an end nor a branching, which stay where they are
+    between = degree == 2  # ends and branching points keep their place
     for _ in range(SMOOTHINGS):
         sums = np.zeros_like(spots)
         np.add.at(sums, starts, spots[ends])
@@ -171,9 +172,9 @@ def _redraw(thin: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _links(thin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of neighbours among the lit pixels of bool [height, width], each once: two arrays of their numbers.
+    """All pairs of neighbours among the lit pixels of bool [height, width], once each: two arrays of their numbers.
 
-    A pair across a corner whose other pixels link it already is left out: it would close a loop.
+    A diagonal pair is left out if another pixel of the same square links it already: it would close a loop.
     """
     numbers = np.full(np.add(thin.shape, (1, 2)), -1, np.int64)
     numbers[:-1, 1:-1][thin] = np.arange(np.count_nonzero(thin))
@@ -191,19 +192,19 @@ def _links(thin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool [height, width] -> bool of (width, height) `size`: lit where more than half of a pixel is covered."""
+    """bool [height, width] -> bool of (width, height) `size`. A pixel is lit if more than half of it is covered."""
     method = cv2.INTER_AREA if _shrinks(mask.shape[::-1], size) else cv2.INTER_CUBIC
     return cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0.5
 
 
 def _shares(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """How much of each pixel of a (width, height) bool [height, width] covers, float32 0 to 1."""
+    """The share of each pixel of (width, height) `size` that bool [height, width] covers, float32, 0 to 1."""
     method = cv2.INTER_AREA if _shrinks(mask.shape[::-1], size) else cv2.INTER_LINEAR
     return cv2.resize(mask.astype(np.float32), size, interpolation=method)
 
 
 def _palette(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [height, width, 3] -> its colours, uint8 [n, 3], and the number of each pixel's, [height, width]."""
+    """uint8 [height, width, 3] -> its colours, uint8 [n, 3], and the number of each pixel's colour, [height, width]."""
     packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     found = np.unique(packed)
     colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
@@ -211,7 +212,7 @@ def _palette(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scaled(positions: np.ndarray, before: int, after: int) -> np.ndarray:
-    """Pixels along a side of `before` pixels -> those that their middles fall into on a side of `after` pixels."""
+    """Positions on a side of `before` pixels -> the pixels that their middles fall into on a side of `after` pixels."""
     return (2 * positions + 1) * after // (2 * before)
 
 

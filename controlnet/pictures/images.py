@@ -1,7 +1,7 @@
-"""Open any picture that a person may send, as plain 8-bit sRGB.
+"""Open any picture that a user may send, as plain 8-bit sRGB.
 
-What a file can carry beside its pixels (orientation, colour profile, transparency, bit depth, more frames) is resolved
-here, so that the rest of the package only ever sees upright RGB images.
+Orientation, colour profile, transparency, bit depth and further frames are all handled here. The rest of the package
+only sees upright RGB images.
 """
 
 import io
@@ -11,11 +11,11 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, ImageStat, features
 
-# Raster formats only: Pillow would also open EPS (which runs Ghostscript), PSD and dozens of rare ones, each more code
-# within reach of a file from outside. JPEG includes MPO, the multi-picture JPEG of phones, which Pillow opens as JPEG.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF") + (("AVIF",) if features.check("avif") else ())
-SMALLEST_SIDE = 16  # pixels; below this there is no structure to follow
-MOST_PIXELS = 64_000_000  # 192 MB as RGB, above any camera in common use
+# Raster formats only. Pillow would also open EPS (which runs Ghostscript), PSD and dozens of rare formats, and each is
+# more code that a file from outside can reach. JPEG includes MPO, the multi-picture JPEG of phones.
+READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF") + (("AVIF",) if features.check("avif") else ())
+SMALLEST_SIDE = 16  # pixels; a smaller picture has no structure to follow
+MOST_PIXELS = 64_000_000  # 192 MB as RGB, more than any camera in common use
 MOST_ASPECT = 4  # long side : short side; beyond it Stable Diffusion repeats itself
 
 ORIENTATIONS = {
@@ -27,30 +27,31 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation (EXIF 2.3, tag 0x0112) → what makes the picture upright; 1 and unknown values need nothing."""
+"""EXIF orientation (EXIF 2.3, tag 0x0112) → how to turn the picture upright. 1 and unknown values need nothing."""
 
 
 class ImageError(ValueError):
-    """The picture that was sent cannot be used; the message says why, without naming a path."""
+    """The picture that was sent cannot be used. The message says why and names no path."""
 
 
 def open_image(source: pathlib.Path) -> Image.Image:
     """The picture in the file `source`, upright, mode RGB, 8-bit sRGB, transparent parts on white, without metadata.
 
-    Its sides are at least 16 pixels, at most 4 : 1, together at most 64 megapixels; size is checked from the header,
-    before any pixel is decoded. Of an animation it is the first frame. The file is closed on return.
+    Each side has at least 16 pixels, the aspect ratio is at most 4 : 1, and the picture has at most 64 megapixels. The
+    size is read from the header, before any pixel is decoded. Of an animation, the first frame is returned. The file is
+    closed on return.
 
-    Raises ImageError for whatever else comes. A str is refused unread: the server saves uploads, URLs and data URLs
-    to a file and hands over a Path, while a local path or file:// URL typed by a client arrives as the bare str.
+    Raises ImageError for anything else. A str is refused without reading it: the server saves uploads, URLs and data
+    URLs to a file and passes a Path, but a local path or file:// URL from a client arrives as the bare str.
     """
     if not isinstance(source, pathlib.Path):
-        raise ImageError("The image must be an uploaded file, an http(s) URL or a data URL, nothing else is opened.")
+        raise ImageError("The image must be an uploaded file, an http(s) URL or a data URL: nothing else is opened.")
     try:
         file = source.open("rb")
     except OSError:
         raise ImageError("The image could not be read: nothing readable arrived, please send it again.") from None
     with file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata: noise in the request's log
+        warnings.simplefilter("ignore")  # warnings about odd metadata would only fill the request's log
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if not file.peek(1):
             raise ImageError("The image is empty (0 bytes): please send it again.")
@@ -60,25 +61,25 @@ def open_image(source: pathlib.Path) -> Image.Image:
 
 
 def white_on_black(control_map: Image.Image) -> Image.Image:
-    """A copy of a line map as the ControlNets know it, bright lines on black: a dark-on-white one is inverted.
+    """A copy of a line map with bright lines on black, as the ControlNets expect it. A dark-on-white map is inverted.
 
-    Lines cover little of a map, so a mean luminance above half means that the paper is white.
+    Lines cover little of a map, so a mean luminance above half means that the background is white.
     """
     mean = ImageStat.Stat(control_map.convert("L")).mean[0]
     return ImageOps.invert(control_map) if mean > 127.5 else control_map.copy()
 
 
 def _read_header(file: io.BufferedReader) -> Image.Image:
-    # Pillow's plugins let whatever they stumble on escape (struct.error, KeyError, …), and its texts name the file.
+    # For bad files Pillow's plugins raise many exceptions (struct.error, KeyError, …), and their texts name the file.
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=READABLE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
             f"The image is too large: at most {MOST_PIXELS // 1_000_000} megapixels are accepted."
         ) from None
     except Exception:
         raise ImageError(
-            f"The image is not a picture that can be read: expected one of {', '.join(FORMATS)}."
+            f"The image is not a picture that can be read: expected one of {', '.join(READABLE_FORMATS)}."
         ) from None
 
 
@@ -101,13 +102,13 @@ def _check_size(width: int, height: int) -> None:
 def _decode(picture: Image.Image) -> Image.Image:
     try:
         picture.load()
-        # After load: Pillow turns TIFF upright itself while loading, and takes the tag away.
+        # After load: Pillow turns a TIFF upright while loading it, and removes the tag.
         turn = ORIENTATIONS.get(_orientation(picture))
         rgb = _on_white(picture)
-    except Exception:  # as in _read_header: damaged data may raise anything
+    except Exception:  # as in _read_header, damaged data may raise anything
         raise ImageError("The image is damaged or incomplete: its pixels could not be decoded.") from None
     rgb = rgb if turn is None else rgb.transpose(turn)
-    plain = Image.new("RGB", rgb.size)  # leaves behind info, EXIF and the link to the file
+    plain = Image.new("RGB", rgb.size)  # drops info, EXIF and the link to the file
     plain.paste(rgb)
     return plain
 
@@ -115,12 +116,12 @@ def _decode(picture: Image.Image) -> Image.Image:
 def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken EXIF data is common and no reason to refuse the picture
+    except Exception:  # broken EXIF data is common and not a reason to refuse the picture
         return 1
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """RGB in sRGB; the profile is applied before transparency is, since white is white in sRGB."""
+    """RGB in sRGB. The profile is applied before the transparency, because the white below it is sRGB white."""
     profile = picture.info.get("icc_profile")
     picture = _true_polarity(_eight_bits(picture))
     if not picture.has_transparency_data:
@@ -133,7 +134,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Greyscale deeper than 8 bits as L (LA where one value is declared transparent); others as they are.
+    """Greyscale deeper than 8 bits as L, or as LA if one value is declared transparent. Others are returned unchanged.
 
     Pillow's own conversion clips at 255, which turns a 16-bit picture white.
     """
@@ -143,7 +144,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode != "F" and values.min() >= 0 and values.max() <= 65535:
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     else:
-        grey = _stretch(values)
+        grey = _full_range(values)
     result = Image.fromarray(grey)
     key = picture.info.get("transparency")
     if key is not None:
@@ -153,8 +154,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return result
 
 
-def _stretch(values: np.ndarray) -> np.ndarray:
-    """Lowest → 0, highest → 255: float and 32-bit files do not say what is black and what is white."""
+def _full_range(values: np.ndarray) -> np.ndarray:
+    """Lowest → 0, highest → 255, because float and 32-bit files do not say which values are black and white."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
@@ -162,7 +163,7 @@ def _stretch(values: np.ndarray) -> np.ndarray:
 
 
 def _true_polarity(picture: Image.Image) -> Image.Image:
-    """Pillow reads every CMYK JPEG as Adobe writes it, inverted; one without Adobe's marker is not (libjpeg.txt)."""
+    """Pillow assumes that CMYK JPEGs are inverted, like Adobe's. Those without Adobe's marker are not (libjpeg.txt)."""
     if picture.mode == "CMYK" and picture.format in ("JPEG", "MPO") and "adobe" not in picture.info:
         return ImageChops.invert(picture)
     return picture
@@ -176,5 +177,5 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
             transform = ImageCms.buildTransform(embedded, ImageCms.createProfile("sRGB"), picture.mode, "RGB")
             return transform.apply(picture)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass  # a broken profile, or one for another kind of picture: the pixels are still good
+            pass  # the profile is broken or for another colour space, but the pixels are still good
     return picture.convert("RGB")

@@ -1,4 +1,4 @@
-"""Encode pictures and write them where the server picks them up."""
+"""Encode pictures and write them to files that the server collects."""
 
 import errno
 import io
@@ -17,35 +17,35 @@ from PIL.PngImagePlugin import PngInfo
 
 PREFIX = "controlnet-"
 PARAMETERS = "parameters"
-"""Key of a picture's info, a dict of plain values, under which it says what it was made with; the file says it too."""
+"""Key in a picture's info. Its value, a dict of plain values, says how the picture was made. The file gets it too."""
 
 
 class OutputError(RuntimeError):
-    """The pictures were made but could not be written."""
+    """The pictures were generated but could not be written."""
 
 
 @dataclass(frozen=True)
 class _Format:
     pillow: str
     map_options: Callable[[int], dict[str, Any]]
-    """Quality 0–100 → encoder options for a control map: lossless where the format can, to be sent back in unharmed."""
+    """Quality 0–100 → encoder options for a control map. Lossless if possible, so it can be sent back unchanged."""
     picture_options: Callable[[int], dict[str, Any]]
     """Quality 0–100 → encoder options for a picture."""
 
 
-# Of a 512² photograph, PNG at level 1 takes 20 ms where the default takes 68, for a file 10% larger; lossless WebP at
-# method 1 takes 35 ms where the default takes 120, for 6% (one core of a server).
+# For a 512² photograph on one core of a server, PNG at level 1 takes 20 ms instead of 68 ms by default, and the file is
+# 10% larger. Lossless WebP with method 1 takes 35 ms instead of 120 ms, and the file is 6% larger.
 _PNG = {"compress_level": 1}
 _WEBP_MAP = {"lossless": True, "method": 1, "quality": 20}
-FORMATS = {
+OUTPUT_FORMATS = {
     "webp": _Format("WEBP", lambda quality: _WEBP_MAP, lambda quality: {"quality": quality}),
     "jpg": _Format("JPEG", lambda quality: {"quality": quality}, lambda quality: {"quality": quality}),
     "png": _Format("PNG", lambda quality: _PNG, lambda quality: _PNG),
 }
-"""Output formats by file name ending, equal to the choices of output_format."""
+"""Output formats by file extension. They are the choices of the input output_format."""
 
 _homes: dict[int, Path] = {}
-"""Process id → the one folder below which that process writes everything."""
+"""Process id → the folder in which that process writes all its files."""
 
 
 def write_pictures(
@@ -55,16 +55,15 @@ def write_pictures(
     output_quality: int,
     poses: str | None = None,
 ) -> list[cog.Path]:
-    """Write control maps, then poses, then pictures, into one fresh temporary folder; returns the files in that order.
+    """Write control maps, then poses, then pictures, into a new temporary folder. Returns the files in that order.
 
-    They are named control_map.png (control_map_0.png, … where there are several), poses.json (the text `poses`, where
-    there is one) and picture_0.png, …; the same pixels
-    and parameters give the same bytes. A picture's parameters are written as JSON: into a PNG's text "parameters", into
-    the description in the EXIF data of the others; nothing else of its info is. `output_format` is a key of FORMATS;
-    `output_quality` is 0–100, without effect where lossless. Raises OutputError on a full disk or any other write
-    error, and then leaves nothing behind.
+    Their names are control_map.png (control_map_0.png, … if there are several), poses.json (with the text `poses`,
+    unless it is None) and picture_0.png, …. The same pixels and parameters give the same bytes. A picture's parameters
+    are written as JSON, into the text "parameters" of a PNG or into the EXIF description of the other formats. The rest
+    of its info is not written. `output_format` is a key of OUTPUT_FORMATS. `output_quality` is 0–100 and has no effect
+    on lossless formats. Raises OutputError on a full disk or any other write error, and then leaves no file behind.
     """
-    encoder = FORMATS[output_format]
+    encoder = OUTPUT_FORMATS[output_format]
     of_maps = ["control_map"] if len(maps) == 1 else [f"control_map_{i}" for i in range(len(maps))]
     encoded = {
         f"{name}.{output_format}": _encode(image, encoder.pillow, encoder.map_options(output_quality))
@@ -81,7 +80,7 @@ def write_pictures(
         files = [folder / name for name in encoded]
         for file, data in zip(files, encoded.values(), strict=True):
             file.write_bytes(data)
-    except BaseException as error:  # a cancellation as well: files that nobody will read are not left to fill the disk
+    except BaseException as error:  # cancellations too: files that will never be read must not fill the disk
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
@@ -91,29 +90,30 @@ def write_pictures(
 
 
 def sweep() -> None:
-    """Remove what earlier requests of this process left on disk; called at the start of each.
+    """Remove the files that earlier requests of this process left on disk. Called at the start of each request.
 
-    The server removes the files that it returned and a failed write cleans up after itself, but a cancellation can land
-    between any two instructions, the cleaning up included. Since every folder is made inside one that is known
-    beforehand, emptying that one misses nothing. Only safe with one request at a time, as here.
+    The server removes the files that it returned, and a failed write cleans up. But a cancellation can come between any
+    two instructions, even during that cleanup. All folders are made inside one that is known in advance, so emptying it
+    removes everything. Only safe with one request at a time, as here.
     """
     home = _homes.get(os.getpid())
     if home is not None and home.is_dir():
         for folder in home.iterdir():
-            shutil.rmtree(folder, ignore_errors=True)  # what resists costs disk space, not this request
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed must not fail this request
 
 
 def _home() -> Path:
-    # Known before anything is written below it; a cancellation in here can leave behind one empty folder at the most.
+    # Known before anything is written into it. A cancellation in this function can leave at most one empty folder.
     process = os.getpid()
     if process not in _homes:
         _homes[process] = Path(tempfile.mkdtemp(prefix=PREFIX))
-    _homes[process].mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary files may have taken it since
+    _homes[process].mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary files may have removed it
     return _homes[process]
 
 
 def _encode(image: Image.Image, pillow_format: str, options: dict[str, Any]) -> bytes:
-    plain = image.convert("RGB")  # a copy; Pillow would write profile and transparency that it finds in info
+    plain = image.convert("RGB")  # a copy
+    # Pillow would write a profile and a transparency that it finds in info.
     plain.info.clear()
     buffer = io.BytesIO()
     plain.save(buffer, pillow_format, **options, **_metadata(image.info.get(PARAMETERS), pillow_format))
@@ -121,10 +121,10 @@ def _encode(image: Image.Image, pillow_format: str, options: dict[str, Any]) -> 
 
 
 def _metadata(parameters: dict[str, Any] | None, pillow_format: str) -> dict[str, Any]:
-    """Encoder options that write the parameters into the file."""
+    """The encoder options that write the parameters into the file."""
     if parameters is None:
         return {}
-    text = json.dumps(parameters)  # ASCII, as EXIF wants it
+    text = json.dumps(parameters)  # ASCII, as EXIF requires
     if pillow_format == "PNG":
         chunk = PngInfo()
         chunk.add_text(PARAMETERS, text)

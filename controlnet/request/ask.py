@@ -127,7 +127,7 @@ class Ask:
     return_pose_json: bool
     """Whether the poses of the openpose control are returned."""
     output_format: str
-    """A key of controlnet.pictures.output.FORMATS."""
+    """A key of controlnet.pictures.output.OUTPUT_FORMATS."""
     output_quality: int
     """0–100, of webp and jpg pictures."""
     disable_safety_checker: bool

@@ -1,4 +1,7 @@
+"""Embeddings of prompts: chunks of long prompts, weights of words, clip_skip."""
+
 import copy
+import logging
 import time
 from itertools import pairwise
 
@@ -18,7 +21,7 @@ def encode(prompt: str, negative: str = "", **options) -> tuple[torch.Tensor, to
     return encode_prompts(prompt, negative, parts()["tokenizer"], parts()["text_encoder"], **options)
 
 
-def test_a_short_prompt_gives_what_diffusers_computes() -> None:
+def test_a_short_prompt_gives_the_embedding_of_diffusers() -> None:
     small = parts()
     names = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     pipeline = StableDiffusionPipeline(
@@ -40,14 +43,20 @@ def test_a_long_prompt_is_used_to_its_end() -> None:
     assert torch.equal(embedded[:, :TOKENS], other[:, :TOKENS])
 
 
-def test_both_prompts_have_one_length() -> None:
+def test_embeddings_of_both_prompts_have_the_same_length() -> None:
     for pair in (encode(LONG, ""), encode("", LONG), encode("", "")):
         assert pair[0].shape == pair[1].shape
 
 
-def test_a_long_prompt_is_encoded_without_a_warning(caplog) -> None:
-    encode(LONG)
+def test_a_long_prompt_is_encoded_without_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = copy.deepcopy(parts()["tokenizer"])  # a tokenizer warns only once
+    encode_prompts(LONG, "", tokenizer, parts()["text_encoder"])
     assert not caplog.records
+    tokenizer(LONG)
+    assert "longer than the specified maximum" in caplog.text
 
 
 def test_the_longest_prompt_passes_and_one_word_more_is_refused() -> None:
@@ -71,7 +80,7 @@ def plain(text: str) -> torch.Tensor:
 
 
 def weights_in(weighted: str, text: str) -> torch.Tensor:
-    """The weight that each token's embedding has, read off the embeddings; the begin marks' weight is 1."""
+    """Each token's weight, computed from the embeddings. The begin tokens have weight 1."""
     ratio = (encode(weighted)[0] / encode(text)[0]).median(-1).values.reshape(-1, TOKENS)
     return ratio / ratio[:, :1]
 
@@ -98,7 +107,7 @@ def weights_in(weighted: str, text: str) -> torch.Tensor:
         (r"\\(red)", [("\\", 1), ("red", 1.1)]),
     ],
 )
-def test_the_syntax_of_weights(prompt: str, expected: list) -> None:
+def test_the_syntax_of_prompt_weights(prompt: str, expected: list) -> None:
     assert weighted_parts(prompt) == expected
 
 
@@ -106,12 +115,12 @@ def test_the_syntax_of_weights(prompt: str, expected: list) -> None:
     "prompt",
     ["(", ")", "[", "]", "red :( ball", "red ball:1.2)", "red) (ball", "][", "a ([ b", r"C:\red", "1:2", "(red:1.2"],
 )
-def test_unbalanced_brackets_are_plain_text(prompt: str) -> None:
+def test_unbalanced_brackets_in_a_prompt_are_plain_text(prompt: str) -> None:
     assert weighted_parts(prompt) == [(prompt, 1)]
     assert torch.equal(encode(prompt)[0], plain(prompt))
 
 
-def test_an_unbalanced_bracket_leaves_the_others_their_weight() -> None:
+def test_an_unbalanced_bracket_keeps_the_other_weights() -> None:
     assert weighted_parts("((red) ball") == [("(", 1), ("red", 1.1), (" ball", 1)]
     assert weighted_parts("(red)) [ball") == [("red", 1.1), (") [ball", 1)]
     assert weighted_parts("(red:1.2.3)") == [("red:1.2.3", 1.1)]
@@ -120,20 +129,20 @@ def test_an_unbalanced_bracket_leaves_the_others_their_weight() -> None:
 @pytest.mark.parametrize(
     "prompt", ["(red:3.1)", "a ((red:2) ball:2)", "(red:-1)", "(" * 12 + "red" + ")" * 12, "(16:9)"]
 )
-def test_a_weight_out_of_range_is_refused(prompt: str) -> None:
+def test_a_prompt_weight_out_of_range_is_refused(prompt: str) -> None:
     for pair in ((prompt, ""), ("", prompt)):
-        with pytest.raises(PromptError, match=r'^Weights in a prompt may be 0 to 3 .*"(red|16)" has [-\d.]+: .*\.$'):
+        with pytest.raises(PromptError, match=r'^Weights in a prompt must be 0 to 3 .*"(red|16)" has [-\d.]+: .*\.$'):
             encode(*pair)
 
 
 @pytest.mark.parametrize(("word", "weight"), [("red", "inf"), ("(red:0)", "nan")])
-def test_deep_nesting_overflows_into_the_same_error(word: str, weight: str) -> None:
+def test_a_weight_that_overflows_by_nesting_is_refused(word: str, weight: str) -> None:
     with pytest.raises(PromptError, match=f'"red" has {weight}'):
         weighted_parts("(" * 9000 + word + ")" * 9000)
 
 
 @pytest.mark.parametrize("prompt", ["a (red:1) ball", "a ([red]) ball", "a re(d ba:1.0)ll", "(a red:1.0) ball()"])
-def test_weights_of_one_change_no_bit(prompt: str) -> None:
+def test_weights_of_1_change_no_bit_of_the_embedding(prompt: str) -> None:
     assert torch.equal(encode(prompt)[0], plain("a red ball"))
 
 
@@ -144,9 +153,9 @@ def test_each_token_has_its_weight() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_word_keeps_its_weight_across_the_border_of_chunks() -> None:
+def test_a_word_keeps_its_weight_across_a_chunk_border() -> None:
     room = TOKENS - 2
-    before, letters = "red " * (room - 2), "zyxwv"  # an unknown word falls apart into its letters
+    before, letters = "red " * (room - 2), "zyxwv"  # an unknown word is split into its letters
     assert len(parts()["tokenizer"](letters, add_special_tokens=False).input_ids) == len(letters)
     found = weights_in(f"{before}({letters}:1.5) ball", f"{before}{letters} ball")
     expected = torch.ones(2, TOKENS)
@@ -155,7 +164,7 @@ def test_a_word_keeps_its_weight_across_the_border_of_chunks() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_leave_the_magnitude_and_the_other_chunks_as_they_are() -> None:
+def test_weights_keep_the_magnitude_and_the_other_chunks() -> None:
     text = "a red ball " * 20
     weighted, as_is = encode(text + "on (grass:2)")[0], encode(text + "on grass")[0]
     for ours, theirs in zip(weighted.split(TOKENS, 1), as_is.split(TOKENS, 1), strict=True):
@@ -164,7 +173,7 @@ def test_weights_leave_the_magnitude_and_the_other_chunks_as_they_are() -> None:
     assert not torch.equal(weighted[:, 2 * TOKENS :], as_is[:, 2 * TOKENS :])
 
 
-def test_half_precision_stays_half_and_whole() -> None:
+def test_bfloat16_embeddings_stay_bfloat16_and_exact() -> None:
     tokenizer, encoder = parts()["tokenizer"], copy.deepcopy(parts()["text_encoder"]).to(torch.bfloat16)
     with torch.no_grad():
         expected = encoder(ids_of("a red ball")).last_hidden_state
@@ -173,14 +182,14 @@ def test_half_precision_stays_half_and_whole() -> None:
     assert encode_prompts("a (red:2) ball", "", tokenizer, encoder)[0].dtype == torch.bfloat16
 
 
-def test_a_weight_raises_and_lowers_what_its_word_does() -> None:
+def test_a_weight_raises_and_lowers_the_effect_of_its_word() -> None:
     base = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
     far = []
     for weight in (0, 0.5, 1, 1.5, 2, 3):
         red, blue = (f"a ({colour}:{weight}) ball on grass" for colour in ("red", "blue"))
         ours, other = encode_prompts(red, blue, base["tokenizer"], base["text_encoder"])
         far.append((ours - other).norm().item())
-    # not 0 for a weight of 0, as the words after it have read it
+    # not 0 for a weight of 0, because the words after it attend to it
     assert all(after > before for before, after in pairwise(far)) and far[-1] > 1.5 * far[0], far
 
 
@@ -203,8 +212,8 @@ def test_clip_skip_holds_for_every_chunk_and_both_prompts() -> None:
 
 
 @pytest.mark.parametrize("clip_skip", [0, 3, -1, 12])
-def test_a_layer_that_the_bundle_lacks_is_refused(clip_skip: int) -> None:
-    with pytest.raises(PromptError, match=rf"may be 1 \(the last layer\) to 2, .* has 2 layers; got {clip_skip}: "):
+def test_clip_skip_beyond_the_layers_is_refused(clip_skip: int) -> None:
+    with pytest.raises(PromptError, match=rf"1 \(the last layer\) to 2, .* has 2 layers, but it is {clip_skip}\.$"):
         encode("a red ball", clip_skip=clip_skip)
 
 
@@ -224,7 +233,7 @@ def test_a_layer_that_the_bundle_lacks_is_refused(clip_skip: int) -> None:
     ],
     ids=lambda prompt: prompt[:6],
 )
-def test_a_flood_of_brackets_is_read_in_no_time(prompt: str) -> None:
+def test_a_flood_of_brackets_is_read_in_linear_time(prompt: str) -> None:
     began = time.process_time()
     weighted_parts(prompt)
     with pytest.raises(PromptError, match="characters"):
@@ -232,7 +241,7 @@ def test_a_flood_of_brackets_is_read_in_no_time(prompt: str) -> None:
     assert time.process_time() - began < 1
 
 
-def test_brackets_do_not_bypass_the_longest_prompt() -> None:
+def test_brackets_do_not_bypass_the_limit_of_tokens() -> None:
     words = (TOKENS - 2) * MOST_CHUNKS
     assert encode("(red:1.1) [red]" * (words // 2))[0].shape[1] == MOST_CHUNKS * TOKENS
     for one_more in ("(red:1.1)[red]" * (words // 2) + "red", "(" * (words + 1), "(" + "red " * (words + 1) + ")"):

@@ -1,3 +1,5 @@
+"""The cache of control maps: its bounds, its order, and maps that failed or were cancelled."""
+
 import pytest
 from PIL import Image
 
@@ -20,7 +22,7 @@ def test_a_map_is_drawn_once() -> None:
     assert (cache.hits, cache.misses, len(cache), cache.bytes) == (1, 1, 1, 300)
 
 
-def test_nobody_can_write_into_the_cache() -> None:
+def test_writing_to_a_map_does_not_change_the_cache() -> None:
     cache = MapCache()
     for _ in range(3):
         control_map = cache.fetch("a", red)
@@ -28,7 +30,7 @@ def test_nobody_can_write_into_the_cache() -> None:
         control_map.paste("blue", (0, 0, 10, 10))
 
 
-def test_the_map_that_was_asked_for_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_map_is_dropped_first() -> None:
     cache = MapCache(most_maps=2)
     cache.fetch("a", red)
     cache.fetch("b", red)
@@ -41,7 +43,7 @@ def test_the_map_that_was_asked_for_longest_ago_goes_first() -> None:
         cache.fetch("b", never)
 
 
-def test_it_is_bounded_in_bytes_and_in_number() -> None:
+def test_the_cache_is_bounded_in_bytes_and_in_number() -> None:
     cache = MapCache(most_maps=5, most_bytes=1000)
     for number in range(20):
         cache.fetch(number, red)
@@ -53,7 +55,7 @@ def test_it_is_bounded_in_bytes_and_in_number() -> None:
     assert len(cache) == 5
 
 
-def test_a_map_that_is_larger_than_the_cache_displaces_nothing() -> None:
+def test_a_map_larger_than_the_cache_displaces_nothing() -> None:
     cache = MapCache(most_bytes=400)
     cache.fetch("a", red)
     assert cache.fetch("b", lambda: red(20)).size == (20, 20)
@@ -62,7 +64,7 @@ def test_a_map_that_is_larger_than_the_cache_displaces_nothing() -> None:
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_what_failed_or_was_cancelled_is_not_kept_and_spoils_nothing(fault: type[BaseException]) -> None:
+def test_a_failed_or_cancelled_map_is_not_kept_and_harms_no_other(fault: type[BaseException]) -> None:
     cache = MapCache(most_maps=2)
 
     def fails() -> Image.Image:
@@ -78,7 +80,7 @@ def test_what_failed_or_was_cancelled_is_not_kept_and_spoils_nothing(fault: type
     cache.fetch("b", never)
 
 
-def test_a_digest_tells_modes_sizes_and_pixels_apart() -> None:
+def test_a_digest_differs_for_modes_sizes_and_pixels() -> None:
     pictures = [red(), Image.new("RGB", (5, 20), "red"), Image.new("RGB", (10, 10)), Image.new("L", (30, 10))]
     assert len({digest(picture) for picture in pictures}) == 4
     assert digest(red()) == digest(red())

@@ -1,4 +1,4 @@
-"""Files: right order, right format, same bytes for the same pixels, and nothing left behind."""
+"""Output files: their order, their format, the same bytes for the same pixels, and no file left behind."""
 
 import errno
 import json
@@ -16,12 +16,12 @@ from PIL import Image, ImageCms
 from controlnet.pictures import output
 from controlnet.pictures.output import PARAMETERS, OutputError, sweep, write_pictures
 
-FORMATS = tuple(output.FORMATS)
+FORMATS = tuple(output.OUTPUT_FORMATS)
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The system's folder for temporary files, empty, with this process not having written anything yet."""
+    """An empty folder for temporary files, in which this process has not written anything yet."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(output, "_homes", {})
     return tmp_path
@@ -42,7 +42,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_maps_come_first_and_files_are_what_they_say(output_format: str) -> None:
+def test_maps_come_first_and_files_have_the_right_format(output_format: str) -> None:
     files = write_pictures([noise(0)], [noise(1), noise(2)], output_format, 80)
     assert [file.name for file in files] == [
         f"{name}.{output_format}" for name in ("control_map", "picture_0", "picture_1")
@@ -62,13 +62,13 @@ def test_several_maps_are_numbered() -> None:
 
 
 @pytest.mark.parametrize(("output_format", "which"), [("png", 0), ("png", 1), ("webp", 0)])
-def test_lossless(output_format: str, which: int) -> None:
+def test_maps_and_png_pictures_are_lossless(output_format: str, which: int) -> None:
     files = write_pictures([noise(0)], [noise(1)], output_format, 0)
     assert np.array_equal(pixels_of(files[which]), np.asarray(noise(which)))
 
 
 @pytest.mark.parametrize("output_format", ["webp", "jpg"])
-def test_quality_is_used_from_0_to_100(output_format: str) -> None:
+def test_output_quality_is_used_from_0_to_100(output_format: str) -> None:
     sizes = [
         write_pictures([], [noise(0)], output_format, quality)[0].stat().st_size for quality in (0, 10, 30, 60, 90, 100)
     ]
@@ -76,7 +76,7 @@ def test_quality_is_used_from_0_to_100(output_format: str) -> None:
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_same_pixels_same_bytes_whatever_the_images_carry(output_format: str) -> None:
+def test_same_pixels_give_the_same_bytes_despite_other_info(output_format: str) -> None:
     laden = noise(0)
     laden.info = {
         "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
@@ -91,15 +91,15 @@ def test_same_pixels_same_bytes_whatever_the_images_carry(output_format: str) ->
     assert laden.info["dpi"] == (300, 300)
 
 
-def test_requests_do_not_share_paths() -> None:
-    """Guards against the peers' fault of fixed output paths, where one request overwrites another's pictures."""
+def test_requests_do_not_share_output_paths() -> None:
+    """Some ControlNet containers on Replicate use fixed paths, so one request overwrites the pictures of another."""
     (first,) = write_pictures([], [noise(0)], "png", 80)
     (second,) = write_pictures([], [noise(1)], "png", 80)
     assert first.parent != second.parent
     assert np.array_equal(pixels_of(first), np.asarray(noise(0)))
 
 
-def test_folders_are_private_and_recognisable(temporary: Path) -> None:
+def test_output_folders_are_private_and_recognisable(temporary: Path) -> None:
     (file,) = write_pictures([], [noise(0)], "png", 80)
     assert temporary in file.parents
     assert [folder.name.startswith("controlnet-") for folder in temporary.iterdir()] == [True]
@@ -118,12 +118,12 @@ def test_sweep_removes_what_earlier_requests_left(temporary: Path) -> None:
     assert file.exists()
 
 
-def test_sweep_before_anything_was_written_touches_nothing(temporary: Path) -> None:
+def test_sweep_before_the_first_output_does_nothing(temporary: Path) -> None:
     sweep()
     assert list(temporary.iterdir()) == []
 
 
-def test_the_folder_may_be_taken_away_between_requests() -> None:
+def test_the_output_folder_may_vanish_between_requests() -> None:
     (file,) = write_pictures([], [noise(0)], "png", 80)
     file.unlink()
     file.parent.rmdir()
@@ -133,7 +133,7 @@ def test_the_folder_may_be_taken_away_between_requests() -> None:
     assert again.exists()
 
 
-def test_a_forked_process_has_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_has_its_own_output_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = write_pictures([], [noise(0)], "png", 80)
     monkeypatch.setattr(os, "getpid", lambda: -1)
     (other,) = write_pictures([], [noise(0)], "png", 80)
@@ -157,7 +157,7 @@ def fail_at_second_file(error: BaseException) -> Callable[[Path, bytes], int]:
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "Input/output error")])
-def test_a_write_error_is_one_sentence_and_leaves_nothing(
+def test_a_write_error_is_one_sentence_and_leaves_no_file(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     error = OSError(number, os.strerror(number), str(temporary / "somewhere"))
@@ -169,7 +169,7 @@ def test_a_write_error_is_one_sentence_and_leaves_nothing(
     monkeypatch.undo()
 
 
-def test_a_disk_too_full_for_even_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_full_for_a_folder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def mkdtemp(*args: object, **options: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -179,7 +179,7 @@ def test_a_disk_too_full_for_even_a_folder(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("cancellation", [cog.CancelationException, KeyboardInterrupt])
-def test_cancelled_while_writing(
+def test_a_cancellation_while_writing_leaves_no_file(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, cancellation: type[BaseException]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -189,9 +189,7 @@ def test_cancelled_while_writing(
     assert files_below(temporary) == []
 
 
-def test_cancelled_while_cleaning_up_is_swept_by_the_next_request(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_cancelled_cleanup_are_swept(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cancelled(*args: object, **options: object) -> None:
         raise cog.CancelationException
 
@@ -206,7 +204,7 @@ def test_cancelled_while_cleaning_up_is_swept_by_the_next_request(
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
-def test_what_a_picture_was_made_with_is_in_its_file(output_format: str) -> None:
+def test_parameters_of_a_picture_are_in_its_file(output_format: str) -> None:
     parameters = {"prompt": "ein schöner Hut \u2603", "seed": 7, "controls": [{"conditioner": "canny", "scale": 0.5}]}
     picture, other = noise(0), noise(0)
     picture.info = {PARAMETERS: parameters, "comment": "a secret"}

@@ -1,4 +1,4 @@
-"""Small ICC profiles whose effect cannot be mistaken, for tests (layout: ICC.1:2001-04)."""
+"""Small ICC profiles with an obvious effect, for tests (layout: ICC.1:2001-04)."""
 
 import struct
 
@@ -6,7 +6,7 @@ from PIL import ImageCms
 
 
 def swapped_srgb() -> bytes:
-    """sRGB with the primaries of red and blue exchanged: a red pixel under it is blue."""
+    """sRGB with the primaries of red and blue exchanged, so that red pixels become blue."""
     data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     tags = 132 + 12 * struct.unpack(">I", data[128:132])[0]
     table = data[132:tags].replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
@@ -14,7 +14,7 @@ def swapped_srgb() -> bytes:
 
 
 def green_ink_cmyk() -> bytes:
-    """A CMYK profile with a green ink in cyan's place: cyan alone is Lab (88, -79, 81), no ink white, others black."""
+    """A CMYK profile with green ink instead of cyan: cyan alone is Lab (88, -79, 81), no ink white, all else black."""
     table = bytearray()
     for corner in range(16):  # a 2×2×2×2 grid, the last channel (black) varies fastest
         light, a, b = {0: (100, 0, 0), 0b1000: (88, -79, 81)}.get(corner, (0, 0, 0))

@@ -1,4 +1,4 @@
-"""Picture files of every kind, made on the spot."""
+"""Picture files for tests, written as needed."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def picture(size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """Smooth enough for lossy formats, with four distinguishable corners."""
+    """A picture that is smooth enough for lossy formats and has four different corners."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]]
     return Image.fromarray(np.stack([x * 4, y * 6, 255 - x * 4], axis=-1).clip(0, 255).astype(np.uint8))
 
@@ -28,8 +28,8 @@ def write(data: bytes, folder: Path) -> Path:
 
 
 def png(width: int, height: int, data: bytes = b"", depth: int = 8, colour: int = 2, extra: bytes = b"") -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     transparency = chunk(b"tRNS", extra) if extra else b""

@@ -15,19 +15,22 @@ from .network import device_of, load_processor, private_size, restore_soft
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the tensors are not the model's, or where the model measures metres."""
+    """Raises WeightsMismatch if the tensors do not fit the model, or if the model measures depth in metres."""
     from transformers import AutoModelForDepthEstimation
 
     model = load_pretrained(AutoModelForDepthEstimation, folder, device)
-    # The metric variants give distance, so that near would come out black.
+    # The metric models predict distance, so near objects would come out black.
     if getattr(model.config, "depth_estimation_type", "relative") != "relative":
-        raise WeightsMismatch("annotator/depth_anything holds a metric depth model: take one of relative depth.")
+        raise WeightsMismatch("annotator/depth_anything holds a metric depth model: use a model of relative depth.")
     return partial(draw_depth, model, load_processor(folder))
 
 
 def draw_depth(model: Any, processor: Any, image: Image.Image, short_side: int | None = None) -> Image.Image:
-    """RGB picture -> its depth in grey. short_side is the model's private resolution, in pixels, up to rounding to its
-    patches; None: as its own processor chooses."""
+    """RGB picture -> its depth in grey.
+
+    short_side is the model's private resolution in pixels, rounded to whole patches. None means the size that the
+    model's own processor chooses.
+    """
     given = {}
     if short_side is not None:
         width, height = private_size(image.size, short_side, processor.ensure_multiple_of)
@@ -39,9 +42,9 @@ def draw_depth(model: Any, processor: Any, image: Image.Image, short_side: int |
 
 
 def depth_map(nearness: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Relative inverse depth, float [height, width], large is near -> grey RGB of (width, height) `size`, white near.
+    """Relative inverse depth, float [height, width], large is near -> grey RGB of (width, height) `size`, near white.
 
-    The picture's own range is stretched to 0 to 255. A prediction without any depth in it gives black.
+    The values of the picture are stretched to the full range, 0 to 255. A flat prediction gives a black map.
     """
     restored = restore_soft(nearness.astype(np.float32), size)
     far, near = float(restored.min()), float(restored.max())

@@ -1,5 +1,5 @@
-"""HED: soft edges. S. Xie, Z. Tu, "Holistically-Nested Edge Detection", ICCV 2015, with the network and weights that
-ControlNet 1.1's authors trained (github.com/lllyasviel/ControlNet-v1-1-nightly, Apache-2.0)."""
+"""HED: soft edges. S. Xie, Z. Tu, "Holistically-Nested Edge Detection", ICCV 2015. The network and weights are by the
+authors of ControlNet 1.1 (github.com/lllyasviel/ControlNet-v1-1-nightly, Apache-2.0)."""
 
 from functools import partial
 from pathlib import Path
@@ -23,31 +23,31 @@ STRIDE = 16
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    """Raises WeightsMismatch if the tensors in the file do not fit the network."""
     return partial(draw_hed, load_hed(folder, device))
 
 
 def load_hed(folder: Path, device: torch.device) -> torch.nn.Module:
-    """The HED network of a folder that holds ControlNetHED.pth. Raises WeightsMismatch as load does."""
+    """The HED network from a folder that contains ControlNetHED.pth. Raises WeightsMismatch as load does."""
     return load_network(ControlNetHED_Apache2, folder / FILE, device)
 
 
 def draw_hed(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
-    """RGB picture -> its edges in quantised strengths. short_side is the network's private resolution, in pixels.
+    """RGB picture -> its edges in quantised strengths. short_side is the network's private resolution in pixels.
 
-    controlnet_aux's HEDdetector quantises first and resizes after, which blurs the levels into one another; here the
-    strengths are brought to the picture's size first. At equal sizes the two agree.
+    controlnet_aux's HEDdetector quantises first and then resizes, which blurs the levels. Here the strengths are
+    resized to the picture's size before they are quantised. If no resizing is needed, both give the same map.
     """
     edges = restore_soft(edge_strength(network, private_pixels(image, short_side, STRIDE)), image.size)
     return Image.fromarray(safe_levels(edges)).convert("RGB")
 
 
 def edge_strength(network: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 3], sides multiples of STRIDE -> edge strength, float64 [height, width], 0 to 1."""
+    """uint8 [height, width, 3], both sides multiples of STRIDE -> edge strength, float64 [height, width], 0 to 1."""
     height, width = pixels.shape[:2]
     with torch.inference_mode():
         sides = [side[0, 0].cpu().numpy() for side in network(as_batch(pixels, device_of(network)))]
-    # On the CPU and in float64 as controlnet_aux does it: the levels of safe_levels turn on the last digit.
+    # On the CPU and in float64, like controlnet_aux: the levels of safe_levels depend on the last digit.
     resized = [cv2.resize(side, (width, height), interpolation=cv2.INTER_LINEAR) for side in sides]
     logits = np.mean(np.stack(resized, axis=2), axis=2).astype(np.float64)
     return 1 / (1 + np.exp(-logits))
@@ -56,7 +56,7 @@ def edge_strength(network: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
 def safe_levels(edges: np.ndarray) -> np.ndarray:
     """Edge strength 0 to 1 -> uint8 in ControlNet 1.1's "safe" levels: 0, 127, 255.
 
-    Three quarters of the soft-edge net's training maps were quantised like this, which keeps faint remains of the
-    source's texture from being painted back into the picture (ControlNet 1.1 notes on soft edges).
+    Three quarters of the training maps of the softedge ControlNet were quantised like this. It removes faint traces of
+    the source's texture, which the ControlNet would otherwise paint back (ControlNet 1.1's notes on soft edges).
     """
     return np.clip(np.floor(edges * 3) / 2 * 255, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Rough strokes along HED's edges, as ControlNet 1.1's scribble net was trained on. The network is that of hed.py."""
+"""Rough strokes along HED's edges, like the training maps of ControlNet 1.1's scribble net, with hed.py's network."""
 
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,16 @@ with quiet_controlnet_aux():
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    """Raises WeightsMismatch if the tensors in the file do not fit the network."""
     return partial(draw_hed_scribble, load_hed(folder, device))
 
 
 def draw_hed_scribble(
     network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE
 ) -> Image.Image:
-    """RGB picture -> white strokes on black; a doodle gives its own strokes, and the network is not run.
+    """RGB picture -> white strokes on black. A doodle keeps its own strokes, and the network is not run.
 
-    short_side is the network's private resolution, in pixels.
+    short_side is the network's private resolution in pixels.
     """
     strokes = find_strokes(image)
     if strokes is None:
@@ -39,7 +39,8 @@ def draw_hed_scribble(
 def scribble_strokes(edges: np.ndarray) -> np.ndarray:
     """Edge strength 0 to 1, [height, width] -> uint8 strokes, 255 on 0, about 14 pixels wide.
 
-    The ridges of the blurred edges, drawn with a round pen; the numbers are those of controlnet_aux's HEDdetector.
+    These are the ridges of the blurred edges, drawn with a round pen. The numbers are those of controlnet_aux's
+    HEDdetector.
     """
     ridges = nms((edges * 255).clip(0, 255).astype(np.uint8), 127, 3.0)
     return np.where(cv2.GaussianBlur(ridges, (0, 0), 3.0) > 4, 255, 0).astype(np.uint8)

@@ -1,5 +1,5 @@
-"""Line art: lines as a hand draws them. C. Chan, F. Durand, P. Isola, "Learning to Generate Line Drawings That Convey
-Geometry and Semantics", CVPR 2022 (github.com/carolineec/informative-drawings, MIT)."""
+"""Line art like a hand drawing. C. Chan, F. Durand, P. Isola, "Learning to Generate Line Drawings That Convey Geometry
+and Semantics", CVPR 2022 (github.com/carolineec/informative-drawings, MIT)."""
 
 from functools import partial
 from pathlib import Path
@@ -17,25 +17,28 @@ with quiet_controlnet_aux():
     from controlnet_aux.lineart import Generator
 
 FILE = "sk_model.pth"
-"""The network of fine lines, controlnet_aux's default. There is another of coarse ones, sk_model2.pth: a choice between
-the two would be an input of its own."""
+"""The network for fine lines, controlnet_aux's default. The one for coarse lines is sk_model2.pth; offering both would
+need another input."""
 STRIDE = 4
 """The network halves its input twice."""
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    """Raises WeightsMismatch if the tensors in the file do not fit the network."""
     return partial(draw_lineart, load_network(build_lineart, folder / FILE, device))
 
 
 def build_lineart() -> torch.nn.Module:
-    """The network in the variant of sk_model.pth, with random weights."""
+    """The network with the layout of sk_model.pth and random weights."""
     return Generator(3, 1, n_residual_blocks=3)
 
 
 def draw_lineart(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
-    """RGB picture -> its lines, white on black with soft rims. short_side is the network's private resolution, in
-    pixels; where the picture already has it, the map is that of controlnet_aux's LineartDetector."""
+    """RGB picture -> its lines, white on black with soft edges.
+
+    short_side is the network's private resolution in pixels. If the picture has that size already, the map equals
+    the one of controlnet_aux's LineartDetector.
+    """
     pixels = private_pixels(image, short_side, STRIDE)
     with torch.inference_mode():
         paper = network(as_batch(pixels, device_of(network)) / 255)[0, 0].cpu().numpy() * 255

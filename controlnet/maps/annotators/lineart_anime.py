@@ -1,6 +1,6 @@
 """Line art of anime: Anime2Sketch. X. Xiang et al., "Adversarial Open Domain Adaptation for Sketch-to-Photo Synthesis",
-WACV 2022 (github.com/Mukosame/Anime2Sketch, MIT); a U-Net as P. Isola et al., "Image-to-Image Translation with
-Conditional Adversarial Networks", CVPR 2017."""
+WACV 2022 (github.com/Mukosame/Anime2Sketch, MIT). The network is a U-Net as in P. Isola et al., "Image-to-Image
+Translation with Conditional Adversarial Networks", CVPR 2017."""
 
 from functools import partial
 from math import ceil
@@ -26,25 +26,28 @@ STRIDE = 256
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    """Raises WeightsMismatch if the tensors in the file do not fit the network."""
     network = load_network(build_lineart_anime, folder / FILE, device, tensors_of=unwrap)
     return partial(draw_lineart_anime, network)
 
 
 def build_lineart_anime() -> torch.nn.Module:
-    """The network in the variant of netG.pth, with random weights."""
-    norm_layer: Any = torch.nn.InstanceNorm2d  # the default, batch normalisation, is all that the class's types know
+    """The network with the layout of netG.pth and random weights."""
+    norm_layer: Any = torch.nn.InstanceNorm2d  # the class is annotated for batch normalisation only
     return UnetGenerator(3, 1, num_downs=8, norm_layer=norm_layer)
 
 
 def draw_lineart_anime(
     network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE
 ) -> Image.Image:
-    """RGB picture -> its lines, white on black with soft rims. short_side is the network's private resolution, in
-    pixels; where the picture already has it, the map is that of controlnet_aux's LineartAnimeDetector."""
+    """RGB picture -> its lines, white on black with soft edges.
+
+    short_side is the network's private resolution in pixels. If the picture has that size already, the map equals
+    the one of controlnet_aux's LineartAnimeDetector.
+    """
     pixels = private_pixels(image, short_side, 1)
     height, width = pixels.shape[:2]
-    # Stretched to the next multiples of STRIDE, as controlnet_aux does it: the nearest ones would halve some pictures.
+    # Stretched up to the next multiples of STRIDE, like controlnet_aux: the nearest ones would halve some pictures.
     stretched = [ceil(side / STRIDE) * STRIDE for side in (width, height)]
     batch = as_batch(cv2.resize(pixels, stretched, interpolation=cv2.INTER_CUBIC), device_of(network)) / 127.5 - 1
     with torch.inference_mode():

@@ -19,15 +19,15 @@ with quiet_controlnet_aux():
 
 FILE = "mlsd_large_512_fp32.pth"
 STRIDE = 16
-"""The network halves its input four times; its own output is at half the input's size."""
+"""The network halves its input four times. Its output has half the size of the input."""
 SCORE_THRESHOLD = 0.1
 DISTANCE_THRESHOLD = 0.1
-"""ControlNet's defaults for its lines: the least score of a line's centre, and the least length in output pixels."""
+"""ControlNet's defaults: the smallest score of a line's centre, and the smallest length in output pixels."""
 MOST_LINES = 200
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the file's tensors are not the network's."""
+    """Raises WeightsMismatch if the tensors in the file do not fit the network."""
     return partial(draw_mlsd, load_network(MobileV2_MLSD_Large, folder / FILE, device))
 
 
@@ -38,15 +38,15 @@ def draw_mlsd(
     mlsd_score_threshold: float = SCORE_THRESHOLD,
     mlsd_distance_threshold: float = DISTANCE_THRESHOLD,
 ) -> Image.Image:
-    """RGB picture -> its straight lines, 255 on 0. short_side is the network's private resolution, in pixels.
+    """RGB picture -> its straight lines, 255 on 0. short_side is the network's private resolution in pixels.
 
-    mlsd_score_threshold is the least score of a line, 0 to 1, and mlsd_distance_threshold its least length, 0 to 20
-    pixels of the network's output, which is half as large as its input.
-    controlnet_aux's MLSDdetector swallows every exception and returns a black map then, so it is not used.
+    mlsd_score_threshold is the smallest score of a line, 0 to 1. mlsd_distance_threshold is its smallest length, 0 to
+    20 pixels of the network's output, which is half as large as its input. controlnet_aux's MLSDdetector is not used
+    because it returns a black map on any exception.
     """
     pixels = private_pixels(image, short_side, STRIDE)
     height, width = pixels.shape[:2]
-    # The network has a fourth channel, which is all ones.
+    # The network expects a fourth channel of ones.
     batch = as_batch(np.dstack([pixels, np.ones((height, width), np.uint8)]), device_of(network)) / 127.5 - 1
     with torch.inference_mode():
         segments = line_segments(network(batch), mlsd_score_threshold, mlsd_distance_threshold)
@@ -59,11 +59,11 @@ def line_segments(
 ) -> np.ndarray:
     """The network's output [1, 5 or more, height / 2, width / 2] -> segments in input pixels, float32 [n, 4].
 
-    Each segment is x and y of its start, then of its end. n is 0 to MOST_LINES, the surest line first.
+    A segment holds x and y of one end, then of the other. n is 0 to MOST_LINES, and the most certain line comes first.
     """
     centres, scores, displacements = deccode_output_score_and_ptss(output, MOST_LINES, 3)
     rows, columns = centres[:, 0], centres[:, 1]
-    ends = displacements[rows, columns].reshape(-1, 2, 2)  # [line, start or end, x or y], from the centre
+    ends = displacements[rows, columns].reshape(-1, 2, 2)  # [line, end, x or y], relative to the centre
     lengths = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
     kept = (scores > score_threshold) & (lengths > distance_threshold)
     segments = ends + np.stack([columns, rows], axis=1)[:, None]
@@ -73,8 +73,8 @@ def line_segments(
 def draw_segments(segments: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Segments float [n, 4] in pixels of the (width, height) `size` -> an RGB picture of white lines on black.
 
-    The lines are drawn at the final size: one pixel wide up to a short side of 512, and thicker in proportion beyond.
-    Resizing a drawn map instead would lose lines when shrinking it.
+    The lines are drawn at the final size. They are one pixel wide up to a short side of 512, and proportionally thicker
+    above it. Reducing a drawn map instead would lose lines.
     """
     width, height = size
     canvas = np.zeros((height, width), np.uint8)

@@ -1,4 +1,4 @@
-"""What annotators with a network share: quiet imports, and a private resolution for the network."""
+"""Shared by the annotators with a network: quiet imports, and resizing to the network's private resolution and back."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 
 TRAINED_SHORT_SIDE = 512
-"""Pixels. The ControlNet 1.1 annotators look at pictures at this size, and their line widths are meant for it."""
+"""Pixels. The ControlNet 1.1 annotators run at this size, and their line widths are meant for it."""
 
 LONGEST_ASPECT = 4
-"""How many short sides a private picture may be long: an enlarged 64 × 2048 strip would not fit in memory."""
+"""Longest side of a private picture, in short sides. Otherwise an enlarged 64 × 2048 strip would not fit in memory."""
 
 
 @contextmanager
 def quiet_controlnet_aux() -> Iterator[None]:
-    """Silence what importing controlnet_aux 0.0.10, or building its networks, warns about.
+    """Silence the warnings that controlnet_aux 0.0.10 gives when it is imported or when its networks are built.
 
-    All of it is about that package's own age (old import paths, torch.jit) or about detectors that are not used here
-    (mediapipe, SAM). Nobody who reads our log can act on it. Other warnings pass.
+    They are about the package's age (old import paths, torch.jit) or about detectors that are not used here (mediapipe,
+    SAM). A reader of the log can do nothing about them. Other warnings pass.
     """
     with warnings.catch_warnings():
         for message, category in (
@@ -38,12 +38,12 @@ def quiet_controlnet_aux() -> Iterator[None]:
 
 
 def unwrap(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict of a network inside DataParallel, as some were published -> the network's own."""
+    """The state dict of a network in DataParallel, as some were published -> that of the network itself."""
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def load_processor(folder: Path) -> Any:
-    """Open the image processor that was saved beside a transformers model."""
+    """Open the image processor that is saved in the folder of a transformers model."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -52,8 +52,8 @@ def load_processor(folder: Path) -> Any:
 def private_size(size: tuple[int, int], short_side: int, multiple: int) -> tuple[int, int]:
     """The (width, height) at which a network sees a picture of (width, height) `size`.
 
-    Both are multiples of `multiple`, the network's stride. The short side is about `short_side` and the long side at
-    most about LONGEST_ASPECT times that; the aspect ratio is kept up to rounding.
+    Both sides are multiples of `multiple`, the network's stride. The short side is about `short_side`, and the long
+    side is at most about LONGEST_ASPECT times that. The aspect ratio is kept, apart from rounding.
     """
     scale = min(short_side / min(size), LONGEST_ASPECT * short_side / max(size))
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
@@ -61,7 +61,7 @@ def private_size(size: tuple[int, int], short_side: int, multiple: int) -> tuple
 
 
 def private_pixels(image: Image.Image, short_side: int, multiple: int) -> np.ndarray:
-    """The picture at its private_size, as uint8 [height, width, 3] of its own memory."""
+    """The picture at its private_size, as uint8 [height, width, 3]; always a copy."""
     size = private_size(image.size, short_side, multiple)
     pixels = np.array(image.convert("RGB"))
     if size == image.size:
@@ -76,7 +76,7 @@ def as_batch(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def restore_soft(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring values that may be blended (edge strength, depth, normals) to the picture's (width, height)."""
+    """Resize values that may be blended (edge strength, depth, normals) to the picture's (width, height)."""
     height, width = values.shape[:2]
     if (width, height) == size:
         return values
@@ -85,7 +85,7 @@ def restore_soft(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def restore_exact(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring values that must not be blended (labels, skeleton colours, strokes) to the picture's (width, height)."""
+    """Resize values that must not be blended (labels, skeleton colours, strokes) to the picture's (width, height)."""
     return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 

@@ -28,21 +28,21 @@ IMAGENET_SPREAD = [0.229, 0.224, 0.225]
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the file's tensors are not the network's."""
-    # The file is a training checkpoint.
+    """Raises WeightsMismatch if the tensors in the file do not fit the network."""
+    # The file is a training checkpoint, with the state dict under "model".
     network = load_network(build_bae, folder / FILE, device, tensors_of=lambda checkpoint: unwrap(checkpoint["model"]))
     return partial(draw_normal_bae, network)
 
 
 def build_bae() -> torch.nn.Module:
-    """The network in the variant of scannet.pt, with random weights."""
-    # The two ratios are read in training only. Building prints two lines of chatter, which are kept out of the log.
+    """The network with the layout of scannet.pt and random weights."""
+    # The two ratios are used in training only. Building the network prints two lines, which are kept out of the log.
     with quiet_controlnet_aux(), redirect_stdout(io.StringIO()):
         return NNET(SimpleNamespace(architecture="BN", sampling_ratio=0.4, importance_ratio=0.7))
 
 
 def draw_normal_bae(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
-    """RGB picture -> its normals as colours. short_side is the network's private resolution, in pixels."""
+    """RGB picture -> its normals as colours. short_side is the network's private resolution in pixels."""
     batch = as_batch(private_pixels(image, short_side, STRIDE), device_of(network)) / 255
     with torch.inference_mode():
         finest = network(normalize(batch, IMAGENET_MEAN, IMAGENET_SPREAD))[0][-1]
@@ -52,7 +52,7 @@ def draw_normal_bae(network: torch.nn.Module, image: Image.Image, short_side: in
 def normal_map(normals: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Normals float32 [height, width, 3], -1 to 1, in BAE's axes (left, up, to the camera) -> RGB of (width, height).
 
-    -1 becomes 0 and 1 becomes 255 on each channel: blue faces the camera, red left, green up.
+    In each channel -1 becomes 0 and 1 becomes 255. Blue faces the camera, red faces left, green faces up.
     """
     restored = restore_soft(normals, size)
     return Image.fromarray(((restored + 1) / 2 * 255).clip(0, 255).astype(np.uint8))

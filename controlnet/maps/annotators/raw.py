@@ -1,4 +1,4 @@
-"""The picture itself, for a ControlNet that looks at plain pictures: ip2p, which was trained on the data of T. Brooks,
+"""The picture itself, for the ControlNet that takes plain pictures: ip2p. It was trained on the data of T. Brooks,
 A. Holynski, A. A. Efros, "InstructPix2Pix: Learning to Follow Image Editing Instructions", CVPR 2023."""
 
 from PIL import Image
@@ -7,7 +7,7 @@ from . import Annotator
 
 
 def load(device: object) -> Annotator:
-    """Needs no weights and no device."""
+    """Needs no weights and ignores the device."""
     return draw_raw
 
 

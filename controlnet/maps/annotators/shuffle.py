@@ -1,5 +1,5 @@
-"""Content shuffle: a picture's colours and textures without its layout, which the shuffle net of ControlNet 1.1 puts
-together to a picture again (github.com/lllyasviel/ControlNet-v1-1-nightly)."""
+"""Content shuffle: a picture's colours and textures without its layout. ControlNet 1.1's shuffle net was trained to
+restore the picture from them (github.com/lllyasviel/ControlNet-v1-1-nightly)."""
 
 import zlib
 
@@ -10,30 +10,30 @@ from PIL import Image
 from . import Annotator
 
 WAVELENGTH = 0.5
-"""Distance between the flow's random values, in short sides of the picture: 256 pixels at 512, as in training."""
+"""Distance between the random values of the flow, as a share of the short side: 256 pixels at 512, as in training."""
 
 
 def load(device: object) -> Annotator:
-    """Needs no weights, and OpenCV runs it on the CPU whatever the device."""
+    """Needs no weights and ignores the device: OpenCV always runs on the CPU."""
     return draw_shuffle
 
 
 def draw_shuffle(image: Image.Image) -> Image.Image:
-    """RGB picture -> the same picture with each pixel taken from where a smooth random flow points.
+    """RGB picture -> the same picture, moved by a smooth random flow: each pixel comes from where the flow points.
 
-    The flow is that of controlnet_aux's ContentShuffleDetector, which draws it from NumPy's global generator and so
-    gives another map every time. Here the numbers come from a generator of this one call, seeded with the pixels.
+    The flow is that of controlnet_aux's ContentShuffleDetector. The detector takes its numbers from NumPy's global
+    generator, so it gives a different map each time. Here they come from a local generator, seeded with the pixels.
     """
     pixels = np.array(image.convert("RGB"))
-    # RandomState and not default_rng: NumPy keeps its numbers the same in all versions (NEP 19).
+    # RandomState instead of default_rng: NumPy keeps its numbers the same in all versions (NEP 19).
     across, down = shuffle_flow(image.size, np.random.RandomState(zlib.crc32(pixels.tobytes())))
     return Image.fromarray(cv2.remap(pixels, across, down, cv2.INTER_LINEAR))
 
 
 def shuffle_flow(size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """Where to take each pixel of a picture of (width, height) `size` from: x and y, float32 [2, height, width].
+    """The place that each pixel of a picture of (width, height) `size` comes from: x and y, float32 [2, height, width].
 
-    All four sides of the picture are reached, and no place outside it.
+    The flow reaches all four sides of the picture and never leaves it.
     """
     width, height = size
     step = max(1, round(WAVELENGTH * min(size)))
@@ -42,7 +42,7 @@ def shuffle_flow(size: tuple[int, int], random: np.random.RandomState) -> np.nda
 
 
 def smooth_noise(size: tuple[int, int], step: int, random: np.random.RandomState) -> np.ndarray:
-    """Noise with random values every `step` pixels and smooth in between: float64 [height, width], from 0 to 1."""
+    """Noise with a random value every `step` pixels, smooth in between: float64 [height, width], 0 to 1."""
     width, height = size
     coarse = random.uniform(size=(height // step + 2, width // step + 2))
     fine = cv2.resize(coarse, (width + 2 * step, height + 2 * step), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Tile: the picture without its details, which the tile net of ControlNet 1.1 paints anew
+"""Tile: the picture without its details, which ControlNet 1.1's tile net paints again
 (github.com/lllyasviel/ControlNet-v1-1-nightly)."""
 
 import cv2
@@ -8,20 +8,19 @@ from PIL import Image
 from . import Annotator
 
 FACTOR = 8
-"""How many times smaller the picture is made. The net's authors show it a picture of 64 pixels for one of 512."""
+"""The picture is reduced by this factor. The net's authors use pictures of 64 pixels for 512."""
 
 
 def load(device: object) -> Annotator:
-    """Needs no weights, and OpenCV runs it on the CPU whatever the device."""
+    """Needs no weights and ignores the device: OpenCV always runs on the CPU."""
     return draw_tile
 
 
 def draw_tile(image: Image.Image, factor: int = FACTOR) -> Image.Image:
-    """RGB picture -> what is left of it at an eighth of its sides (1 / factor), enlarged to its own size again.
+    """RGB picture -> the same picture reduced to 1 / factor of its sides, then enlarged to its own size again.
 
-    Averaging on the way down keeps the colours, and a cubic curve on the way up blurs without blocks or a blur of its
-    own. A picture that was enlarged already, to have its details painted, loses little; to lose nothing, it is sent
-    as a ready-made map.
+    Averaging on the way down keeps the colours. Cubic interpolation on the way up leaves no blocks. A picture that was
+    enlarged already, to have its details painted, loses little. To lose nothing, send it as a ready-made map.
     """
     pixels = np.array(image.convert("RGB"))
     small = [max(1, round(side / factor)) for side in image.size]

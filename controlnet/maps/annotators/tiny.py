@@ -1,4 +1,4 @@
-"""The tiny bundle's annotators: six control maps from one small network (tiny_network.py), which all of them share."""
+"""The tiny bundle's six annotators, which share one small network (tiny_network.py)."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -26,35 +26,35 @@ from .upernet import label_map, segmentation_map
 TINY_SHORT_SIDE = 128
 """Pixels: the network was trained on pictures of this size."""
 LINE_THRESHOLD = 0.5
-"""Least probability of a pixel of a line."""
+"""Smallest probability of a line's pixel."""
 SHORTEST_LINE = 6
-"""Pixels: fewer in one piece are a speck and no line."""
+"""Pixels in one piece. A smaller piece is a speck, not a line."""
 JOINT_THRESHOLD = 0.15
-"""Least height of a peak that counts as a joint: of 40 held-out scenes 84% of the joints are found, 67% at 0.3."""
+"""Smallest height of a peak that counts as a joint. In 40 held-out scenes it finds 84% of the joints; 0.3 finds 67%."""
 LEAST_JOINTS = 4
-"""A neck with fewer joints, itself included, is nobody."""
+"""A person has at least this many joints, the neck included."""
 NECK = 1
 REACH = 12.0
-"""Pixels between a neck and where a joint's offset says that it is, beyond which the joint is not of that person."""
+"""Largest distance, in pixels, between a person's neck and the place where a joint of that person points."""
 
 
 def load(draw: str, folder: Path, device: torch.device) -> Annotator:
-    """`draw` is a key of DRAWINGS. Raises WeightsMismatch where the file's tensors are not the network's."""
+    """`draw` is a key of DRAWINGS. Raises WeightsMismatch if the tensors in the file do not fit the network."""
     network = _load_network(folder, device)
-    if draw == "openpose":  # the one whose findings can be asked for, too
+    if draw == "openpose":  # the only one that can also return the poses it found
         return PoseAnnotator(partial(find_poses, network))
     return partial(DRAWINGS[draw], network)
 
 
 @lru_cache(maxsize=1)
 def _load_network(folder: Path, device: torch.device) -> TinyVisionModel:
-    """Loaded once for the six that share it; nothing writes to it."""
+    """Loaded once for the six annotators that share it. Nothing writes to it."""
     return load_pretrained(TinyVisionModel, folder, device)
 
 
 def see(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Seen:
-    """What the network sees in an RGB picture of any size, at its private one: short side about short_side, in pixels,
-    and sides of 16n."""
+    """The network's output for an RGB picture of any size. The network sees it at its private resolution: a short side
+    of about short_side pixels, and both sides multiples of 16."""
     pixels = as_batch(private_pixels(image, short_side, STRIDE), device_of(network)) / 255
     with torch.inference_mode():
         return network(pixels)
@@ -73,14 +73,14 @@ def draw_mlsd(
     mlsd_score_threshold: float = LINE_THRESHOLD,
     mlsd_distance_threshold: float = SHORTEST_LINE,
 ) -> Image.Image:
-    """RGB picture -> its straight lines, 255 on 0, one pixel wide where the short side is short_side and in proportion.
+    """RGB picture -> its straight lines, 255 on 0. They are one pixel wide at a short side of short_side, and scale.
 
-    mlsd_score_threshold is the least probability of a line, 0 to 1, and mlsd_distance_threshold its least length, 0 to
-    20 of the network's pixels.
+    mlsd_score_threshold is the smallest probability of a line, 0 to 1. mlsd_distance_threshold is its smallest length,
+    0 to 20 of the network's pixels.
     """
     seen = see(network, image, short_side)
     lines = thin_lines(seen.straight, mlsd_score_threshold, mlsd_distance_threshold).astype(np.float32)
-    # Not by nearest neighbour, which would lose lines in making a map smaller.
+    # Not by nearest neighbour, which would lose lines when it reduces a map.
     drawn = np.where(restore_soft(lines, image.size) > 0.4, 255, 0).astype(np.uint8)
     return Image.fromarray(drawn).convert("RGB")
 
@@ -120,45 +120,44 @@ def find_poses(network: TinyVisionModel, image: Image.Image, short_side: int = T
 def thin_lines(logits: torch.Tensor, probability: float = LINE_THRESHOLD, length: float = SHORTEST_LINE) -> np.ndarray:
     """Logits of lines (1, 1, height, width) -> bool [height, width], lines one pixel wide.
 
-    Pixels below `probability` and pieces of fewer than `length` pixels are left out.
+    Pixels below `probability` and pieces of fewer than `length` pixels are dropped.
     """
     likely = (logits[0, 0].sigmoid() > probability).cpu().numpy()
     thin = skeletonize(likely)
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(thin.astype(np.uint8), connectivity=8)
     kept = np.array(stats[:, cv2.CC_STAT_AREA] >= length)
-    kept[0] = False  # what is no line
+    kept[0] = False  # the background
     return kept[np.asarray(pieces, np.int64)]
 
 
 def find_people(seen: Seen) -> list[np.ndarray]:
     """People in the first picture of `seen`: float32 [18, 3] each, x and y in its pixels and a score, 0 to 1.
 
-    All three are 0 for a joint that was not found. Every neck starts a person, and every other joint goes to the one to
-    whose neck it points, grouping from below by offsets as G. Papandreou et al., "PersonLab", ECCV 2018.
+    All three numbers are 0 for a joint that was not found. Every neck starts a person. Every other joint belongs to the
+    person whose neck it points to. This is bottom-up grouping by offsets as in G. Papandreou et al., "PersonLab", ECCV
+    2018.
     """
     joints, spots, scores = _peaks(seen.joints[0].sigmoid())
     columns, rows = spots.T
     offsets = seen.to_neck[0, :, rows, columns].T.cpu().numpy() * NECK_UNIT
-    pixels = 2.0 * spots + 1  # the middle of a cell of the joints' maps, which are half as large
-    necks = joints == NECK
-    people = []
-    for x, y, score in zip(*pixels[necks].T, scores[necks], strict=True):
-        person = np.zeros((seen.joints.shape[1], 3), np.float32)
-        person[NECK] = x, y, score
-        people.append(person)
-    if not people:
+    pixels = 2.0 * spots + 1  # the middle of a cell; the joints' maps are half as large as the picture
+    is_neck = joints == NECK
+    necks = pixels[is_neck]
+    if not len(necks):
         return []
-    for i in np.flatnonzero(~necks):
-        away = [float(np.hypot(*(pixels[i] + offsets[i] - person[NECK, :2]))) for person in people]
-        person = people[int(np.argmin(away))]
-        if min(away) <= REACH and scores[i] > person[joints[i], 2]:
+    people = np.zeros((len(necks), seen.joints.shape[1], 3), np.float32)
+    people[:, NECK] = np.column_stack([necks, scores[is_neck]])
+    for i in np.flatnonzero(~is_neck):
+        away = np.hypot(*(pixels[i] + offsets[i] - necks).T)
+        person = people[away.argmin()]
+        if away.min() <= REACH and scores[i] > person[joints[i], 2]:
             person[joints[i]] = *pixels[i], scores[i]
     return [person for person in people if np.count_nonzero(person[:, 2]) >= LEAST_JOINTS]
 
 
 def _peaks(heat: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Heat (18, h, w), 0 to 1 -> which joint, x and y in cells (n, 2), and height of each local maximum."""
-    # Of equal neighbours one has to be the highest: a joint on the border of two cells is one joint.
+    """Heat maps (18, h, w), 0 to 1 -> of each local maximum its joint (n), x and y in cells (n, 2) and height (n)."""
+    # A slope makes one of equal neighbours the highest: a joint on the border of two cells must not count twice.
     heat = heat - torch.linspace(0, 1e-3, heat[0].numel(), device=heat.device).view(heat.shape[1:])
     highest = F.max_pool2d(heat[None], 3, 1, 1)[0]
     found = ((heat == highest) & (heat > JOINT_THRESHOLD)).nonzero()

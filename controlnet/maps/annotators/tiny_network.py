@@ -1,7 +1,7 @@
-"""The small network behind the tiny bundle's annotators: one trunk that sees lines, depth, normals, classes and joints.
+"""The small network of the tiny bundle's annotators: one trunk predicts lines, depth, normals, classes and joints.
 
-A U-Net (O. Ronneberger et al., MICCAI 2015) trained on the procedural world of tinyworld/. Two of them are trained,
-apart from each other: one draws control maps in the bundle, the other scores pictures in the evaluation.
+It is a U-Net (O. Ronneberger et al., MICCAI 2015), trained on the procedural world of tinyworld/. Two are trained
+separately: one draws control maps in the bundle, the other scores pictures in the evaluation.
 """
 
 from dataclasses import dataclass
@@ -16,38 +16,38 @@ from torch import nn
 JOINTS = 18
 """OpenPose's body joints, in its order."""
 FINE = 7
-"""Channels at full resolution besides the classes: three kinds of lines, nearness, three of the normal."""
+"""Channels at full resolution, without the classes: three for lines, one for nearness, three for the normal."""
 STRIDE = 16
 """Both sides of the input must be multiples of this."""
 NECK_UNIT = 16.0
-"""Pixels of the input that 1 in `to_neck` stands for."""
+"""A value of 1 in `to_neck` stands for this many pixels of the input."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the network sees in pictures of (height, width)."""
+    """The network's output for pictures of (height, width)."""
 
     outlines: torch.Tensor
-    """(B, 1, height, width) logits: where one surface ends and another begins."""
+    """(B, 1, height, width) logits of the borders between surfaces."""
     edges: torch.Tensor
-    """(B, 1, height, width) logits: where Canny's detector with thresholds 100 and 200 has edges."""
+    """(B, 1, height, width) logits of the edges that Canny's detector finds with thresholds 100 and 200."""
     straight: torch.Tensor
-    """(B, 1, height, width) logits: where straight edges of things run."""
+    """(B, 1, height, width) logits of the straight edges of objects."""
     nearness: torch.Tensor
     """(B, 1, height, width), about 0 (farthest in the picture) to 1 (nearest), linear in 1 / distance."""
     normals: torch.Tensor
     """(B, 3, height, width), unit vectors in BAE's axes: left, up, towards the camera."""
     classes: torch.Tensor
-    """(B, K, height, width) logits over the classes that the network's configuration lists by ADE20K number."""
+    """(B, K, height, width) logits of the classes that the network's configuration lists by ADE20K number."""
     joints: torch.Tensor
-    """(B, 18, height / 2, width / 2) logits: a bump about two pixels wide on each visible joint."""
+    """(B, 18, height / 2, width / 2) logits, with a bump about two pixels wide on each visible joint."""
     to_neck: torch.Tensor
-    """(B, 2, height / 2, width / 2), meaningful near joints: x and y from here to the person's neck, in NECK_UNITs."""
+    """(B, 2, height / 2, width / 2) offsets to the person's neck, x and y in NECK_UNITs; meaningful near joints."""
 
 
 class TinyVisionModel(ModelMixin, ConfigMixin):
-    """`widths`: channels at a half, a quarter, … of the resolution; `classes`: ADE20K's number (0–149) of each class it
-    tells. Nothing is computed at full resolution: the last layer gives each pixel of a square of four its own values.
+    """`widths` are the channels at a half, a quarter, … of the resolution. `classes` are the ADE20K numbers (0–149) of
+    the classes it predicts. No layer runs at full resolution: the last one predicts four pixels for each of its own.
     """
 
     @register_to_config
@@ -61,8 +61,8 @@ class TinyVisionModel(ModelMixin, ConfigMixin):
         self.up = nn.ModuleList(_block(wide + thin, thin) for thin, wide in reversed(pairs))
         self.fine = nn.Conv2d(widths[0], 4 * (FINE + len(classes)), 3, padding=1)
         self.coarse = nn.Conv2d(widths[0], JOINTS + 2, 1)
-        assert self.coarse.bias is not None  # for the type checker: a convolution has one unless told otherwise
-        nn.init.constant_(self.coarse.bias[:JOINTS], -4.0)  # next to no pixel is a joint
+        assert self.coarse.bias is not None  # for the type checker: convolutions have a bias by default
+        nn.init.constant_(self.coarse.bias[:JOINTS], -4.0)  # hardly any pixel is a joint
 
     def forward(self, pictures: torch.Tensor) -> Seen:
         """`pictures`: (B, 3, height, width), 0 to 1, both sides multiples of STRIDE."""
@@ -91,7 +91,7 @@ class TinyVisionModel(ModelMixin, ConfigMixin):
 
 
 def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
-    """Two convolutions, each after a normalisation and SiLU; the first may halve the size."""
+    """Two convolutions, each followed by a normalisation and SiLU. With stride 2 the first one halves the size."""
     return nn.Sequential(
         nn.Conv2d(before, after, 3, stride=stride, padding=1),
         nn.GroupNorm(8, after),

@@ -1,5 +1,5 @@
-"""UPerNet: what is where. T. Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018; classes and
-colours of ADE20K (B. Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017)."""
+"""UPerNet: semantic segmentation. T. Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018. The
+classes and colours are ADE20K's (B. Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017)."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -18,38 +18,39 @@ with quiet_controlnet_aux():
     from controlnet_aux.util import ade_palette
 
 STRIDE = 32
-"""The backbone's coarsest features are a thirty-second of its input."""
+"""The backbone's coarsest features have a thirty-second of the input's size."""
 CLASSES_AT_ONCE = 16
-"""All 150 classes of a 2048 × 2048 picture at once would take 2.5 GB."""
+"""All 150 classes of a 2048 × 2048 picture together would take 2.5 GB."""
 
 
 def load(folder: Path, device: torch.device) -> Annotator:
-    """Raises WeightsMismatch where the tensors are not the model's, or where it has other classes than ADE20K's 150."""
+    """Raises WeightsMismatch if the tensors do not fit the model, or if it does not have ADE20K's 150 classes."""
     from transformers import UperNetForSemanticSegmentation
 
     model = load_pretrained(UperNetForSemanticSegmentation, folder, device)
     if model.config.num_labels != len(ade20k_palette()):
         raise WeightsMismatch(
-            f"annotator/upernet has {model.config.num_labels} classes: "
-            f"take a model of ADE20K's {len(ade20k_palette())}, whose colours the ControlNet knows."
+            f"annotator/upernet has {model.config.num_labels} classes: use a model with ADE20K's "
+            f"{len(ade20k_palette())} classes, whose colours the ControlNet was trained on."
         )
     return partial(draw_segmentation, model, load_processor(folder))
 
 
 @cache
 def ade20k_palette() -> np.ndarray:
-    """The colour of each ADE20K class, uint8 [150, 3], as the seg ControlNet was trained on: controlnet_aux's table."""
+    """The colours of ADE20K's classes, uint8 [150, 3], as in the seg ControlNet's training: controlnet_aux's table."""
     palette = np.array(ade_palette(), np.uint8)
-    palette.flags.writeable = False  # cached, so shared by all callers
+    palette.flags.writeable = False  # cached, so all callers share it
     return palette
 
 
 def draw_segmentation(
     model: Any, processor: Any, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE
 ) -> Image.Image:
-    """RGB picture -> its classes in ADE20K's colours. short_side is the network's private resolution, in pixels.
+    """RGB picture -> its classes in ADE20K's colours. short_side is the network's private resolution in pixels.
 
-    The aspect ratio is kept, as in the model's training; its processor alone would squeeze every picture into a square.
+    The aspect ratio is kept, as in the model's training. The model's own processor would squeeze every picture into a
+    square.
     """
     pixels = private_pixels(image, short_side, STRIDE)
     inputs = processor(images=Image.fromarray(pixels), do_resize=False, return_tensors="pt").to(device_of(model))
@@ -59,9 +60,9 @@ def draw_segmentation(
 
 
 def label_map(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits [1, classes, height, width] -> the likeliest class at each pixel, int64 [height, width] of `size`.
+    """Logits [1, classes, height, width] -> the most likely class at each pixel, int64, of (width, height) `size`.
 
-    The logits are resized, not the labels: that follows contours more finely, and no label can blend with another.
+    The logits are resized instead of the labels, because contours come out finer. Labels are never blended.
     """
     width, height = size
     best = torch.full((height, width), -torch.inf, device=logits.device)

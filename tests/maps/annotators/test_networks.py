@@ -1,7 +1,6 @@
-"""What the annotators with a network make of its output, and that they agree with controlnet_aux where they should."""
+"""Maps that annotators draw from their network's output, some of them compared with controlnet_aux."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from controlnet.maps.annotators import (
     mlsd,
     network,
     normal_bae,
-    openpose,
-    skeletons,
     upernet,
 )
 from controlnet.maps.annotators.depth_anything import depth_map, draw_depth
@@ -31,33 +28,21 @@ from controlnet.models.loading import WeightsMismatch
 
 with network.quiet_controlnet_aux():
     from controlnet_aux import HEDdetector, LineartAnimeDetector, LineartDetector, MLSDdetector, NormalBaeDetector
-    from controlnet_aux.open_pose import BodyResult, Keypoint, PoseResult, draw_poses
     from controlnet_aux.util import ade_palette
 
 CPU = torch.device("cpu")
-PHOTO = Image.fromarray(data.astronaut()[:256, :384]).resize((192, 128))
-"""Its sides are multiples of 64, to which controlnet_aux rounds: there nobody resizes, and maps can be equal."""
 AT_OWN_SIZE: Any = {"detect_resolution": 128, "image_resolution": 128}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from threads, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@cache
+def photo() -> Image.Image:
+    """Its sides are multiples of 64, to which controlnet_aux rounds. So nothing is resized, and maps can be equal."""
+    return Image.fromarray(data.astronaut()[:256, :384]).resize((192, 128))
 
 
-@pytest.fixture(scope="module")
-def network_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], torch.nn.Module]:
-    root = tmp_path_factory.getbasetemp() / "bundle"  # shared with the other test files
-
-    @cache
-    def load(kind: str) -> torch.nn.Module:
-        return ANNOTATORS[kind].load(lambda part: make_part(part, root), CPU).args[0]
-
-    return load
+@pytest.fixture
+def network_of(loaded: Callable[[str], Any]) -> Callable[[str], torch.nn.Module]:
+    return lambda kind: loaded(kind).args[0]
 
 
 def same(ours: Image.Image, theirs: Any) -> bool:
@@ -67,24 +52,25 @@ def same(ours: Image.Image, theirs: Any) -> bool:
 def test_hed_equals_controlnet_aux(network_of: Callable) -> None:
     net = network_of("hed")
     theirs = HEDdetector(net)
-    assert same(hed.draw_hed(net, PHOTO, 128), theirs(PHOTO, safe=True, **AT_OWN_SIZE))
-    scribble = hed_scribble.draw_hed_scribble(net, PHOTO, 128)
-    assert same(scribble, theirs(PHOTO, scribble=True, **AT_OWN_SIZE))
+    assert same(hed.draw_hed(net, photo(), 128), theirs(photo(), safe=True, **AT_OWN_SIZE))
+    scribble = hed_scribble.draw_hed_scribble(net, photo(), 128)
+    assert same(scribble, theirs(photo(), scribble=True, **AT_OWN_SIZE))
 
 
-def test_hed_has_three_levels_whatever_the_size(network_of: Callable) -> None:
-    control_map = np.array(hed.draw_hed(network_of("hed"), PHOTO.resize((300, 170)), 64))
-    assert set(np.unique(control_map)) <= {0, 127, 255}
+@pytest.mark.parametrize("size", [(192, 128), (300, 170), (64, 80)])
+def test_hed_has_three_levels_at_any_size(size: tuple[int, int], network_of: Callable) -> None:
+    control_map = np.array(hed.draw_hed(network_of("hed"), photo().resize(size), 64))
+    assert set(np.unique(control_map)) == {0, 127, 255}
 
 
 def test_mlsd_equals_controlnet_aux(network_of: Callable) -> None:
     net = network_of("mlsd")
-    assert same(mlsd.draw_mlsd(net, PHOTO, 128), MLSDdetector(net)(PHOTO, **AT_OWN_SIZE))
+    assert same(mlsd.draw_mlsd(net, photo(), 128), MLSDdetector(net)(photo(), **AT_OWN_SIZE))
 
 
 def test_normal_bae_equals_controlnet_aux(network_of: Callable) -> None:
     net = network_of("normal_bae")
-    small = PHOTO.resize((64, 64))
+    small = photo().resize((64, 64))
     theirs = NormalBaeDetector(net)(small, detect_resolution=64, image_resolution=64)
     assert same(normal_bae.draw_normal_bae(net, small, 64), theirs)
 
@@ -92,28 +78,36 @@ def test_normal_bae_equals_controlnet_aux(network_of: Callable) -> None:
 def test_line_art_equals_controlnet_aux(network_of: Callable) -> None:
     net = network_of("lineart")
     theirs = LineartDetector(net, coarse_model=None)
-    assert same(lineart.draw_lineart(net, PHOTO, 128), theirs(PHOTO, **AT_OWN_SIZE))
+    assert same(lineart.draw_lineart(net, photo(), 128), theirs(photo(), **AT_OWN_SIZE))
 
 
 def test_anime_line_art_equals_controlnet_aux(network_of: Callable) -> None:
     net = network_of("lineart_anime")
-    assert same(lineart_anime.draw_lineart_anime(net, PHOTO, 128), LineartAnimeDetector(net)(PHOTO, **AT_OWN_SIZE))
+    assert same(lineart_anime.draw_lineart_anime(net, photo(), 128), LineartAnimeDetector(net)(photo(), **AT_OWN_SIZE))
 
 
-def test_line_art_is_white_on_black_at_any_size(network_of: Callable) -> None:
+def test_line_art_is_white_on_black() -> None:
     paper = np.full((8, 12), 260.0, np.float32)
     paper[:, 5] = -3
     drawn = np.array(lineart.white_lines(paper))
     assert drawn.shape == (8, 12, 3) and drawn[:, 5].min() == 255
     assert not np.delete(drawn, 5, axis=1).any()
-    for size in ((2048, 64), (64, 2048), (2048, 1024)):
-        image = PHOTO.resize(size)
-        assert lineart.draw_lineart(network_of("lineart"), image, 64).size == size
-        assert lineart_anime.draw_lineart_anime(network_of("lineart_anime"), image, 64).size == size
+
+
+@pytest.mark.parametrize("size", [(2048, 64), (64, 2048), (2048, 1024)])
+def test_line_art_covers_the_largest_and_longest_pictures(size: tuple[int, int], network_of: Callable) -> None:
+    image = photo().resize(size)
+    for drawn in (
+        lineart.draw_lineart(network_of("lineart"), image, 64),
+        lineart_anime.draw_lineart_anime(network_of("lineart_anime"), image, 64),
+    ):
+        assert drawn.size == size
+        rows, columns = np.array(drawn), np.array(drawn).swapaxes(0, 1)
+        assert all(border.std() > 0 for border in (rows[:8], rows[-8:], columns[:8], columns[-8:]))
 
 
 class Recorder(torch.nn.Module):
-    """Stands in for HED's network and notes the size that it is given."""
+    """Replaces HED's network and records the size of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +119,7 @@ class Recorder(torch.nn.Module):
         return [batch[:, :1] * 0]
 
 
-def test_networks_look_at_512_pixels_of_short_side() -> None:
+def test_networks_see_a_short_side_of_512_by_default() -> None:
     recorder = Recorder()
     for size in ((512, 680), (64, 64), (97, 131), (1024, 2048), (64, 2048)):
         assert hed.draw_hed(recorder, Image.new("RGB", size)).size == size
@@ -137,14 +131,14 @@ class AnimeRecorder(Recorder):
         return super().forward(batch)[0]
 
 
-def test_anime_line_art_is_looked_at_in_multiples_of_256_and_never_made_smaller_for_it() -> None:
+def test_anime_line_art_is_stretched_up_to_multiples_of_256() -> None:
     recorder = AnimeRecorder()
     for size in ((512, 620), (64, 64), (1024, 2048), (64, 2048)):
         lineart_anime.draw_lineart_anime(recorder, Image.new("RGB", size))
     assert recorder.seen == [(512, 768), (512, 512), (512, 1024), (256, 2048)]
 
 
-def test_an_old_pickle_without_batch_norms_counters_loads(tmp_path: Path) -> None:
+def test_a_pickle_without_counters_of_batch_norm_loads(tmp_path: Path) -> None:
     folder = make_part("annotator/mlsd", tmp_path)
     tensors = torch.load(folder / mlsd.FILE, weights_only=True)
     torch.save({k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}, folder / mlsd.FILE)
@@ -153,7 +147,7 @@ def test_an_old_pickle_without_batch_norms_counters_loads(tmp_path: Path) -> Non
 
 
 def mlsd_output(*lines: tuple[int, int, float, float, float, float]) -> torch.Tensor:
-    """A network's output with a sure centre at (column, row) of each line, and its ends relative to it."""
+    """A network's output with a certain centre at (column, row) of each line, and its ends relative to the centre."""
     output = torch.full((1, 9, 64, 64), -20.0)
     for column, row, *ends in lines:
         output[0, 0, row, column] = 5.0
@@ -169,7 +163,7 @@ def test_mlsd_turns_centres_and_displacements_into_segments() -> None:
     assert not np.array(mlsd.draw_segments(np.zeros((0, 4), np.float32), (70, 64))).any()
 
 
-def test_mlsd_draws_lines_that_survive_any_size() -> None:
+def test_mlsd_keeps_lines_at_any_size() -> None:
     for size, thickness in (((64, 80), 1), ((512, 600), 1), ((1024, 1024), 2), ((2048, 2048), 4)):
         segments = np.array([[10, 20, size[0] - 10, 20]], np.float32)
         control_map = np.array(mlsd.draw_segments(segments, size))
@@ -179,19 +173,19 @@ def test_mlsd_draws_lines_that_survive_any_size() -> None:
         assert middle[20]
 
 
-def test_mlsds_thresholds_equal_controlnet_auxs(network_of: Callable) -> None:
+def test_mlsd_thresholds_equal_controlnet_aux(network_of: Callable) -> None:
     net = network_of("mlsd")
-    plain = mlsd.draw_mlsd(net, PHOTO, 128)
+    plain = mlsd.draw_mlsd(net, photo(), 128)
     for score, distance in ((0.55, 0.1), (0.1, 3.0)):
-        ours = mlsd.draw_mlsd(net, PHOTO, 128, score, distance)
-        theirs = MLSDdetector(net)(PHOTO, thr_v=score, thr_d=distance, **AT_OWN_SIZE)
+        ours = mlsd.draw_mlsd(net, photo(), 128, score, distance)
+        theirs = MLSDdetector(net)(photo(), thr_v=score, thr_d=distance, **AT_OWN_SIZE)
         assert np.array_equal(np.array(ours), np.array(theirs))
         assert np.array(ours).sum() < np.array(plain).sum()
 
 
-def test_depth_is_looked_at_in_the_resolution_asked_for_or_the_processors() -> None:
+def test_depth_uses_the_short_side_or_the_size_of_the_processor() -> None:
     class Sees:
-        """Processor and model in one; notes what it is asked for."""
+        """Replaces the processor and records its arguments."""
 
         ensure_multiple_of = 14
         asked: dict
@@ -202,11 +196,11 @@ def test_depth_is_looked_at_in_the_resolution_asked_for_or_the_processors() -> N
 
     for given, size in ((None, None), (518, {"height": 518, "width": 784}), (100, {"height": 98, "width": 154})):
         with pytest.raises(InterruptedError):
-            draw_depth(None, Sees(), PHOTO, given)
+            draw_depth(None, Sees(), photo(), given)
         assert Sees.asked.get("size") == size
 
 
-def test_near_is_white_in_depth() -> None:
+def test_near_is_white_in_a_depth_map() -> None:
     nearness = np.tile(np.linspace(2.0, 6.0, 40, dtype=np.float32), (30, 1))  # nearer to the right
     control_map = np.array(depth_map(nearness, (40, 30)))
     assert control_map[:, 0].max() == 0
@@ -215,7 +209,7 @@ def test_near_is_white_in_depth() -> None:
     assert np.array(depth_map(nearness, (97, 131)))[60, [0, 96], 0].tolist() == [0, 255]
 
 
-def test_flat_depth_is_black(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_flat_depth_map_is_black(recwarn: pytest.WarningsRecorder) -> None:
     control_map = np.array(depth_map(np.full((30, 40), 3.0, np.float32), (80, 60)))
     assert control_map.shape == (60, 80, 3)
     assert not control_map.any()
@@ -230,14 +224,14 @@ def test_a_metric_depth_model_is_refused(tmp_path: Path) -> None:
         ANNOTATORS["depth_anything"].load(lambda part: folder, CPU)
 
 
-def test_segmentation_has_ade20ks_colours() -> None:
+def test_segmentation_has_the_colours_of_ade20k() -> None:
     labels = np.arange(150).reshape(10, 15)
     assert np.array(upernet.segmentation_map(labels)).reshape(150, 3).tolist() == ade_palette()
     # Wall, building, sky and person, as in ADE20K's own colour table.
     assert upernet.ade20k_palette()[[0, 1, 2, 12]].tolist() == [[120] * 3, [180, 120, 120], [6, 230, 230], [150, 5, 61]]
 
 
-def test_labels_are_the_likeliest_class_after_resizing() -> None:
+def test_labels_are_the_most_likely_class_after_resizing() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 150, 9, 7)
     whole = torch.nn.functional.interpolate(logits, (40, 33), mode="bilinear").argmax(dim=1)[0]
@@ -248,63 +242,7 @@ def test_labels_are_the_likeliest_class_after_resizing() -> None:
     assert colours.tolist() == sorted([ade_palette()[149], ade_palette()[3]])
 
 
-COCO = {
-    "nose": (260, 80), "left eye": (270, 70), "right eye": (250, 70), "left ear": (285, 76), "right ear": (235, 76),
-    "left shoulder": (330, 150), "right shoulder": (190, 150), "left elbow": (360, 240), "right elbow": (160, 240),
-    "left wrist": (380, 330), "right wrist": (140, 330), "left hip": (300, 340), "right hip": (220, 340),
-    "left knee": (305, 430), "right knee": (215, 430), "left ankle": (310, 500), "right ankle": (210, 500),
-}  # fmt: skip
-OPENPOSE_ORDER = [
-    "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
-    "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle", "right eye", "left eye",
-    "right ear", "left ear",
-]  # fmt: skip
-JOINTS = np.array(list(COCO.values()), float)
-
-
-def test_coco_joints_become_openposes() -> None:
-    person = openpose.openpose_joints(JOINTS, np.ones(17))
-    assert person == [{**COCO, "neck": (260, 150)}[name] for name in OPENPOSE_ORDER]
-
-
-def test_unsure_joints_are_left_out_and_a_shoulder_takes_the_neck_with_it() -> None:
-    scores = np.ones(17)
-    scores[list(COCO).index("left shoulder")] = 0.1
-    person = openpose.openpose_joints(JOINTS, scores)
-    assert [OPENPOSE_ORDER[i] for i, joint in enumerate(person) if joint is None] == ["neck", "left shoulder"]
-
-
-def test_skeletons_equal_controlnet_auxs_drawing() -> None:
-    person = openpose.openpose_joints(JOINTS, np.ones(17))
-    friend = [joint and (joint[0] + 90, joint[1] + 4) for joint in person]
-    friend[7] = None
-    poses = [
-        PoseResult(BodyResult([j and Keypoint(j[0] / 640, j[1] / 512) for j in p], 1.0, 18), None, None, None)
-        for p in (person, friend)
-    ]
-    theirs = draw_poses(poses, 512, 640, draw_hand=False, draw_face=False)
-    assert np.array_equal(np.array(skeletons.draw_skeletons([person, friend], (640, 512))), theirs)
-    double = [[joint and (joint[0] * 2, joint[1] * 2) for joint in p] for p in (person, friend)]
-    large = np.array(skeletons.draw_skeletons(double, (1280, 1024)))
-    assert np.array_equal(large, theirs.repeat(2, 0).repeat(2, 1)), "limbs widen with the picture, colours do not blend"
-
-
-@pytest.mark.parametrize("classes", [{0: "person", 1: "bicycle"}, {0: "cat", 1: "dog"}], ids=["bicycles", "no people"])
-def test_only_people_are_posed(classes: dict[int, str], tmp_path: Path) -> None:
-    """The detector is sure of its class 1 everywhere; a picture without people has an empty map."""
-    for part in ANNOTATORS["openpose"].parts:
-        make_part(part, tmp_path)
-    config = tmp_path / "annotator/person_detector/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"id2label": classes}))
-    if "person" in classes.values():
-        annotator = ANNOTATORS["openpose"].load(tmp_path.joinpath, CPU)
-        assert not np.array(annotator(PHOTO)).any()
-    else:
-        with pytest.raises(WeightsMismatch, match="person"):
-            ANNOTATORS["openpose"].load(tmp_path.joinpath, CPU)
-
-
-def test_normals_have_baes_colours() -> None:
+def test_normals_have_the_colours_of_bae() -> None:
     axes = np.array([[[0, 0, 1], [1, 0, 0], [0, 1, 0]]], np.float32)
     control_map = np.array(normal_bae.normal_map(axes, (3, 1)))
     assert control_map.tolist() == [[[127, 127, 255], [255, 127, 127], [127, 255, 127]]]

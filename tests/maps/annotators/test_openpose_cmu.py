@@ -1,6 +1,6 @@
-"""OpenPose's own networks: strict loading of the published layout, and that what they see lands where it is."""
+"""OpenPose's own networks: strict loading of the published files, and joints at the right places."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from annotator_weights import make_part
 from PIL import Image
 from skimage import data
 
@@ -22,29 +21,15 @@ with quiet_controlnet_aux():
     from controlnet_aux import OpenposeDetector
 
 CPU = torch.device("cpu")
-PHOTO = Image.fromarray(data.astronaut()[:384, :256]).resize((128, 192))
-"""Its sides are multiples of 64, to which controlnet_aux rounds: there nobody resizes, and maps can be equal."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture
+def folder(folder_of: Callable[[str], Path]) -> Path:
+    return folder_of("annotator/openpose_cmu")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_part("annotator/openpose_cmu", tmp_path_factory.getbasetemp() / "bundle")
-
-
-def load(folder: Path) -> Any:
-    return ANNOTATORS["openpose_cmu"].load(lambda part: folder, CPU)
-
-
-def test_the_published_layout_loads_with_every_tensor_in_its_place(folder: Path) -> None:
-    annotator = load(folder)
+def test_the_published_layout_loads_with_every_tensor_in_its_place(folder: Path, loaded: Callable[[str], Any]) -> None:
+    annotator = loaded("openpose_cmu")
     networks = {
         openpose_cmu.BODY_FILE: annotator.find.args[0],
         openpose_cmu.HAND_FILE: annotator.more["hands"].args[0],
@@ -59,45 +44,31 @@ def test_the_published_layout_loads_with_every_tensor_in_its_place(folder: Path)
             assert torch.equal(tensor, published[layer].float()), name
 
 
-def drop(tensors: dict[str, torch.Tensor], name: str) -> None:
-    del tensors[name]
-
-
-def add(tensors: dict[str, torch.Tensor], name: str) -> None:
-    tensors[f"{name}.more"] = torch.zeros(1)
-
-
-def reshape(tensors: dict[str, torch.Tensor], name: str) -> None:
-    tensors[name] = torch.zeros(7)
-
-
 @pytest.mark.parametrize(
-    ("damage", "told"),
-    [(drop, "missing: {}"), (add, "unexpected: {}.more"), (reshape, "of another shape: {}")],
-    ids=["missing", "unexpected", "another shape"],
-)
-@pytest.mark.parametrize(
-    ("file", "name", "block"),
+    ("file", "missing", "reshaped", "blocks"),
     [
-        ("body_pose_model.pth", "conv1_1.weight", "model0."),
-        ("hand_pose_model.pth", "Mconv7_stage6.bias", "model6."),
-        ("facenet.pth", "conv5_3_CPM.bias", ""),
+        ("body_pose_model.pth", "conv1_1.weight", "Mconv7_stage6_L2.bias", ("model0.", "model6_2.")),
+        ("hand_pose_model.pth", "Mconv7_stage6.bias", "conv1_1.weight", ("model6.", "model1_0.")),
+        ("facenet.pth", "conv5_3_CPM.bias", "conv1_1.weight", ("", "")),
     ],
 )
-def test_a_file_that_does_not_fit_names_its_tensor(
-    file: str, name: str, block: str, damage: Callable, told: str, folder: Path, tmp_path: Path
+def test_a_file_that_does_not_fit_names_its_tensors(
+    file: str, missing: str, reshaped: str, blocks: tuple[str, str], folder: Path, tmp_path: Path
 ) -> None:
     for other in folder.iterdir():
         (tmp_path / other.name).symlink_to(other)
     tensors = torch.load(folder / file, weights_only=True)
-    damage(tensors, name)
+    del tensors[missing]
+    tensors |= {"one.more": torch.zeros(1), reshaped: torch.zeros(7)}
     (tmp_path / file).unlink()
     torch.save(tensors, tmp_path / file)
     with pytest.raises(WeightsMismatch) as caught:
-        load(tmp_path)
-    # An unknown tensor has no place in the network, so it is called what the file calls it.
-    assert told.format(name if damage is add else block + name) in str(caught.value)
-    assert file in str(caught.value) and str(tmp_path) not in str(caught.value)
+        ANNOTATORS["openpose_cmu"].load(lambda part: tmp_path, CPU)
+    message = str(caught.value)
+    # An unknown tensor has no place in the network, so it keeps the name that it has in the file.
+    assert f"missing: {blocks[0]}{missing}" in message and "unexpected: one.more" in message
+    assert f"of another shape: {blocks[1]}{reshaped}" in message
+    assert file in message and str(tmp_path) not in message
 
 
 BODY = [
@@ -115,7 +86,7 @@ FIELDS = [12, 20, 14, 16, 22, 24, 0, 2, 4, 6, 8, 10, 28, 30, 34, 32, 36, 18, 26]
 
 
 class Sees(torch.nn.Module):
-    """Stands in for a network: sees joints at the same shares of every picture, and notes what it is given."""
+    """Replaces a network: sees joints at the same places in every picture, and records its inputs."""
 
     def __init__(self, maps: int, *joints: tuple[float, float]) -> None:
         super().__init__()
@@ -166,14 +137,18 @@ def annotator(short_side: int = 512) -> PoseAnnotator:
 
 
 def off(part: tuple[Joint, ...] | None, wanted: list[tuple[float, float]]) -> float:
-    """The largest distance of a joint from where it should be, in pixels."""
+    """The largest distance of a joint from its expected place, in pixels."""
     assert part and len(part) == len(wanted) and all(part)
     return float(np.abs(np.array(part) - np.array(wanted)).max())
 
 
-@pytest.mark.parametrize("size", [(512, 512), (256, 384), (1000, 700)])
-def test_joints_land_where_the_networks_see_them(size: tuple[int, int]) -> None:
-    (person,) = annotator().poses(Image.new("RGB", size), "all")
+@pytest.mark.parametrize(
+    ("size", "short_side"),
+    [((512, 512), 512), ((96, 144), 128), ((1000, 700), 128)],
+    ids=["equal", "enlarged", "shrunk"],
+)
+def test_joints_land_where_the_networks_see_them(size: tuple[int, int], short_side: int) -> None:
+    (person,) = annotator(short_side).poses(Image.new("RGB", size), "all")
     body = [(x * size[0], y * size[1]) for x, y in BODY]
     cell = 8 * max(size) / 184  # of the body network, in the picture's pixels
     assert off(person.body, body) < cell
@@ -189,15 +164,23 @@ def test_joints_land_where_the_networks_see_them(size: tuple[int, int]) -> None:
 
 def test_a_strip_is_padded_and_nobody_is_found_in_the_padding(recwarn: pytest.WarningsRecorder) -> None:
     """controlnet_aux's class fails on maps one cell wide."""
-    for size in ((64, 2048), (2048, 64), (64, 64), (200, 1000), (2048, 2048)):
-        people = annotator(128).poses(Image.new("RGB", size), "all")
+    for size, parts in (
+        ((64, 2048), "all"),
+        ((2048, 64), "all"),
+        ((200, 1000), "all"),
+        ((64, 64), "body"),
+        ((2048, 2048), "body"),
+    ):
+        people = annotator(128).poses(Image.new("RGB", size), parts)
         for x, y in (joint for person in people for joint in person.joints()):
             assert 0 <= x < size[0] and 0 <= y < size[1]
-        assert draw_poses(people, size, "all").size == size
+        assert draw_poses(people, size, parts).size == size
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_bodies_and_hands_equal_controlnet_auxs() -> None:
+def test_bodies_and_hands_equal_controlnet_aux() -> None:
+    # Its sides are multiples of 64, to which controlnet_aux rounds. So nothing is resized, and poses can be equal.
+    photo = Image.fromarray(data.astronaut()[:384, :256]).resize((128, 192))
     find, more = annotator(128).find, annotator(128).more
     detector = OpenposeDetector(
         openpose_cmu._estimator(openpose_cmu.Body, find.args[0]),
@@ -205,10 +188,10 @@ def test_bodies_and_hands_equal_controlnet_auxs() -> None:
         None,
     )
     seen = find.args[0].seen
-    (person,) = annotator(128).poses(PHOTO, "body_hands")
+    (person,) = annotator(128).poses(photo, "body_hands")
     shown = seen[-1]
-    (pose,) = detector.detect_poses(np.array(PHOTO), include_hand=True)
-    assert torch.equal(seen[-1], shown), "the network is shown another picture"
+    (pose,) = detector.detect_poses(np.array(photo), include_hand=True)
+    assert torch.equal(seen[-1], shown), "the network gets another picture"
     for part, theirs in zip(
         (person.body, person.left_hand, person.right_hand),
         (pose.body.keypoints, pose.left_hand, pose.right_hand),
@@ -216,11 +199,12 @@ def test_bodies_and_hands_equal_controlnet_auxs() -> None:
     ):
         assert part and len(part) == len(theirs)
         for joint, keypoint in zip(part, theirs, strict=True):
-            assert joint and np.allclose(joint, (keypoint.x * PHOTO.width, keypoint.y * PHOTO.height), atol=1e-4)
+            assert joint and np.allclose(joint, (keypoint.x * photo.width, keypoint.y * photo.height), atol=1e-4)
 
 
-def test_joints_that_are_not_seen_are_none_and_keep_the_others_numbers() -> None:
-    person = Pose(tuple((x * 512, y * 512) for x, y in BODY))
+def test_unseen_joints_are_none_and_the_others_keep_their_numbers() -> None:
+    right_arm = (2, 3, 4)
+    person = Pose(tuple(None if i in right_arm else (x * 512, y * 512) for i, (x, y) in enumerate(BODY)))
     picture = Image.new("RGB", (512, 512))
     hands = openpose_cmu.add_hands(Sees(22, *FINGERS[:20]), picture, person)
     assert hands.left_hand and hands.left_hand[20] is None and all(hands.left_hand[:20])
@@ -230,16 +214,8 @@ def test_joints_that_are_not_seen_are_none_and_keep_the_others_numbers() -> None
     assert openpose_cmu.add_face(SeesFace(71), picture, person) == person
 
 
-def test_without_arms_or_a_nose_nobody_looks_for_hands_or_a_face() -> None:
+def test_without_arms_or_a_nose_no_hand_or_face_is_searched() -> None:
     network, nobody = Sees(22), Pose((None,) * 18)
     for add_part in (openpose_cmu.add_hands, openpose_cmu.add_face):
         assert add_part(network, Image.new("RGB", (512, 512)), nobody) == nobody
     assert network.seen == []
-
-
-def test_the_real_network_finds_the_same_people_every_time_and_leaves_the_picture_alone(folder: Path) -> None:
-    find = load(folder).find
-    image = Image.fromarray(data.astronaut()).resize((200, 1000))
-    before = image.tobytes()
-    people = find(image, short_side=64)
-    assert find(image, short_side=64) == people and image.tobytes() == before

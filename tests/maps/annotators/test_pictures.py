@@ -1,4 +1,4 @@
-"""The maps that are pictures themselves: shuffle, tile, and the raw one of ip2p."""
+"""Maps that are pictures themselves: shuffle, tile, and ip2p's raw map."""
 
 import zlib
 from functools import cache
@@ -26,7 +26,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("draw", [shuffle.draw_shuffle, tile.draw_tile, raw.draw_raw])
 @pytest.mark.parametrize("size", [(64, 64), (131, 97), (64, 2048), (2048, 64), (2048, 1365)])
-def test_any_size_comes_back_and_the_input_is_left_alone(draw, size: tuple[int, int]) -> None:
+def test_a_map_keeps_any_size_and_leaves_the_picture_alone(draw, size: tuple[int, int]) -> None:
     image = photo(size=size).copy()
     control_map = draw(image)
     assert (control_map.size, control_map.mode) == (size, "RGB")
@@ -35,8 +35,8 @@ def test_any_size_comes_back_and_the_input_is_left_alone(draw, size: tuple[int, 
     assert image.tobytes() == photo(size=size).tobytes(), "the map shares its pixels with the picture"
 
 
-def test_shuffle_neither_reads_nor_moves_numpys_global_generator() -> None:
-    """controlnet_aux's own draws from it, so that the map hangs on whatever else ran before."""
+def test_shuffle_does_not_use_the_global_generator_of_numpy() -> None:
+    """controlnet_aux's detector does, so its map depends on everything that ran before."""
     np.random.seed(1)
     first = shuffle.draw_shuffle(photo())
     np.random.seed(2)
@@ -47,10 +47,10 @@ def test_shuffle_neither_reads_nor_moves_numpys_global_generator() -> None:
     assert shuffle.draw_shuffle(photo()).tobytes() == first.tobytes()
 
 
-def test_another_picture_is_shuffled_another_way() -> None:
+def test_different_pictures_are_shuffled_differently() -> None:
     flows = []
     for mark in (0, 255):
-        # The columns' numbers as colours, so that the map tells where each pixel came from.
+        # The colours are the numbers of the columns, so the map shows where each pixel came from.
         columns = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (192, 1, 3))
         columns[0, 0] = mark
         flows.append(pixels(shuffle.draw_shuffle(Image.fromarray(columns))))
@@ -64,24 +64,24 @@ def test_shuffle_equals_controlnet_aux_with_the_same_numbers() -> None:
     assert shuffle.draw_shuffle(image).tobytes() == theirs.tobytes()
 
 
-def test_the_flow_of_shuffle_reaches_all_sides_and_scales_with_the_picture() -> None:
+def test_shuffle_flow_reaches_all_sides_and_scales_with_the_picture() -> None:
     small = shuffle.shuffle_flow((128, 96), np.random.RandomState(0))
     large = shuffle.shuffle_flow((1024, 768), np.random.RandomState(0))
     for flow, (width, height) in ((small, (128, 96)), (large, (1024, 768))):
         assert flow.min(axis=(1, 2)).tolist() == [0, 0]
         assert flow.max(axis=(1, 2)) == pytest.approx([width - 1, height - 1])
     shrunk = [cv2.resize(one, (128, 96), interpolation=cv2.INTER_AREA) / 8 for one in large]
-    assert np.abs(shrunk - small).mean() < 4, "a large picture is not cut into smaller pieces than a small one"
+    assert np.abs(shrunk - small).mean() < 4, "a large picture is cut into other pieces than a small one"
 
 
 def histogram(image: Image.Image) -> np.ndarray:
-    """Shares of the picture in 64 colours."""
+    """Shares of 64 colours in the picture."""
     counts, _ = np.histogramdd(pixels(image).reshape(-1, 3), bins=(4, 4, 4), range=[(0, 256)] * 3)
     return counts / counts.sum()
 
 
 def likeness(one: Image.Image, other: Image.Image) -> float:
-    """Correlation of the grey pictures: 1 for the same layout, about 0 where the one says nothing about the other."""
+    """Correlation of the grey pictures: 1 for the same layout, about 0 for unrelated ones."""
     greys = [np.asarray(image.convert("L")).ravel().astype(float) for image in (one, other)]
     return float(np.corrcoef(*greys)[0, 1])
 
@@ -98,7 +98,7 @@ def test_shuffle_keeps_the_colours_and_not_the_layout(name: str) -> None:
 
 
 def fine(image: Image.Image) -> float:
-    """Mean strength of what changes from one pixel to the next, in grey levels."""
+    """Mean strength of the finest details, in grey levels."""
     return float(np.abs(cv2.Laplacian(pixels(image.convert("L")), cv2.CV_32F)).mean())
 
 
@@ -113,13 +113,13 @@ def test_tile_keeps_coarse_shapes_and_drops_details(name: str) -> None:
 
 
 def test_tile_has_no_blocks() -> None:
-    """Enlarging by nearest neighbour would leave edges every eight pixels, which the net would keep."""
+    """Nearest-neighbour enlargement would leave edges every eight pixels, which the net would keep."""
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 256).astype(np.uint8), (64, 1))).convert("RGB")
     steps = np.abs(np.diff(pixels(tile.draw_tile(ramp))[32, :, 0]))
     assert steps.max() <= 3
 
 
-def test_what_is_small_already_comes_through_tile_nearly_unchanged() -> None:
+def test_tile_hardly_changes_an_enlarged_picture() -> None:
     enlarged = photo(size=(64, 48)).resize((512, 384), Image.Resampling.LANCZOS)
     assert np.abs(pixels(tile.draw_tile(enlarged)) - pixels(enlarged)).mean() < 4
 

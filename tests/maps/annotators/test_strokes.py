@@ -1,5 +1,6 @@
-"""What Canny, XDoG and the doodle shortcut draw, and where."""
+"""The strokes that Canny, XDoG and the doodle shortcut draw, and their places."""
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -30,7 +31,7 @@ def drawn(pixels: np.ndarray) -> np.ndarray:
     return np.array(draw_xdog(Image.fromarray(pixels)))[..., 0]
 
 
-def test_canny_is_opencvs_canny_on_the_grey_picture() -> None:
+def test_canny_equals_opencv_on_the_grey_picture() -> None:
     photo = data.coffee()
     expected = cv2.Canny(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), 100, 200)
     control_map = np.array(draw_canny(Image.fromarray(photo)))
@@ -39,7 +40,7 @@ def test_canny_is_opencvs_canny_on_the_grey_picture() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 30), (50, 100), (100, 255), (199.5, 200)])
-def test_cannys_thresholds_are_opencvs(low: float, high: float) -> None:
+def test_canny_thresholds_equal_opencv(low: float, high: float) -> None:
     photo = data.astronaut()
     drawn = np.array(draw_canny(Image.fromarray(photo), low_threshold=low, high_threshold=high))
     assert np.array_equal(drawn[..., 0], cv2.Canny(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), low, high))
@@ -58,7 +59,7 @@ def test_canny_thresholds_left_out_are_no_fault() -> None:
     assert fault({"low_threshold": 200}) and fault({"high_threshold": 100})
 
 
-def test_a_dark_disk_gives_a_stroke_along_its_outline_and_nothing_else() -> None:
+def test_xdog_draws_only_the_outline_of_a_dark_disk() -> None:
     rng = np.random.default_rng(0)
     photo = np.full((512, 512, 3), (240, 236, 230), np.uint8)
     cv2.circle(photo, (256, 256), 120, (60, 50, 40), -1, cv2.LINE_AA)
@@ -75,7 +76,7 @@ def test_a_dark_disk_gives_a_stroke_along_its_outline_and_nothing_else() -> None
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
 @pytest.mark.parametrize("short", [128, 512])
-def test_strokes_of_a_photo_are_as_wide_as_in_training(name: str, short: int) -> None:
+def test_xdog_strokes_of_a_photo_are_as_wide_as_in_training(name: str, short: int) -> None:
     photo = getattr(data, name)()
     scale = short / min(photo.shape[:2])
     strokes = drawn(cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
@@ -85,7 +86,7 @@ def test_strokes_of_a_photo_are_as_wide_as_in_training(name: str, short: int) ->
     assert radii.max() <= max(12 * short / 512, 6)
 
 
-def test_a_flat_picture_has_no_strokes() -> None:
+def test_xdog_draws_no_strokes_for_a_flat_picture() -> None:
     for tone in (0, 128, 255):
         assert not drawn(np.full((96, 64, 3), tone, np.uint8)).any()
 
@@ -96,37 +97,40 @@ def test_a_dark_doodle_on_white_is_inverted_exactly(thickness: int) -> None:
     assert np.array_equal(drawn(doodle), 255 - doodle[..., 0])
 
 
-def test_a_white_doodle_on_black_stays_as_it_is() -> None:
+def test_a_white_doodle_on_black_is_kept() -> None:
     doodle = pen(512, 5, (255, 255, 255), (0, 0, 0), cv2.LINE_8)
     assert np.array_equal(drawn(doodle), doodle[..., 0])
 
 
-def jpeg(pixels: np.ndarray) -> np.ndarray:
-    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 40])
+def pencil_on_cream_paper() -> np.ndarray:
+    return pen(512, 3, (110, 110, 110), (235, 230, 220))
+
+
+def blue_pen() -> np.ndarray:
+    return pen(512, 4, (30, 40, 200), (250, 250, 250))
+
+
+def jpeg_of_low_quality() -> np.ndarray:
+    _, encoded = cv2.imencode(".jpg", pen(512, 3, (0,) * 3, (255,) * 3), [cv2.IMWRITE_JPEG_QUALITY, 40])
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
 
 
-@pytest.mark.parametrize(
-    "doodle",
-    [
-        pytest.param(pen(512, 3, (110, 110, 110), (235, 230, 220)), id="pencil on cream paper"),
-        pytest.param(pen(512, 4, (30, 40, 200), (250, 250, 250)), id="blue pen"),
-        pytest.param(jpeg(pen(512, 3, (0, 0, 0), (255, 255, 255))), id="JPEG of low quality"),
-        pytest.param(
-            cv2.resize(pen(512, 3, (0,) * 3, (255,) * 3), (128, 128), None, 0, 0, cv2.INTER_AREA), id="shrunk"
-        ),
-    ],
-)
-def test_a_doodle_gives_its_own_strokes_and_not_their_outlines(doodle: np.ndarray) -> None:
+def shrunk() -> np.ndarray:
+    return cv2.resize(pen(512, 3, (0,) * 3, (255,) * 3), (128, 128), None, 0, 0, cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("make", [pencil_on_cream_paper, blue_pen, jpeg_of_low_quality, shrunk])
+def test_a_doodle_keeps_its_strokes_instead_of_their_outlines(make: Callable[[], np.ndarray]) -> None:
+    doodle = make()
     strokes = drawn(doodle)
     size = len(doodle)
     ink = pen(512, 3, (255,) * 3, (0,) * 3)[..., 0] if size == 512 else 255 - doodle[..., 0]
-    assert (strokes[ink > 200] > 128).all(), "a hole where the pen was"
+    assert (strokes[ink > 200] > 128).all(), "a hole in the pen's line"
     near_ink = cv2.dilate(ink, np.ones((9, 9), np.uint8)) > 64
-    assert not (strokes[~near_ink] > 40).any(), "a stroke where the pen was not"
+    assert not (strokes[~near_ink] > 40).any(), "a stroke outside the pen's line"
 
 
-def test_what_is_not_a_line_drawing_is_no_doodle() -> None:
+def test_photos_disks_and_coloured_paper_are_not_doodles() -> None:
     disk = np.full((512, 512, 3), 255, np.uint8)
     cv2.circle(disk, (256, 256), 120, (0, 0, 0), -1)
     red_paper = pen(512, 4, (0, 0, 0), (230, 60, 50))
@@ -136,7 +140,7 @@ def test_what_is_not_a_line_drawing_is_no_doodle() -> None:
         assert find_strokes(Image.fromarray(grey).convert("RGB")) is None
 
 
-def test_hed_scribble_takes_a_doodle_without_its_network() -> None:
+def test_hed_scribble_keeps_a_doodle_without_running_its_network() -> None:
     from controlnet.maps.annotators.hed_scribble import draw_hed_scribble
 
     doodle = pen(200, 3, (0, 0, 0), (255, 255, 255), cv2.LINE_8)
