@@ -1,4 +1,4 @@
-"""What a client is told when something goes wrong that is not its doing."""
+"""Errors that are not the client's fault, in words that a client may see."""
 
 import errno
 import gc
@@ -11,7 +11,7 @@ import torch
 
 
 class ServerFault(RuntimeError):
-    """An error of ours, told without its details: those may name paths and are in the server's log."""
+    """An error of ours. Its details may name paths, so they are only in the server's log."""
 
 
 class OutOfMemory(RuntimeError):
@@ -20,10 +20,11 @@ class OutOfMemory(RuntimeError):
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let this package's own errors pass, which are written for the client; put ServerFault in the place of others.
+    """Let the errors of this package pass, and replace every other one by ServerFault or OutOfMemory.
 
-    What an exception's message says, the client sees, and those of libraries name files of this machine. A cancellation
-    is no Exception and passes untouched.
+    The client sees an exception's message. Ours are written for it, and those of libraries name files of this machine.
+    An error is ours if its class is defined in this package or in a folder of it. A cancellation is no Exception and
+    passes untouched.
     """
     try:
         yield
@@ -40,7 +41,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """On the GPU, or in main memory as Python, PyTorch's CPU allocator or the system tells it."""
+    """On the GPU, or in main memory as reported by Python, PyTorch's CPU allocator or the system."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
@@ -49,8 +50,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _free_memory(error: Exception) -> OutOfMemory:
-    """Let go of everything that the failed request held, so that the next one finds the memory free; what to say."""
-    # The frames in the traceback hold the tensors of the moment.
+    """Free everything that the failed request held, for the next one. Returns the error for the client."""
+    # The frames in the traceback hold the request's tensors.
     traceback.clear_frames(error.__traceback__)
     gc.collect()
     if torch.cuda.is_available():

@@ -12,6 +12,7 @@ from typing import Any
 import cog
 from skimage import data, io
 
+from controlnet.conditioners import BY_NAME
 from controlnet.weights.manifest import BUNDLE
 
 
@@ -21,7 +22,7 @@ def draw(predictor: Any, image: Path, conditioner: str) -> list[Path]:
     inputs = {name: parameter.default.default for name, parameter in signature.parameters.items() if name != "self"}
     inputs |= {"prompt": "a portrait of an astronaut", "image": cog.Path(image), "conditioner": conditioner}
     inputs |= {"num_inference_steps": 4, "seed": 0, "return_control_map": True, "output_format": "png"}
-    if conditioner == "inpaint":  # it needs something to repaint
+    if BY_NAME[conditioner].made_of == "holes":  # it needs something to repaint
         inputs["outpaint_right"] = 64
     return predictor.predict(**inputs)
 

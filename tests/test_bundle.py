@@ -71,8 +71,8 @@ def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_pat
         key = "stray.weight"
         tensors[key] = torch.zeros(2)
     save_file(tensors, file, metadata={"format": "pt"})
-    told = f"^{part.split('/')[-1]} does not fit its network \\({fault}: .*{key.split('.')[-1]}"
-    with pytest.raises(WeightsMismatch, match=told):
+    sentence = f"^{part.split('/')[-1]} does not fit its network \\({fault}: .*{key.split('.')[-1]}"
+    with pytest.raises(WeightsMismatch, match=sentence):
         broken.base()
         broken.controlnets()
 

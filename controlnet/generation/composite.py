@@ -1,7 +1,7 @@
-"""The composite ControlNet: what diffusers' pipelines call once per step in place of a single net.
+"""The composite ControlNet, which diffusers' pipelines call once per step as if it were a single net.
 
-Built anew for each request around the shared nets, so that nothing of a request outlives it. It is the one place that
-decides which net runs at a step, on which half of the batch, how much each layer weighs and where in the picture.
+It is built for each request around the shared nets, so no state survives the request. It alone decides which net runs
+at a step, on which half of the batch, how much each layer weighs, and where in the picture a net acts.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,9 @@ from torch import nn
 from controlnet.request.modes import CONTROL_MODES, ControlMode
 
 Residuals = list[torch.Tensor]
-"""Of the UNet's skip connections from the largest to the smallest, then of its middle."""
+"""One for each of the UNet's skip connections, from the largest to the smallest, then one for its middle."""
 FADE = 0.825
-"""What a layer weighs less than the next deeper one, in the modes "prompt" and "control"."""
-
-
+"""In the modes "prompt" and "control" each layer weighs this share of what the next deeper one does."""
 BALANCED = CONTROL_MODES["balanced"]
 
 

@@ -92,7 +92,7 @@ class Generator:
             kept = Repainting(initial, self.base["vae"], drawing)
             repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
             if initial.is_overwritten:
-                # Samplers that add noise at each step go on drawing where the first latents ended.
+                # Samplers that add noise at each step continue with the generator that drew the first latents.
                 return {"image": hints, "latents": kept.noise, "generator": drawing} | repainting
         # With the untouched generator, the pipeline draws the very latents and noise that Repainting has drawn.
         changing = {"image": initial.picture, "control_image": hints, "strength": initial.strength}

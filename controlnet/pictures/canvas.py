@@ -1,4 +1,4 @@
-"""Where the pictures of a request lie: the size of what is made, how each is fitted to it, and what it begins with."""
+"""The layout of a request: the size of what is made, how each picture is fitted to it, and what it begins with."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-STEP = 8  # the VAE halves three times, so a picture's sides are multiples of 8
-SMALLEST = 64  # the UNet halves three times more: an 8×8 latent is the least that it can take
+STEP = 8
+"""Pixels: the VAE halves a picture three times, so its sides are multiples of 8. One latent stands for 8×8 pixels."""
+SMALLEST = 64
+"""Pixels: the UNet halves the latents three times more, so a side has at least 8 latents."""
 LARGEST = 2048
 """Pixels: the longest side that a request can ask for by resolution, width, height or detect_resolution."""
 MOST_DETECTED = LARGEST * LARGEST
@@ -25,9 +27,9 @@ def canvas_size(
 ) -> tuple[int, int]:
     """The size of the pictures made from an image of `size`: both sides multiples of 8, each at least 64.
 
-    The short side is `resolution` rounded to a multiple of 8; the long side is the multiple of 8 nearest to the
-    image's aspect ratio. Where width or height is given, `resolution` has no say: the one that is missing follows from
-    the aspect ratio. Halves round up, in integers, so that the result is the same everywhere.
+    The short side is `resolution` rounded to a multiple of 8, and the long side is the multiple of 8 nearest to the
+    image's aspect ratio. If width or height is given, `resolution` is not used, and the one that is missing follows
+    from the aspect ratio. Halves round up, in integers, so the result is the same on every machine.
     """
     if width is not None or height is not None:
         given = [None if side is None else max(SMALLEST, _nearest(side, 1)) for side in (width, height)]
@@ -52,22 +54,22 @@ class Margins:
         return any((self.left, self.top, self.right, self.bottom))
 
     def around(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size of what has `size` with these margins."""
+        """`size` plus these margins."""
         return size[0] + self.left + self.right, size[1] + self.top + self.bottom
 
     def inside(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what is left of `size` within these margins."""
+        """Left, top, right and bottom of the part of `size` that these margins leave."""
         return self.left, self.top, size[0] - self.right, size[1] - self.bottom
 
 
 def in_steps(margins: Margins) -> Margins:
-    """Each margin rounded up to a multiple of 8, so that a canvas stays one."""
+    """Each margin rounded up to a multiple of 8, so the canvas' sides stay multiples of 8."""
     sides = (margins.left, margins.top, margins.right, margins.bottom)
     return Margins(*(STEP * -(-side // STEP) for side in sides))
 
 
 def extend(image: Image.Image, margins: Margins, blank: int | None = None) -> Image.Image:
-    """A copy of the image with margins: its own edge pixels continued outwards, or all of the grey `blank`, 0–255."""
+    """A copy of the image with margins: its edge pixels continued outwards, or the grey `blank`, 0–255."""
     pixels, sides = np.asarray(image), (margins.top, margins.bottom, margins.left, margins.right)
     if blank is None:
         return Image.fromarray(cv2.copyMakeBorder(pixels, *sides, cv2.BORDER_REPLICATE))
@@ -75,10 +77,10 @@ def extend(image: Image.Image, margins: Margins, blank: int | None = None) -> Im
 
 
 def reshape(image: Image.Image, size: tuple[int, int], mode: str, blank: int | None = None) -> Image.Image:
-    """`image` in the aspect ratio of `size`, up to a pixel, without a change to any pixel that is kept.
+    """`image` in the aspect ratio of `size`, up to a pixel. The pixels that are kept do not change.
 
-    `mode` is one of RESIZE_MODES. `blank` is the grey of what "fill" adds; None: the image's edges continued. An image
-    whose own canvas is `size` is left as it is: it is off by less than the half step that sizes are rounded by.
+    `mode` is a key of RESIZE_MODES. `blank` is the grey of what "fill" adds; None continues the image's edges. If
+    `size` is the image's own canvas, the image is returned as it is: it is off by less than sizes are rounded by.
     """
     if canvas_size(image.size, min(size)) == size:
         return image
@@ -86,7 +88,7 @@ def reshape(image: Image.Image, size: tuple[int, int], mode: str, blank: int | N
 
 
 def filled(image_size: tuple[int, int], size: tuple[int, int]) -> Margins:
-    """What "fill" leaves free of the canvas `size` around an image of `image_size`."""
+    """The margins that "fill" leaves around an image of `image_size` on a canvas of `size`."""
     if canvas_size(image_size, min(size)) == size:
         return Margins()
     scale = min(size[0] / image_size[0], size[1] / image_size[1])
@@ -112,7 +114,7 @@ def _fill(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image
 
 
 def _stretch(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:
-    """The whole image as it is: to be squeezed into the canvas."""
+    """The whole image, to be stretched to the canvas."""
     return image
 
 
@@ -121,7 +123,7 @@ RESIZE_MODES: Mapping[str, Callable[[Image.Image, tuple[int, int], int | None], 
     "fill": _fill,
     "stretch": _stretch,
 }
-"""What becomes of an image of another shape than the canvas."""
+"""How an image of another shape is fitted to the canvas: RESIZE_MODES[mode](image, size, blank)."""
 
 
 def detect_size(size: tuple[int, int], detect_resolution: int | None) -> tuple[int, int]:
@@ -151,14 +153,14 @@ def _with_short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def fit(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """`image` resized to exactly `size`; always a copy."""
+    """A copy of `image`, resized to exactly `size`."""
     return image.resize(size, resample)
 
 
 def check_pixels(size: tuple[int, int], num_outputs: int, limit: int, by_resolution: bool = True) -> None:
     """Raise SizeError if `num_outputs` pictures of the canvas `size` have more than `limit` pixels together.
 
-    `by_resolution`: the input resolution alone has set the size, and so it can be told what to lower it to.
+    `by_resolution`: the input resolution alone has set the size, so the message can name a lower one.
     """
     width, height = size
     if width * height * num_outputs <= limit:

@@ -37,7 +37,7 @@ def check_inputs(predict: Callable[..., Any], values: Mapping[str, Any]) -> dict
     """The inputs in `values`, which are the locals() of `predict`, checked against its signature.
 
     Inputs that are absent get their declared defaults. 4.0 becomes 4 for an integer input, and 4 becomes 4.0 for a
-    float input. `self` and whatever is no parameter are left out. Raises InputError with one sentence for each fault.
+    float input. `self` and names that are no parameters are left out. Raises InputError with one sentence per fault.
     """
     checked: dict[str, Any] = {}
     faults: list[str] = []

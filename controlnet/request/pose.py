@@ -77,7 +77,7 @@ class SentPoses:
     people: tuple[Pose, ...]
     """In the JSON's own coordinates."""
     canvas: tuple[float, float] | None
-    """Width and height that the coordinates refer to. None means pixels of whatever canvas they are put on."""
+    """Width and height that the coordinates refer to. None means pixels of the canvas that they are put on."""
 
     def on(self, size: tuple[int, int]) -> list[Pose]:
         """The people in pixels of a canvas of `size` (width, height). Raises PoseError if one is too far from it."""
@@ -145,9 +145,9 @@ def _load(text: str) -> Any:
     except PoseError:
         raise
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
+        place = f"line {error.lineno}, column {error.colno}"
         raise PoseError(
-            f'The pose is not JSON ({error.msg} at {where}): expected {{"people": [...]}} as OpenPose writes it.'
+            f'The pose is not JSON ({error.msg} at {place}): expected {{"people": [...]}} as OpenPose writes it.'
         ) from None
     except RecursionError:
         raise PoseError(

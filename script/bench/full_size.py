@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from controlnet.bundle import Bundle, open_bundle
+from controlnet.conditioners import BY_NAME
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
@@ -66,7 +67,7 @@ def row(bundle: Bundle, generator: Generator, annotators: Any, name: str, option
     control_map = draw_control_map(name, Image.open(PHOTO).convert("RGB"), size, True, annotators)
     drawn = time.perf_counter() - started
     phases: dict[str, float] = {}
-    holes = Image.new("L", size, 255) if name == "inpaint" else None
+    holes = Image.new("L", size, 255) if BY_NAME[name].made_of == "holes" else None
     control = Control(name, control_map, holes=holes)
     timed = Stopwatch(lambda phase, seconds: phases.__setitem__(phase, float(seconds)))
     started = time.perf_counter()

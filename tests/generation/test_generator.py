@@ -51,7 +51,7 @@ def test_latents_equal_diffusers_own(generator: Generator, conditioner: str, mon
 
 
 def test_picture_i_of_seed_s_is_picture_0_of_seed_s_plus_i(generator: Generator) -> None:
-    """Peers' outputs of one batch were identical, or differed from those of the same seed asked for alone."""
+    """A picture of a batch that cannot be made again alone cannot be refined either."""
     together = pixels(generator.generate(job(num_outputs=3, seed=0)))
     alone = [pixels(generator.generate(job(seed=seed)))[0] for seed in range(3)]
     assert together == alone
@@ -89,7 +89,7 @@ def test_every_scheduler_runs_with_any_number_of_steps(generator: Generator, sch
     ids=lambda changed: "-".join(changed.get("control", changed)),
 )
 def test_every_setting_changes_the_picture_and_leaves_no_trace(generator: Generator, changed: dict) -> None:
-    """Peers had strength, start and end that did nothing, and a resize factor in the place of the guidance scale."""
+    """rossjillian/controlnet once put its resize factor in the place of the guidance scale, and nobody noticed."""
     before = pixels(generator.generate(job()))
     assert pixels(generator.generate(job(**changed))) != before
     assert pixels(generator.generate(job())) == before
@@ -105,14 +105,14 @@ def test_one_base_whatever_the_number_of_conditioners(generator: Generator) -> N
 
 def test_a_pictures_parameters_make_it_again(generator: Generator) -> None:
     second = generator.generate(job(num_outputs=2))[1]
-    told = second.info["parameters"]
-    assert told["controls"] == [{"conditioner": "canny", "scale": 1.0, "start": 0.0, "end": 1.0}]
-    settings = {name: value for name, value in told.items() if name != "controls"}
+    parameters = second.info["parameters"]
+    assert parameters["controls"] == [{"conditioner": "canny", "scale": 1.0, "start": 0.0, "end": 1.0}]
+    settings = {name: value for name, value in parameters.items() if name != "controls"}
     assert pixels(generator.generate(job(**settings))) == pixels([second])
 
 
 def test_each_phase_is_timed_and_the_pictures_add_up(generator: Generator) -> None:
-    told: dict[str, list[float]] = {}
-    generator.generate(job(num_outputs=2), Stopwatch(lambda name, value: told.setdefault(name, []).append(value)))
-    assert list(told) == ["timing.encode", "timing.denoise", "timing.decode"]
-    assert len(told["timing.denoise"]) == 2 and 0 < told["timing.denoise"][0] < told["timing.denoise"][1]
+    phases: dict[str, list[float]] = {}
+    generator.generate(job(num_outputs=2), Stopwatch(lambda name, value: phases.setdefault(name, []).append(value)))
+    assert list(phases) == ["timing.encode", "timing.denoise", "timing.decode"]
+    assert len(phases["timing.denoise"]) == 2 and 0 < phases["timing.denoise"][0] < phases["timing.denoise"][1]

@@ -81,7 +81,7 @@ def test_the_pictures_are_not_touched() -> None:
 
 
 def test_any_error_withholds() -> None:
-    """Guards against the peers' fault of a safety check that fails open."""
+    """A safety check that fails must not let pictures through."""
     broken = SafetyChecker(tiny_model(), lambda **options: 1 / 0, "cpu")
     with pytest.raises(SafetyError, match="could not be checked by the safety checker, so no picture"):
         broken.flags(pictures())
@@ -117,7 +117,7 @@ def test_a_cancellation_passes_through() -> None:
 
 
 def test_one_flagged_picture_does_not_lose_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards against the peers' fault of a flagged image that loses the whole batch."""
+    """A flagged picture must not lose the whole batch."""
     batch = pictures()
     kept = withhold(batch, Fake(False, True, False, False), disabled=False)
     assert [id(picture) for picture in kept] == [id(batch[i]) for i in (0, 2, 3)]
@@ -136,7 +136,7 @@ def test_withhold_refuses_a_wrong_number_of_flags(flags: tuple[bool, ...]) -> No
 
 
 def test_disabling_is_for_one_request() -> None:
-    """Guards against the peers' fault of a request that disables the checker for everyone after it."""
+    """One request must not disable the checker for those after it."""
     checker, batch = flagging(pictures()[2]), pictures()
     before = withhold(batch, checker, disabled=False)
     assert withhold(batch, checker, disabled=True) == batch

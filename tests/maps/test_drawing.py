@@ -62,7 +62,7 @@ CANNY = {"canny": LoadedAnnotator(ANNOTATORS["canny"], draw_canny), "hed": never
 
 
 class Recorder:
-    """An annotator with a private resolution that notes what it is shown and told."""
+    """An annotator with a private resolution that records the pictures and knobs it gets."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, int], dict]] = []
@@ -88,12 +88,12 @@ def test_knobs_reach_the_annotator_or_keep_their_default() -> None:
 
 def test_detect_resolution_sets_picture_and_short_side() -> None:
     recorder = Recorder()
-    for annotator, told in ((loaded(recorder, "short_side"), {"short_side": 128}), (recorder, {})):
+    for annotator, settings in ((loaded(recorder, "short_side"), {"short_side": 128}), (recorder, {})):
         drawn = draw_control_map("depth", PICTURE, (96, 64), True, {"depth": annotator}, {}, 128)
         assert drawn.size == (96, 64)
-        assert recorder.calls.pop() == ((192, 128), told)
+        assert recorder.calls.pop() == ((192, 128), settings)
     draw_control_map("depth", PICTURE, (96, 64), True, {"depth": loaded(recorder, "short_side")})
-    assert recorder.calls == [((96, 64), {})], "left out, the network chooses"
+    assert recorder.calls == [((96, 64), {})], "the network must choose if no resolution is sent"
 
 
 def test_canny_lines_stay_lines_at_any_detect_resolution() -> None:

@@ -25,7 +25,7 @@ from controlnet.pictures.geometry import SizeError, canvas_size, check_pixels, d
     ],
 )
 def test_canvas_size(size: tuple[int, int], resolution: int, canvas: tuple[int, int]) -> None:
-    """Guards against the peers' fault of pictures in another size than the one asked for."""
+    """A picture must have the size that was asked for."""
     assert canvas_size(size, resolution) == canvas
 
 

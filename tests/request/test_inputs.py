@@ -1,4 +1,4 @@
-"""What reaches predict() is what it declares, whatever the server let through."""
+"""predict() gets only values that its signature allows, even if the server lets others through."""
 
 import math
 from pathlib import Path as LocalPath
@@ -80,7 +80,7 @@ def test_integers_become_floats_where_a_float_is_declared() -> None:
 
 
 def test_zero_and_false_are_values() -> None:
-    """Guards against the peers' fault of taking a value for absent because it is falsy."""
+    """A falsy value is a value: 0 is no missing number."""
     checked = check(scale=0, preprocess=False, samples=0)
     assert (checked["scale"], checked["preprocess"], checked["samples"]) == (0.0, False, 0)
 

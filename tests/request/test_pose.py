@@ -185,8 +185,8 @@ BODY = flat(*[(8, 9, 1)] * 18)
 def test_a_fault_is_told_in_one_sentence(text: str, message: str) -> None:
     with pytest.raises(PoseError, match=message) as caught:
         read_poses(text).on(SIZE)
-    told = str(caught.value)
-    assert told.endswith(".") and "\n" not in told and len(told) < 300
+    sentence = str(caught.value)
+    assert sentence.endswith(".") and "\n" not in sentence and len(sentence) < 300
     assert caught.value.__cause__ is None
 
 

@@ -25,9 +25,9 @@ PERSON = "person"
 PERSON_THRESHOLD = 0.5
 """Least score of a detected person."""
 JOINT_THRESHOLD = 0.3
-"""Least score of a joint; less sure ones are left out of the skeleton."""
+"""Least score of a joint. Less sure ones are left out of the skeleton."""
 SMALLEST_PERSON = 4
-"""Pixels: a box that is narrower or lower holds no pose that could be read."""
+"""Pixels: a box that is narrower or lower holds no readable pose."""
 
 COCO_OF_OPENPOSE = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 """For each of OpenPose's 18 joints its number among COCO's 17: nose, neck, right shoulder, elbow and wrist, the left
@@ -37,7 +37,7 @@ COCO_SHOULDERS = (5, 6)
 
 
 def load(detector_folder: Path, pose_folder: Path, device: torch.device) -> PoseAnnotator:
-    """Raises WeightsMismatch where the tensors are not the models', or where the detector knows no people."""
+    """Raises WeightsMismatch if the tensors are not the models', or if the detector knows no people."""
     from transformers import RTDetrForObjectDetection, VitPoseForPoseEstimation
 
     detector = load_pretrained(RTDetrForObjectDetection, detector_folder, device)
@@ -87,9 +87,9 @@ def find_joints(
 
 
 def openpose_joints(joints: np.ndarray, scores: np.ndarray) -> list[Joint]:
-    """One person's COCO joints [17, 2] and scores [17] -> OpenPose's 18 joints as (x, y), None where unsure.
+    """One person's COCO joints [17, 2] and scores [17] -> OpenPose's 18 joints as (x, y), None if unsure.
 
-    The neck is the point halfway between the shoulders, and unsure where either shoulder is.
+    The neck is the point halfway between the shoulders, and unsure if either shoulder is.
     """
     sure = [
         (float(joint[0]), float(joint[1])) if score >= JOINT_THRESHOLD else None

@@ -38,7 +38,7 @@ GREY = (128, 128, 128)
 
 
 def load(folder: Path, device: torch.device) -> PoseAnnotator:
-    """Raises WeightsMismatch where a file's tensors are not its network's."""
+    """Raises WeightsMismatch if a file's tensors are not its network's."""
     body = load_network(bodypose_model, folder / BODY_FILE, device, tensors_of=in_blocks(bodypose_model))
     hand = load_network(handpose_model, folder / HAND_FILE, device, tensors_of=in_blocks(handpose_model))
     face = load_network(FaceNet, folder / FACE_FILE, device)
@@ -55,7 +55,7 @@ def in_blocks(build: Callable[[], torch.nn.Module]) -> Callable[[Mapping[str, to
 
 
 def find_bodies(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> list[Pose]:
-    """RGB picture -> the bodies in it, in its pixels. short_side is the private resolution, in pixels; where the
+    """RGB picture -> the bodies in it, in its pixels. short_side is the private resolution, in pixels. If the
     picture already has it, the bodies are those of controlnet_aux's OpenposeDetector."""
     view = _View(image, short_side)
     candidates, people = _estimator(Body, network)(view.pixels)

@@ -41,8 +41,8 @@ REACH = 12.0
 def load(draw: str, folder: Path, device: torch.device) -> Annotator:
     """`draw` is a key of DRAWINGS. Raises WeightsMismatch if the tensors in the file do not fit the network."""
     network = _load_network(folder, device)
-    if draw == "openpose":  # the only one that can also return the poses it found
-        return PoseAnnotator(partial(find_poses, network))
+    if draw in FINDERS:
+        return PoseAnnotator(partial(FINDERS[draw], network))
     return partial(DRAWINGS[draw], network)
 
 
@@ -174,3 +174,5 @@ DRAWINGS: dict[str, Callable[[TinyVisionModel, Image.Image], Image.Image]] = {
     "seg": draw_seg,
     "normal": draw_normal,
 }
+FINDERS: dict[str, Callable[[TinyVisionModel, Image.Image], list[Pose]]] = {"openpose": find_poses}
+"""The drawings that are of poses, which can then be returned too."""
