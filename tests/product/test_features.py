@@ -28,65 +28,6 @@ POSE = json.dumps(
         "canvas_height": 128,
     }
 )
-HOUSE = url(Image.open(ROOT / "examples/house.png"))
-CHANGES: list[dict] = [
-    {"control_mode": "prompt"},
-    {"control_mode": "control"},
-    {"control_mode": "balanced"},
-    {"control_mask": HALF},
-    {"conditioner_2": "depth"},
-    {"conditioner_3": "depth"},
-    {"init_image": OTHER, "resolution": 64},
-    {"mask": HALF},
-    {"outpaint_left": 16},
-    {"outpaint_right": 16},
-    {"outpaint_top": 16},
-    {"outpaint_bottom": 16},
-    {"clip_skip": 2},
-    {"detect_resolution": 256},
-    {"low_threshold": 10},
-    {"high_threshold": 120},
-    {"prompt": "a (red:1.5) ball on grass under a blue sky"},
-]
-OF_OTHERS: list[tuple[dict, dict]] = [
-    ({"conditioner_2": "depth"}, {"image_2": OTHER}),
-    ({"conditioner_2": "depth"}, {"preprocess_2": False}),
-    ({"conditioner_2": "depth"}, {"conditioning_scale_2": 0.3}),
-    ({"conditioner_2": "depth"}, {"control_start_2": 0.5}),
-    ({"conditioner_2": "depth"}, {"control_end_2": 0.5}),
-    ({"conditioner_2": "depth"}, {"control_mask_2": HALF}),
-    ({"conditioner_3": "depth"}, {"image_3": OTHER}),
-    ({"conditioner_3": "depth"}, {"preprocess_3": False}),
-    ({"conditioner_3": "depth"}, {"conditioning_scale_3": 0.3}),
-    ({"conditioner_3": "depth"}, {"control_start_3": 0.5}),
-    ({"conditioner_3": "depth"}, {"control_end_3": 0.5}),
-    ({"conditioner_3": "depth"}, {"control_mask_3": HALF}),
-    ({"conditioner": "openpose"}, {"pose_json": POSE}),
-    ({"conditioner": "mlsd"}, {"mlsd_score_threshold": 0.1}),
-    ({"conditioner": "mlsd", "image": HOUSE}, {"mlsd_distance_threshold": 20.0}),
-    ({"init_image": PHOTO}, {"prompt_strength": 0.5}),
-    ({"mask": HALF}, {"prompt_strength": 0.5}),
-    ({"resolution": None, "width": 64, "height": 64}, {"resize_mode": "fill"}),
-    ({"resolution": None, "width": 64, "height": 64}, {"resize_mode": "stretch"}),
-    ({"resolution": None, "width": 64}, {"height": 80}),
-    ({"resolution": None, "height": 64}, {"width": 80}),
-]
-
-
-@pytest.mark.parametrize("changed", CHANGES, ids=lambda changed: "-".join(f"{k}" for k in changed))
-def test_each_input_changes_the_picture_and_leaves_no_trace(server: Server, changed: dict) -> None:
-    before = made(server)
-    assert differ(made(server, **changed), before)
-    assert made(server) == before
-
-
-@pytest.mark.parametrize(("base", "changed"), OF_OTHERS, ids=lambda value: "-".join(value))
-def test_what_says_more_of_another_input_changes_the_picture_too(server: Server, base: dict, changed: dict) -> None:
-    before = made(server, **base)
-    assert differ(made(server, **base, **changed), before)
-    assert made(server, **base) == before
-
-
 # ---- as described
 
 

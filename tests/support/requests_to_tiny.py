@@ -47,6 +47,7 @@ def png(server: Server, **inputs) -> list[bytes]:
 # ---- pictures and masks for requests with more than one
 
 OTHER = url(CAT.rotate(90, expand=True).resize((96, 96)))
+MIRRORED = url(CAT.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((226, 150)))
 SQUARE = url(CAT.crop((0, 0, 300, 300)).resize((96, 96)))
 HALF = url(Image.fromarray(np.repeat(np.uint8([[255, 0]]), 48, axis=1).repeat(64, axis=0)))
 """A mask of the size that FAST gives PHOTO: its left half."""
