@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from support import ROOT
-from support.requests_to_tiny import CAT, HALF, OTHER, PHOTO, SQUARE, answer, differ, made, pixels, url
+from support.requests_to_tiny import CAT, HALF, PHOTO, SQUARE, answer, differ, made, pixels, url
 from support.server import Server
 
 from controlnet.maps.annotators.skeletons import draw_skeletons

@@ -1,4 +1,6 @@
-"""Several controls and regions, measured on a few held-out scenes; 64 of them make the table in the README."""
+"""Several controls and regions, measured on a few held-out scenes. The README's table is made from 64 scenes."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +17,11 @@ SCENES = 4
 
 @pytest.fixture(scope="module")
 def painter() -> Painter:
-    return Painter("tiny", "drawn")
+    """With 6 steps: no score differs by more than 0.04 from that of the usual 20."""
+    painter = Painter("tiny", "drawn")
+    manifest = painter.bundle.manifest
+    painter.bundle.manifest = replace(manifest, defaults=replace(manifest.defaults, num_inference_steps=6))
+    return painter
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def judge() -> Judge:
 
 def test_two_controls_are_both_obeyed(painter: Painter, judge: Judge) -> None:
     measured = measure_pair(("canny", "depth"), painter, judge, SCENES)
-    assert all(one.score > one.floor + 0.1 for one in measured.values()), measured
+    assert all(one.score > one.floor + 0.2 for one in measured.values()), measured
 
 
 def test_a_control_is_obeyed_inside_its_region_and_not_outside(painter: Painter, judge: Judge) -> None:
@@ -36,5 +42,5 @@ def test_a_control_is_obeyed_inside_its_region_and_not_outside(painter: Painter,
 
 
 def test_the_figures_are_written_as_a_manifest_has_them() -> None:
-    told = as_toml({"canny_left": {"inside": Obedience(0.5, 0.25)}}, 4)
-    assert "[made.together.canny_left]\ninside = { score = 0.500, floor = 0.250 }" in told
+    written = as_toml({"canny_left": {"inside": Obedience(0.5, 0.25)}}, 4)
+    assert "[made.together.canny_left]\ninside = { score = 0.500, floor = 0.250 }" in written
