@@ -44,7 +44,7 @@ act on the picture. •: both are values of one input, so only one can be sent. 
 """
 
 
-def test_every_pair_acts_or_is_refused_in_one_sentence(server: Server, update_table: bool) -> None:
+def test_every_pair_of_features_acts_or_is_clearly_refused(server: Server, update_table: bool) -> None:
     @cache
     def send(*names: str) -> Answer:
         return answer(server, **{"num_inference_steps": 3} | _inputs_of(*names))
