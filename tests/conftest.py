@@ -1,3 +1,5 @@
+"""What pytest gives to every test."""
+
 from collections.abc import Iterator
 
 import pytest
@@ -6,12 +8,13 @@ from support.server import Server
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
+    """One real server with the tiny bundle for all tests in this process: starting it takes over ten seconds."""
     with Server({"CONTROLNET_BUNDLE": "tiny"}) as running:
         yield running
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-table", action="store_true", help="write docs/combinations.md as it is found now")
+    parser.addoption("--update-table", action="store_true", help="write docs/combinations.md as the tests find it now")
 
 
 @pytest.fixture

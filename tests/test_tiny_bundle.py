@@ -1,7 +1,7 @@
 """The embedded bundle's ControlNets are what they are said to be, each trained on its own control maps.
 
-Two swapped files, a negated map or a map handed to the wrong net all show here: a net predicts the noise in a held-out
-scene best from its own kind of map.
+Two swapped files, a negated map or a map given to the wrong net all show here: of all nets, the one trained on a map
+predicts the noise in a held-out scene best from it.
 """
 
 from functools import cache
@@ -23,12 +23,13 @@ from tinyworld.hints import HINTS
 from tinyworld.models import make_scheduler
 
 NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
-COUNT = 16
+COUNT = 8
+"""Scenes: with 16, the net that comes second is not further behind."""
 
 
 @cache
 def world() -> SimpleNamespace:
-    """The bundle, and noisy latents of held-out scenes with what should be predicted from them."""
+    """The bundle, and noisy latents of held-out scenes with the prediction that is right for them."""
     bundle = open_bundle({BUNDLE: "tiny"})
     base, cases = bundle.base(), list(islice(held_out(128, shows_people), COUNT))
     generator = torch.Generator().manual_seed(0)
@@ -62,8 +63,8 @@ def maps(conditioner: str) -> torch.Tensor:
     return torch.from_numpy(colours).permute(0, 3, 1, 2) / 255
 
 
-def error(net: str | None, control: torch.Tensor | None = None) -> float:
-    """Mean squared error of the prediction with that net and those maps, or without control."""
+def predict_error(net: str | None = None, control: torch.Tensor | None = None) -> float:
+    """Mean squared error of the prediction with that net and those maps; without a net, of the one without control."""
     w, residuals = world(), {}
     with torch.inference_mode():
         if net is not None:
@@ -73,22 +74,32 @@ def error(net: str | None, control: torch.Tensor | None = None) -> float:
     return float((predicted - w.target).square().mean())
 
 
+free_error = cache(predict_error)
+
+
+@cache
+def own_error(conditioner: str) -> float:
+    return predict_error(conditioner, maps(conditioner))
+
+
 @pytest.mark.parametrize("conditioner", NAMES)
 def test_each_net_knows_its_own_maps_best(conditioner: str) -> None:
-    errors = {net: error(net, maps(conditioner)) for net in NAMES}
-    print({net: round(value, 4) for net, value in errors.items()}, "free", round(error(None), 4))
-    assert errors[conditioner] <= 1.01 * min(errors.values())  # hed's and scribble's nets read edges much alike
-    assert errors[conditioner] < 0.97 * error(None), "the map tells the net next to nothing"
+    own, free = own_error(conditioner), free_error()
+    others = {net: predict_error(net, maps(conditioner)) for net in NAMES if net != conditioner}
+    print(conditioner, round(own, 4), {net: round(value, 4) for net, value in others.items()}, "free", round(free, 4))
+    assert own <= 1.01 * min(others.values())  # the nets of hed and scribble read edges much alike
+    assert own < 0.97 * free, "the map tells the net next to nothing"
 
 
 @pytest.mark.parametrize("conditioner", NAMES)
-def test_a_negated_map_or_another_scenes_map_misleads(conditioner: str) -> None:
-    own = error(conditioner, maps(conditioner))
-    assert error(conditioner, 1 - maps(conditioner)) > 1.03 * own
-    assert error(conditioner, maps(conditioner).roll(1, 0)) > 1.03 * own
+def test_negated_maps_and_maps_of_other_scenes_mislead(conditioner: str) -> None:
+    negated, exchanged = 1 - maps(conditioner), maps(conditioner).roll(1, 0)
+    worse = [predict_error(conditioner, wrong) / own_error(conditioner) for wrong in (negated, exchanged)]
+    print(conditioner, [round(ratio, 3) for ratio in worse])
+    assert min(worse) > 1.5
 
 
-def test_the_network_that_scores_is_not_the_one_that_draws() -> None:
+def test_the_evaluation_network_is_not_the_one_that_annotates() -> None:
     drawing, scoring = (
         load_pretrained(TinyVisionModel, folder, torch.device("cpu")).state_dict()
         for folder in (WEIGHTS / "tiny/annotator/tiny", EVALUATOR)
@@ -97,8 +108,8 @@ def test_the_network_that_scores_is_not_the_one_that_draws() -> None:
 
 
 @pytest.mark.parametrize("conditioner", [name for name in NAMES if HINTS[name].from_picture])
-def test_the_annotators_draw_about_what_is_true(conditioner: str) -> None:
-    """Nearer to the truth of the scene than to that of another one, by far: as mean absolute difference of the maps."""
+def test_annotators_draw_nearly_the_true_maps(conditioner: str) -> None:
+    """By mean absolute difference, a drawn map is far nearer to the true map of its scene than to another scene's."""
     draw = HINTS[conditioner].from_picture
     assert draw is not None
     network = load_pretrained(TinyVisionModel, WEIGHTS / "tiny/annotator/tiny", torch.device("cpu"))
@@ -110,5 +121,5 @@ def test_the_annotators_draw_about_what_is_true(conditioner: str) -> None:
     assert own < 0.75 * other  # a skeleton's limbs are thin: two that are a pixel apart hardly overlap
 
 
-def test_forty_megabytes_at_most() -> None:
+def test_the_embedded_bundle_is_at_most_40_megabytes() -> None:
     assert sum(file.stat().st_size for file in (WEIGHTS / "tiny").rglob("*") if file.is_file()) <= 40e6

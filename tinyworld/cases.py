@@ -1,4 +1,4 @@
-"""Held-out scenes: what evaluation and contact sheets show a bundle, and which scenes say something about what."""
+"""Held-out scenes, which evaluation and contact sheets show a bundle, and which of them can measure a conditioner."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from tinyworld.render import FIRST_SOLID, render
 from tinyworld.scene import Scene, make_scene
 
 JOINTS_IN_VIEW = 9
-"""A scene says something about poses where this many joints of somebody can be seen."""
+"""A scene measures poses if at least this many joints of one person are in view."""
 PIXELS_OF_LINES = 40
-"""A scene says something about straight lines where so many pixels of them can be seen."""
+"""A scene measures straight lines if at least this many pixels of them are in view."""
 MAIN_SOLIDS = {"ball", "box", "cone", "cylinder", "pyramid", "table", "chair", "tree", "house", "shirt"}
-"""The solids that have the colour which the caption names, of things that have solids of other colours too."""
+"""In things of several colours, the solids that have the colour in the caption."""
 
 Fits = Callable[[Scene, Sample], bool]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out scene: as it is, as a picture of the bundle's size, and its truth at 128 pixels."""
+    """A held-out scene, its picture in the bundle's size, and its truth at 128 pixels."""
 
     scene: Scene
     picture: Image.Image
@@ -42,7 +42,7 @@ def shows_anything(*_: object) -> bool:
 
 
 SUBJECTS: dict[str, Fits] = {"openpose": shows_people, "mlsd": shows_lines}
-"""Which scenes say something about a conditioner, where not all do."""
+"""Which scenes measure a conditioner, if not all do."""
 
 
 def shows_one_thing(scene: Scene, _: Sample) -> bool:
@@ -50,14 +50,14 @@ def shows_one_thing(scene: Scene, _: Sample) -> bool:
 
 
 def main_pixels(scene: Scene) -> np.ndarray:
-    """(128, 128) bool: where the first thing's solids of its named colour are seen."""
+    """(128, 128) bool: where the first thing shows its named colour."""
     solids = scene.things[0].solids
     numbers = [FIRST_SOLID + i for i, solid in enumerate(solids) if solid.label in MAIN_SOLIDS]
     return np.isin(render(scene, SIZE).ids, numbers)
 
 
 def held_out(size: int, fits: Fits = shows_anything) -> Iterator[Case]:
-    """Scenes after the last that training may see, which `fits`, with pictures of `size` pixels a side."""
+    """Scenes that training never sees and that pass `fits`, by ascending seed, with pictures of `size` pixels."""
     seed = HELD_OUT
     while True:
         scene = make_scene(seed)

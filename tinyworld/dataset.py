@@ -1,4 +1,4 @@
-"""Scenes rendered once and kept on disk as plain arrays, so that training never waits for the renderer."""
+"""Scenes are rendered once and kept on disk as plain arrays, so training never waits for the renderer."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from tinyworld.truth import MIRRORED_JOINTS, OPENPOSE_JOINTS, truth_of
 
 SIZE = 128
 HELD_OUT = 2_000_000_000
-"""Seeds from here on are for evaluation only; training scenes are numbered from 0. On those from 1,000,000,000 on some
-choices were made (guidance scale, control mode, thresholds of joints), so that none is measured on them."""
+"""Seeds from here on are for evaluation only. Training scenes are numbered from 0. Guidance scale, control mode and
+thresholds of joints were chosen on seeds from 1,000,000,000 on, so nothing is measured on those."""
 MOST_PEOPLE = 3
 ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {
     "pictures": ((SIZE, SIZE, 3), np.uint8),
@@ -27,13 +27,13 @@ ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {
     "classes": ((SIZE, SIZE), np.uint8),
     "people": ((MOST_PEOPLE, len(OPENPOSE_JOINTS), 3), np.float32),
 }
-"""Shape and type of one scene's row in each array; each lies in a file of its name."""
+"""Shape and type of one scene's row in each array. Each array is a file with this name."""
 CAPTIONS = "captions.json"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """N scenes. Beside the pictures stands the truth of tinyworld/truth.py, rounded to bytes."""
+    """N scenes: pictures, and the truth of tinyworld/truth.py rounded to bytes."""
 
     pictures: np.ndarray
     """(N, 128, 128, 3) uint8, RGB."""
@@ -48,14 +48,14 @@ class Dataset:
     classes: np.ndarray
     """(N, 128, 128) uint8."""
     people: np.ndarray
-    """(N, 3, 18, 3) float32: joints of up to three people, all 0 where there are fewer."""
+    """(N, 3, 18, 3) float32: joints of up to three people; the rows of absent people are 0."""
     captions: list[str]
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def sample(self, row: int, mirrored: bool = False) -> "Sample":
-        """One scene as it is, or as a mirror shows it: normals face the other way, right joints are left ones."""
+        """One scene, or its mirror image: there normals face the other way and right joints become left ones."""
         arrays = {name: np.array(getattr(self, name)[row]) for name in ARRAYS}
         arrays["picture"] = arrays.pop("pictures")
         people = arrays.pop("people")
@@ -70,7 +70,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sample:
-    """One scene's picture and truth, as in Dataset; of people only those that are in view."""
+    """One scene's picture and truth, as in Dataset, with only the people in view."""
 
     picture: np.ndarray
     outlines: np.ndarray
@@ -82,7 +82,7 @@ class Sample:
 
 
 def load_dataset(folder: Path, count: int) -> Dataset:
-    """The first `count` training scenes, rendered into `folder` if they are not there yet."""
+    """The first `count` training scenes, rendered into `folder` unless they are there."""
     captions = folder / CAPTIONS
     files = {name: folder / f"{name}.npy" for name in ARRAYS}
     present = captions.exists() and all(file.exists() for file in files.values())
@@ -95,10 +95,10 @@ def load_dataset(folder: Path, count: int) -> Dataset:
 
 
 def _render_all(files: dict[str, Path], count: int) -> list[str]:
-    """Fill the files; the captions."""
+    """Fill the files and return the captions."""
     arrays = {
-        name: np.lib.format.open_memmap(files[name], "w+", kind, (count, *shape))
-        for name, (shape, kind) in ARRAYS.items()
+        name: np.lib.format.open_memmap(files[name], "w+", dtype, (count, *shape))
+        for name, (shape, dtype) in ARRAYS.items()
     }
     captions = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -112,7 +112,7 @@ def _render_all(files: dict[str, Path], count: int) -> list[str]:
 
 
 def render_seed(seed: int) -> tuple[dict[str, np.ndarray], str]:
-    """One scene: its row in each array, and its caption."""
+    """One scene's row in each array, and its caption."""
     scene = make_scene(seed)
     return _row(scene), scene.caption
 

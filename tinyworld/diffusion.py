@@ -1,4 +1,4 @@
-"""The diffusion side of the training: text encoder and UNet, then the ControlNets together with them."""
+"""The diffusion part of the training: text encoder and UNet, then the ControlNets together with them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from tinyworld.hints import HINTS, control_maps, rows_with_people
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 
 PROMPT_DROP = 0.1
-"""Share of prompts replaced by the empty one, so that classifier-free guidance works (arXiv 2207.12598)."""
+"""Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)."""
 HINT_PROMPT_DROP = 0.2
-"""More while ControlNets learn, so that they read the control map itself (arXiv 2302.05543, section 3.3)."""
+"""The same while ControlNets learn: more, to make them read the control map (arXiv 2302.05543, section 3.3)."""
 BASE_SHARE = 0.15
-"""Share of samples without control while base and ControlNets learn together, so that the base paints by itself too."""
+"""Share of samples without control while base and ControlNets learn together: the base must also paint alone."""
 
 
 @dataclass
 class Noising:
-    """The diffusion side of a step: draws latents, prompts, noise and times, and gives the v-prediction target."""
+    """Draws the latents, prompts, noise and times of a step, and computes the v-prediction target."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
@@ -36,7 +36,7 @@ class Noising:
     def draw(
         self, generator: torch.Generator, batch: int, drop: float, favoured: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """rows, flips, noisy latents, times, token ids, target; nine tenths of the rows from `favoured` if given."""
+        """Rows, flips, noisy latents, times, token ids, target. Nine tenths of the rows are from `favoured`, if any."""
         rows = torch.randint(self.latents.shape[1], (batch,), generator=generator)
         if favoured is not None and len(favoured):
             chosen = favoured[torch.randint(len(favoured), (batch,), generator=generator)]
@@ -53,12 +53,12 @@ class Noising:
 
 
 def train_base(
-    noising: Noising, tokenizer, plan: Plan, device: torch.device, folder: Path, start: Path | None
+    noising: Noising, tokenizer, plan: Plan, device: torch.device, folder: Path, earlier: Path | None
 ) -> dict[str, nn.Module]:
-    """Text encoder and UNet together."""
+    """Train text encoder and UNet together. `earlier` is a bundle to continue from."""
     torch.manual_seed(SEED + 1)
-    text_encoder = begin_as(models.make_text_encoder(tokenizer), start and start / "text_encoder").to(device)
-    unet = begin_as(models.make_unet(), start and start / "unet").to(device)
+    text_encoder = begin_as(models.make_text_encoder(tokenizer), earlier and earlier / "text_encoder").to(device)
+    unet = begin_as(models.make_unet(), earlier and earlier / "unet").to(device)
 
     def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
         _, _, noisy, times, tokens, target = noising.draw(generator, batch, PROMPT_DROP)
@@ -81,10 +81,10 @@ def train_nets(
     device: torch.device,
     folder: Path,
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """The base and ControlNets, by conditioner, learning together: base and nets as they are then.
+    """Train the base and the ControlNets (by conditioner) together, and return both.
 
-    Each batch is one net's. The base goes on learning with all of them (ControlNet's own "unlocked" training): frozen,
-    as the paper has it, so small a base never learns to paint the thin limbs that a skeleton asks for.
+    Each batch trains one net. The base learns with all of them (the "unlocked" training of ControlNet's code). Frozen,
+    as in the paper, a base this small never learns to paint the thin limbs of a skeleton.
     """
     base = {key: module.to(device).train().requires_grad_(True) for key, module in base.items()}
     nets = {name: net.to(device).train().requires_grad_(True) for name, net in nets.items()}

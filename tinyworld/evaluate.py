@@ -1,8 +1,8 @@
 """Measures how well a bundle's pictures obey control map and prompt, on scenes that no training has seen.
 
-The control map is drawn from the rendered scene, a picture is generated from it and the scene's caption, and the
-evaluation network (judge.py) says how much of what the map asks for is in the picture. Beside it stand the floor, the
-same picture scored against the maps of other scenes, and the ceiling, the rendered scene scored against its own map.
+A control map is drawn from the rendered scene, and a picture is generated from the map and the scene's caption. The
+evaluation network (judge.py) scores how well the picture obeys the map. The floor is the score of the same picture
+against maps of other scenes. The ceiling is the score of the rendered scene against its own map.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from tinyworld.scene import recoloured
 from tinyworld.things import COLOURS
 
 OTHERS = 4
-"""How many other scenes' maps a picture's floor is the mean over."""
+"""The floor of a picture is the mean over the maps of this many other scenes."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One conditioner's figures, means over the scenes."""
+    """One conditioner's figures: means over the scenes."""
 
     metric: str
     value: float
-    """In the metric's own unit."""
+    """In the unit of the metric."""
     score: float
     floor: float
     ceiling: float
     share: float
-    """(score − floor) / (ceiling − floor): 0 by chance, 1 as good as the rendered scene itself."""
+    """(score − floor) / (ceiling − floor): 0 for chance, 1 for a picture as good as the rendered scene."""
     scenes: int
 
 
@@ -69,10 +69,10 @@ def measure(conditioner: str, painter: Painter, judge: Judge, count: int) -> Qua
 
 
 def measure_colours(painter: Painter, count: int) -> dict[str, float]:
-    """How often the one thing of a scene has the colour that the prompt gives it, another one than it was rendered in.
+    """How often the only thing in a scene gets the colour in the prompt, which is not the one it was rendered in.
 
-    Controlled by canny, so that the thing is where it was; `ceiling` is how often the rendered thing's own colour is
-    read right, `chance` that of a colour drawn blindly.
+    A canny map keeps the thing in its place. `ceiling` is how often the colour of the rendered thing is read correctly,
+    `chance` how often a random colour is right.
     """
     cases = list(islice(held_out(painter.size[0], shows_one_thing), count))
     right = read = 0
@@ -88,14 +88,14 @@ def measure_colours(painter: Painter, count: int) -> dict[str, float]:
 
 
 def small(picture: Image.Image, exact: bool = False) -> Image.Image:
-    """As the evaluation network looks at it, 128 pixels a side."""
+    """The picture at the size that the evaluation network reads, 128 pixels."""
     if picture.size == (SIZE, SIZE):
         return picture
     return picture.resize((SIZE, SIZE), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
 
 
 def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None) -> str:
-    """The figures as a manifest has them; the README's table is made from there."""
+    """The figures as TOML for the manifest, from which the README's table is made."""
     tables: dict[str, dict[str, Any]] = {name: asdict(quality) for name, quality in qualities.items()}
     if colours:
         tables["prompt_colour"] = colours
@@ -111,7 +111,7 @@ def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None) -> 
 
 
 def arguments_of(program: str, about: str) -> argparse.ArgumentParser:
-    """What both evaluations take."""
+    """The arguments of both evaluations."""
     parser = argparse.ArgumentParser(prog=program, description=about)
     parser.add_argument("--bundle", default="tiny", help="the bundle to measure")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the bundle's manifest and files")
@@ -123,7 +123,7 @@ def arguments_of(program: str, about: str) -> argparse.ArgumentParser:
 
 
 def open_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[Painter, Judge, Path]:
-    """The bundle under test, the network that scores, and the folder for what is found."""
+    """The bundle under test, the network that scores, and the folder for the results."""
     if arguments.scenes < 2:
         parser.error(f"--scenes: expected at least 2, since the floor needs another scene, got {arguments.scenes}")
     painter = Painter(arguments.bundle, arguments.maps, arguments.weights)

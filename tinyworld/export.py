@@ -1,4 +1,4 @@
-"""Writes what training left as a weights bundle: the files of a real one, fp16 safetensors in diffusers' own layout."""
+"""Writes trained modules as a weights bundle: fp16 safetensors in the layout of diffusers, like a real bundle."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 EVALUATOR = Path(__file__).resolve().parent / "evaluator"
-"""Where the network that scores lies: beside the evaluation, not in the bundle."""
+"""Folder of the network that scores. It belongs to the evaluation, not to the bundle."""
 
 
 def export(trained: dict, folder: Path, evaluator_folder: Path = EVALUATOR) -> None:
     """Write vae, unet, text_encoder, tokenizer, scheduler, controlnet/* and annotator/tiny into `folder`.
 
-    What is not in `trained` is left as it is there; the evaluation network goes into a folder of its own.
+    Parts that are not in `trained` are left unchanged. The evaluation network goes into `evaluator_folder`.
     """
     if "evaluator" in trained:
         _save(trained["evaluator"], evaluator_folder)
@@ -45,7 +45,7 @@ def _save(module: nn.Module, folder: Path) -> None:
 
 
 def _tidy(file: Path) -> None:
-    """Keep no path of the machine that trained it, and one spelling of the JSON."""
+    """Remove paths of the machine that trained it, and write the JSON in one form."""
     config = json.loads(file.read_text(encoding="utf-8"))
     for key in ("_name_or_path", "name_or_path"):
         config.pop(key, None)

@@ -1,7 +1,7 @@
 """The control maps that each ControlNet is trained on, drawn from the renderer's truth or by the bundle's annotators.
 
-They follow the conventions of the real annotators (controlnet/maps/annotators/), so that a map made for Stable
-Diffusion means the same to the tiny bundle.
+They follow the conventions of the real annotators (controlnet/maps/annotators/): a map made for Stable Diffusion means
+the same to the tiny bundle.
 """
 
 from collections.abc import Callable
@@ -28,21 +28,21 @@ Random = np.random.Generator
 FromTruth = Callable[[Sample, Random], np.ndarray]
 FromPicture = Callable[[TinyVisionModel, Image.Image], Image.Image]
 SEEN_SHARE = 0.25
-"""Share of the control maps that the bundle's own annotator draws from the picture, the others being the truth."""
+"""Share of the control maps that the bundle's annotator draws from the picture. The others are drawn from the truth."""
 JOINT_LOSS = 0.1
-"""Share of joints left out of half of the skeletons, as detectors miss some."""
+"""Share of joints left out in half of the skeletons, since detectors miss some."""
 
 
 @dataclass(frozen=True)
 class Hint:
-    """How one ControlNet's control maps are drawn, each (128, 128) or (128, 128, 3), of 0 to 255."""
+    """How one ControlNet's control maps are drawn: (128, 128) or (128, 128, 3), 0 to 255."""
 
     from_truth: FromTruth
     from_picture: FromPicture | None = None
     people_only: bool = False
-    """Whether only scenes with people say anything; nine tenths of the scenes are taken from those then."""
+    """True if only scenes with people teach anything. Nine tenths of the scenes are then taken from those."""
     weight: int = 1
-    """How many batches its net gets for one of another's."""
+    """How many batches its net gets for each batch of another net."""
 
 
 def control_maps(
@@ -53,8 +53,8 @@ def control_maps(
     flips: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Control maps of these rows, mirrored where `flips` is 1: (B, 3, 128, 128) float32 in [0, 1]; inpaint's are -1 in
-    their holes."""
+    """Control maps of these rows, mirrored if `flips` is 1: (B, 3, 128, 128) float32, 0 to 1, and -1 in inpaint's
+    holes."""
     seeds = torch.randint(2**31, (len(rows),), generator=generator).tolist()
     maps = []
     for row, flip, seed in zip(rows.tolist(), flips.tolist(), seeds, strict=True):
@@ -68,30 +68,30 @@ def control_maps(
 
 
 def draw_from_truth(hint: Hint, sample: Sample, seed: int = 0) -> Image.Image:
-    """The sample's control map as the truth has it, RGB, (128, 128)."""
+    """The control map drawn from the truth of the sample: RGB, (128, 128)."""
     return Image.fromarray(hint.from_truth(sample, np.random.default_rng(seed))).convert("RGB")
 
 
 def rows_with_people(dataset: Dataset) -> torch.Tensor:
-    """Rows whose picture shows half of somebody's joints or more."""
+    """Rows whose picture shows at least half of the joints of one person."""
     return torch.from_numpy(np.flatnonzero(((dataset.people[..., 2] > 0).sum(2) >= 9).any(1)))
 
 
 def canny_map(sample: Sample, rng: Random) -> np.ndarray:
-    """Canny with random thresholds, as ControlNet's was trained; often the annotator's own 100 and 200."""
+    """Canny with random thresholds, as ControlNet was trained, and often with the annotator's 100 and 200."""
     low, high = (100, 200) if rng.random() < 0.4 else sorted(rng.uniform(40, 250, 2))
     return cv2.Canny(cv2.cvtColor(sample.picture, cv2.COLOR_RGB2GRAY), low, high)
 
 
 def scribble_map(sample: Sample, rng: Random) -> np.ndarray:
-    """Half the time what XDoG makes of the picture, half the time wobbly pen strokes along the outlines."""
+    """Half the time XDoG strokes of the picture, half the time wobbly pen strokes along the outlines."""
     if rng.random() < 0.5:
         return xdog_strokes(cv2.cvtColor(sample.picture, cv2.COLOR_RGB2GRAY))
     return doodle(sample.outlines, rng)
 
 
 def doodle(outline: np.ndarray, rng: Random) -> np.ndarray:
-    """Outlines as a person would scrawl them: shifted about smoothly by up to two pixels, one to four pixels thick."""
+    """Outlines as a person would scrawl them: shifted smoothly by up to two pixels, one to four pixels thick."""
     size = outline.shape[0]
     shift = cv2.resize(rng.normal(0, 1.2, (6, 6, 2)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -102,13 +102,13 @@ def doodle(outline: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def hed_map(sample: Sample, rng: Random) -> np.ndarray:
-    """Three quarters quantised, as ControlNet 1.1's soft edges were; the rest as soft as they are."""
+    """Soft outlines: three quarters quantised, as the soft edges of ControlNet 1.1 were, the rest unchanged."""
     edges = soft_outlines(sample.outlines)
     return safe_levels(edges) if rng.random() < 0.75 else np.rint(edges * 255).astype(np.uint8)
 
 
 def lineart_map(sample: Sample, rng: Random) -> np.ndarray:
-    """Two thirds what the annotator makes of the picture, the rest a fine pen's lines along the outlines."""
+    """Two thirds drawn by the annotator from the picture, the rest lines of a fine pen along the outlines."""
     if rng.random() < 2 / 3:
         return np.asarray(draw_lineart_standard(Image.fromarray(sample.picture)))
     soft = cv2.GaussianBlur(sample.outlines.astype(np.float32), (0, 0), rng.uniform(0.5, 1.0))
@@ -116,13 +116,13 @@ def lineart_map(sample: Sample, rng: Random) -> np.ndarray:
 
 
 def tile_map(sample: Sample, rng: Random) -> np.ndarray:
-    """The annotator's, or blurred more or less than that."""
+    """The annotator's map, or one that is blurred more or less."""
     picture = Image.fromarray(sample.picture)
     return np.asarray(draw_tile(picture, 8 if rng.random() < 0.5 else int(rng.integers(2, 17))))
 
 
 def inpaint_map(sample: Sample, rng: Random) -> np.ndarray:
-    """The picture, as int16, with holes of -255: -1 where the net sees it, below what any colour is."""
+    """The picture as int16, with -255 in the holes. The net gets that as -1, which no colour is."""
     holes = np.zeros((SIZE, SIZE), np.uint8)
     for _ in range(rng.integers(1, 4)):
         x, y, width, height = (int(v) for v in (*rng.integers(0, SIZE, 2), *rng.integers(8, SIZE * 3 // 4, 2)))
@@ -134,7 +134,7 @@ def inpaint_map(sample: Sample, rng: Random) -> np.ndarray:
 
 
 def normal_colours(sample: Sample, rng: Random) -> np.ndarray:
-    """As normal_bae.normal_map colours them."""
+    """Normals in the colours of normal_bae.normal_map."""
     return ((sample.normals / np.float32(127) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
 """How well a picture obeys its control map, read by the evaluation network, which drew none of the control maps.
 
-For each conditioner: what a control map asks for, what the network finds of that in a picture, and the metric of
-tinyworld/scoring.py that compares the two. And for prompts: which of the world's colours a place in a picture has.
+For each conditioner: what a control map asks for, what the network finds in a picture, and the metric of
+tinyworld/scoring.py that compares the two. For prompts: the name of the colour that a place in a picture has.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Look:
     """(128, 128, 3) uint8."""
     seen: Seen
     numbers: np.ndarray
-    """Which ADE20K class each of the network's is."""
+    """The ADE20K class of each of the network's classes."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Reading:
     """How obedience to one conditioner is measured."""
 
     metric: str
-    """What it is called in the field."""
+    """The name of the metric in the field."""
     wanted: Callable[[np.ndarray, People], Any]
-    """What a control map, (128, 128, 3) uint8, asks for; of people the joints that it shows are handed in too."""
+    """A control map, (128, 128, 3) uint8, and the joints of the people it shows -> what the map asks for."""
     found: Callable[["Look"], Any]
-    """What of that is in a picture."""
+    """A picture, as the network sees it -> what is in it of the same sort."""
     compare: Callable[[Any, Any], Marks]
     """Found and wanted -> marks."""
 
 
 def _score(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], Marks]:
-    """For metrics that are their own score."""
+    """Marks of a metric whose value is also its score."""
 
     def marks(found: Any, wanted: Any) -> Marks:
         value = metric(found, wanted)
@@ -66,7 +66,7 @@ def _bright(control_map: np.ndarray, _: People) -> np.ndarray:
 
 
 def _thin(control_map: np.ndarray, _: People) -> np.ndarray:
-    """Strokes are compared along their middle: how thick a pen drew them says nothing about the picture."""
+    """Strokes are compared along their middle, since the thickness of the pen says nothing about the picture."""
     return skeletonize(control_map.max(axis=2) > 127)
 
 
@@ -76,7 +76,7 @@ def _facing(control_map: np.ndarray, _: People) -> np.ndarray:
 
 
 def _numbers(control_map: np.ndarray, _: People) -> np.ndarray:
-    """ADE20K's class at each pixel: the one whose colour is nearest, should a format have changed it."""
+    """ADE20K's class at each pixel: the one with the nearest colour, since a file format may have changed it."""
     colours, place = np.unique(control_map.reshape(-1, 3), axis=0, return_inverse=True)
     away = np.abs(colours[:, None].astype(int) - ade20k_palette()[None].astype(int)).sum(2)
     return away.argmin(1)[place].reshape(control_map.shape[:2])
@@ -106,7 +106,7 @@ def _colour_error(found: np.ndarray, wanted: np.ndarray) -> Marks:
 
 
 FAINT_LINE = 63
-"""Of 255: what of a soft line counts as one. The usual line of a picture is drawn at 127 (lineart_standard.py)."""
+"""From this level of 255, a soft line counts. Usual lines of a picture are drawn at 127 (lineart_standard.py)."""
 READINGS: dict[str, Reading] = {
     "canny": Reading("F1 of edges, 2 px", _bright, _edges, _score(edge_f1)),
     "scribble": Reading("F1 of strokes, 2 px", _thin, _outlines, _score(edge_f1)),
@@ -146,19 +146,19 @@ READINGS: dict[str, Reading] = {
 
 
 class Judge:
-    """The evaluation network, asked about one conditioner after the other."""
+    """The evaluation network."""
 
     def __init__(self, network: TinyVisionModel) -> None:
         self.network = network
         self.numbers = np.array(network.config["classes"])
 
     def found(self, conditioner: str, picture: Image.Image) -> Any:
-        """What the RGB picture, (128, 128), holds of what the conditioner is about."""
+        """The edges, depth, joints and so on, by conditioner, that are in an RGB picture, (128, 128)."""
         return READINGS[conditioner].found(Look(np.asarray(picture), see(self.network, picture), self.numbers))
 
 
 def wanted(conditioner: str, control_map: Image.Image, people: People) -> Any:
-    """What the control map, (128, 128), asks for; `people`: the joints that a skeleton map shows, (18, 3) each."""
+    """What the control map, (128, 128), asks for. `people` are the joints that a skeleton map shows, (18, 3) each."""
     return READINGS[conditioner].wanted(np.asarray(control_map.convert("RGB")), people)
 
 
@@ -167,10 +167,10 @@ BRIGHTNESSES = np.linspace(0.55, 1.15, 13)
 
 
 def colour_of(pixels: np.ndarray) -> str:
-    """The name of the world's colour that these pixels, (N, 3) uint8, have: the nearest in any light.
+    """The name of the colour of these pixels, (N, 3) uint8: the nearest of the world's colours in any light.
 
-    A shaded white is a grey, and a shaded orange a brown: so much that an unlikely light counts against a colour, as
-    much as a hundredth of the range for each tenth of brightness.
+    A shaded white looks grey, and a shaded orange brown. So an unlikely light counts against a colour: a hundredth of
+    the range for each tenth of brightness.
     """
     mean = pixels.reshape(-1, 3).mean(0) / 255
     lights = BRIGHTNESSES[:, None]

@@ -8,14 +8,14 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 32
-"""Length of a tokenized prompt; longer prompts are encoded in pieces."""
+"""Length of a tokenized prompt. Longer prompts are encoded in pieces."""
 WIDTHS = (64, 96, 96)
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the captions' words whole; other words fall apart into letters."""
+    """A CLIP tokenizer with one token for each word of the captions. Other words are split into letters."""
     tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=1000, show_progress=False)
     tokenizer.model_max_length = TOKENS
     return tokenizer
@@ -38,7 +38,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def make_vae() -> AutoencoderTiny:
-    """Factor 8, no block at full resolution: where most of the time would go on a CPU."""
+    """Factor 8, and no block at full resolution, which would take most of the time on a CPU."""
     return AutoencoderTiny(
         encoder_block_out_channels=(64,) * 4,
         decoder_block_out_channels=(64,) * 4,
@@ -49,8 +49,8 @@ def make_vae() -> AutoencoderTiny:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Attention where the latents are 8 and 4 wide, and once more on the way out at their full size, where the prompt's
-    colours must find what the control map has put where. That last one begins as doing nothing."""
+    """Attention at 8 and 4 latents wide, and once more at full size in the last block, which must put the prompt's
+    colours on the shapes of the control map. That last attention does nothing at first."""
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
@@ -73,13 +73,13 @@ def make_unet() -> UNet2DConditionModel:
 def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """As in the ControlNet paper (arXiv 2302.05543): the UNet's encoder copied, joined through zero convolutions.
 
-    Its transformer blocks are left out, as in the small ControlNets of diffusers' authors for SDXL
+    Its transformer blocks are left out, as in the small ControlNets for SDXL by the authors of diffusers
     (huggingface.co/diffusers/controlnet-canny-sdxl-1.0-small): the UNet has them, and eleven nets fit into 24 MB.
 
-    The hint's embedding has one stage for each halving that the VAE makes: four entries for a factor of 8. It does not
-    begin at zero, as in the paper, but keeps the variance of its input (arXiv 1502.01852). With PyTorch's own
-    initialisation thin lines faded on the way: after 550 steps such a net still answered any map alike (to 1e-5). The
-    zero convolutions behind it still make a fresh net do nothing.
+    The embedding of the control map has one stage per halving in the VAE: four entries for a factor of 8. It is not
+    initialised with zeros, as in the paper, but keeps the variance of its input (arXiv 1502.01852). With PyTorch's
+    initialisation, thin lines faded: after 550 steps such a net still gave the same output for every map (to 1e-5). The
+    zero convolutions behind the embedding still make a new net do nothing.
     """
     controlnet = ControlNetModel(
         in_channels=LATENT_CHANNELS,
@@ -104,8 +104,8 @@ def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """v-prediction (arXiv 2202.00512). The end of the schedule is noisier than Stable Diffusion's, so that the last
-    step holds next to no signal, yet not zero signal-to-noise, which several samplers cannot start from."""
+    """v-prediction (arXiv 2202.00512). The end of the schedule is noisier than Stable Diffusion's: the last step has
+    almost no signal, but not a signal-to-noise ratio of zero, from which several samplers cannot begin."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",

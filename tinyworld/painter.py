@@ -1,4 +1,4 @@
-"""The bundle under test, asked for control maps and pictures in this process."""
+"""The bundle under test, in this process: draws control maps and generates pictures."""
 
 import io
 from contextlib import redirect_stderr
@@ -17,7 +17,7 @@ from tinyworld.hints import HINTS, draw_from_truth
 
 
 class Painter:
-    """The bundle under test: draws control maps and generates pictures as a request with its defaults would."""
+    """The bundle under test, used as a request with default inputs would use it."""
 
     def __init__(self, bundle_name: str, maps: str, weights: Path = WEIGHTS) -> None:
         """`maps`: "drawn", by the bundle's annotators from the scene's picture, or "truth", by the renderer."""
@@ -28,7 +28,7 @@ class Painter:
         self.size = (self.bundle.manifest.defaults.resolution,) * 2
 
     def control_map(self, conditioner: str, case: Case) -> Image.Image:
-        # canny and scribble have no truth: their maps are what their annotators make of a picture.
+        # canny and scribble have no truth: an annotator draws their maps from a picture.
         if self.maps == "drawn" or HINTS[conditioner].from_picture is None:
             return draw_control_map(conditioner, case.picture, self.size, True, self.annotators)
         ready = draw_from_truth(HINTS[conditioner], case.sample)
@@ -50,5 +50,5 @@ class Painter:
             control_mode=defaults.control_mode,
             seed=seed,
         )
-        with redirect_stderr(io.StringIO()):  # no bar for each of hundreds of pictures
+        with redirect_stderr(io.StringIO()):  # no progress bar for each of hundreds of pictures
             return self.generator.generate(job)[0]

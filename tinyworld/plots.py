@@ -1,4 +1,4 @@
-"""Loss curves of the stages that have checkpoints, as one PNG."""
+"""Loss curves of all stages that have checkpoints, in one PNG."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 SMOOTHED = 50
-"""Steps that a point of the curve is the mean of."""
+"""Each point of a curve is the mean of this many steps."""
 
 
 def plot_losses(folder: Path, names: list[str]) -> Path:
-    """Draw the losses of every stage's checkpoint in `folder` into its losses.png; the picture's path."""
+    """Draw the losses in the checkpoints of `folder` into its losses.png, and return that path."""
     import matplotlib
 
-    matplotlib.use("Agg")  # into a file, also where there is no screen
+    matplotlib.use("Agg")  # draws into a file, without a screen
     from matplotlib import pyplot
 
     found = [name for name in names if (folder / f"{name}.pt").exists()]

@@ -1,6 +1,6 @@
-"""Renders a scene by casting one ray per sample, and keeps the exact truth beside the picture: depth, normals, solids.
+"""Renders a scene with one ray per sample, and keeps the exact truth with the picture: depth, normals, solids.
 
-Sampled on a grid twice as fine as the picture and averaged down, so that edges are smooth as in a photograph.
+The grid of samples is twice as fine as the picture and is averaged, which makes edges as smooth as in a photograph.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tinyworld.things import Solid
 
 AMBIENT = 0.45
 GROUND, WALL, LEFT, RIGHT, SKY = range(5)
-"""Ids of the surround in View.ids; the solids follow from FIRST_SOLID on."""
+"""Ids of the surroundings in View.ids. The solids follow from FIRST_SOLID on."""
 FIRST_SOLID = 5
 
 
@@ -28,7 +28,7 @@ class View:
     normals: np.ndarray
     """(n, n, 3) float32, unit, in the camera's axes: x right, y up, z towards the camera; 0 in the sky."""
     ids: np.ndarray
-    """(n, n) uint8: which surface is seen."""
+    """(n, n) uint8: the id of the surface in view."""
 
 
 def render(scene: Scene, size: int = 128, samples: int = 2) -> View:
@@ -69,7 +69,7 @@ def camera_rays(camera: Camera, size: int) -> np.ndarray:
 
 
 def project(camera: Camera, point: np.ndarray) -> tuple[np.ndarray, float]:
-    """Where a point is seen: (x, y) from -1 to 1 with y downwards, and its distance along the viewing direction."""
+    """Position of a point in the picture, (x, y) from -1 to 1 with y downwards, and its distance along the view."""
     right, up, forward = camera_axes(camera) @ (point - camera.eye)
     return np.array([right, -up]) * camera.focal / max(forward, 1e-3), float(forward)
 
@@ -113,7 +113,7 @@ def _lay_tiles(
 
 
 def _draw(solid: Solid, number: int, eye: np.ndarray, rays: np.ndarray, camera: Camera, buffers: tuple) -> None:
-    """Draw one solid into the buffers, looking only at the rays of the square that can see it."""
+    """Draw one solid into the buffers, using only the rays of the square that can hit it."""
     t, normals, ids, colours = buffers
     size = int(np.sqrt(len(rays)))
     centre, radius = solid.shape.bounds()

@@ -1,4 +1,4 @@
-"""A scene: a place, one to three things in it, a camera, and the caption that says so, all from one seed."""
+"""A scene: a place, one to three things or a pile, a camera, and the caption of all this, from one seed."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SKIES = {
     "black": (0.06, 0.07, 0.15),
 }
 PILE_SHARE = 0.12
-"""Share of scenes with a pile of many things: cluttered as photographs are, so that their edges mean something too."""
+"""Share of scenes with a pile of many things, as cluttered as photographs: nets must also learn their edges."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Surround:
-    """Ground, and a sky or a back wall (at z = `wall`) with side walls at x = ± `half_width`. RGB from 0 to 1."""
+    """Ground, and a sky or a back wall (at z = `wall`) with side walls at x = ± `half_width`. RGB is from 0 to 1."""
 
     words: str
     ground_name: str
@@ -45,7 +45,7 @@ class Surround:
     wall: float | None = None
     half_width: float | None = None
     tiles: float = 0.0
-    """Edge length of the pattern of tiles, planks or bricks on walls and ground, 0 for none."""
+    """Edge length of the pattern of tiles, planks or bricks on walls and ground. 0 means no pattern."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _landscape(rng: Random) -> Surround:
 
 
 def _things(rng: Random, builders: tuple, count: int) -> list[Thing]:
-    """Things from left to right, each in a slot of its own so that none hides another whole."""
+    """Things from left to right, each in a separate slot, so none hides another completely."""
     slots = {1: [0.0], 2: [-0.9, 0.9], 3: [-1.5, 0.0, 1.5]}[count]
     largest = {1: 2.8, 2: 2.0, 3: 1.5}[count]
     things = []
@@ -111,7 +111,7 @@ def _things(rng: Random, builders: tuple, count: int) -> list[Thing]:
 
 
 def _pile(rng: Random) -> tuple[tuple[Thing, ...], str]:
-    """Six to twelve things of up to three colours, at any height, before and behind each other; and what to call it."""
+    """Six to twelve things of up to three colours, at any height and depth, and the words for them."""
     colours = [str(name) for name in rng.choice(list(COLOURS), rng.integers(1, 4), replace=False)]
     things = []
     for i in range(rng.integers(6, 13)):
@@ -133,7 +133,7 @@ def _listed(words: list[str]) -> str:
 
 
 def recoloured(caption: str, rng: Random, first: str | None = None, only_first: bool = False) -> str:
-    """The caption with other colours: `first` or a random one in the first place, random ones in the others."""
+    """The caption with other colours: first `first`, or a random one if that is None, then random ones."""
 
     def another(found: re.Match) -> str:
         old, place = found["colour"], found["place"] or ""

@@ -1,7 +1,7 @@
-"""How well a picture obeys a control map, as numbers: each metric in the unit of its field, and as a score.
+"""Metrics of how well a picture obeys a control map, each in the unit of its field and as a score.
 
-A score goes from 0 to 1, larger is better; its formula stands with each function. What is compared is always what was
-found in the generated picture with what the control map asked for.
+A score is from 0 to 1, and larger is better. Each function states its formula. It compares what was found in the
+generated picture with what the control map asked for.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def edge_f1(drawn: np.ndarray, wanted: np.ndarray, tolerance: int = 2) -> float:
     """F1 of two edge maps, (H, W) bool, from 0 (nothing in common) to 1: edges within `tolerance` pixels match.
 
     Precision is the share of drawn edges near a wanted one, recall the share of wanted edges near a drawn one, as in
-    boundary benchmarks (Martin et al., PAMI 2004), without their one-to-one assignment. 0 where either map is empty.
-    The score is the F1 itself.
+    boundary benchmarks (Martin et al., PAMI 2004), without their one-to-one assignment. 0 if either map is empty. The
+    score is the F1.
     """
     if not drawn.any() or not wanted.any():
         return 0.0
@@ -34,8 +34,8 @@ def ms_ssim(drawn: np.ndarray, wanted: np.ndarray) -> float:
     """Multi-scale structural similarity of two grey maps, (H, W), 0 to 255 (Z. Wang, E. Simoncelli, A. Bovik, Asilomar
     2003).
 
-    Five scales, fewer where a side falls below the window of 11 pixels; the exponents of those left are brought back to
-    a sum of 1. A negative similarity at a scale counts as 0. The score is the value itself.
+    Five scales, or fewer if a side gets smaller than the window of 11 pixels. The exponents of the scales in use are
+    normalised to a sum of 1. A negative similarity at a scale counts as 0. The score is the value.
     """
     one, other = drawn.astype(np.float64), wanted.astype(np.float64)
     terms: list[float] = []
@@ -52,13 +52,13 @@ def ms_ssim(drawn: np.ndarray, wanted: np.ndarray) -> float:
 def depth_error(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     """RMSE and score of depth, (H, W); `wanted` is a depth map of 0 to 255, which is the unit of the error.
 
-    `found` may be in any unit: it is scaled and shifted to fit best first (R. Ranftl et al., MiDaS, PAMI 2022). Score:
-    1 − RMSE / standard deviation of `wanted`, at least 0; where `wanted` is flat there is nothing to obey, and it is 0.
+    `found` may be in any unit: it is first scaled and shifted to the best fit (R. Ranftl et al., MiDaS, PAMI 2022). The
+    score is 1 − RMSE / standard deviation of `wanted`, at least 0. It is 0 if `wanted` is flat: nothing to obey.
     """
     x, y = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
     spread = float(x.var())
     scale = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 1e-12 else 0.0
-    # A scale below zero would call a depth map that is upside down a perfect one.
+    # With a scale below zero, an inverted depth map would be perfect.
     error = float(np.sqrt(np.mean((max(scale, 0.0) * (x - x.mean()) + y.mean() - y) ** 2)))
     deviation = float(y.std())
     return error, max(0.0, 1 - error / deviation) if deviation > 1e-9 else 0.0
@@ -72,20 +72,20 @@ def normal_error(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
 
 
 def mean_iou(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean over the classes that either map has of intersection over union, (H, W) integers (M. Everingham et al.,
-    IJCV 2010). The score is the value itself."""
+    """Mean intersection over union of the classes that either map has, (H, W) integers (M. Everingham et al., IJCV
+    2010). The score is the value."""
     classes = np.union1d(found, wanted)
     shares = [((found == c) & (wanted == c)).sum() / ((found == c) | (wanted == c)).sum() for c in classes]
     return float(np.mean(shares))
 
 
 def pck(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray], alpha: float = PCK_ALPHA) -> float:
-    """Share of correct keypoints, PCK (Y. Yang, D. Ramanan, PAMI 2013): found within alpha × the larger side of the box
-    about the wanted person's joints.
+    """Share of correct keypoints, PCK (Y. Yang, D. Ramanan, PAMI 2013): those found within alpha × the larger side of
+    the box around the wanted person's joints.
 
-    People are (J, 3) each: x, y and, where not 0, that the joint is there. Each wanted person is compared with a found
-    one of its own, assigned so that most joints are right; joints of people or places that nobody was found for are
-    wrong. 0 where no joint is wanted. The score is the value itself.
+    Each person is (J, 3): x, y, and 0 if the joint is absent. Each wanted person is compared with a different found
+    one, in the assignment with the most correct joints. Joints of wanted people without a found one are wrong. 0 if no
+    joint is wanted. The score is the value.
     """
     total = sum(int((person[:, 2] > 0).sum()) for person in wanted)
     if not total or not len(found):
@@ -118,5 +118,5 @@ def _similarity(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 
 
 def _away(edges: np.ndarray) -> np.ndarray:
-    """Distance in pixels of every place from the nearest edge."""
+    """Distance in pixels of every place to the nearest edge."""
     return cv2.distanceTransform((~edges).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -1,11 +1,10 @@
-"""Solid shapes and where rays meet them. All rays of a call share one origin; directions are (N, 3) and need not be
-unit length.
+"""Solid shapes and where rays hit them. All rays of a call have one origin. Directions are (N, 3), of any length.
 
-Every shape offers
-    hit(origin, rays) -> (t, normals): t (N,) float32, inf where the ray misses; normals (N, 3), outward, unit length
-    where it hits
-    bounds() -> (centre, radius): a sphere that holds the shape, used to look only at the pixels that can see it
-The formulas are the textbook ones (Glassner, An Introduction to Ray Tracing, 1989).
+Every shape has
+    hit(origin, rays) -> (t, normals): t (N,) float32, inf for a ray that misses; normals (N, 3), outward, and of unit
+    length for a ray that hits
+    bounds() -> (centre, radius): a sphere around the shape, which limits the pixels that have to be tested
+The formulas are those of textbooks (Glassner, An Introduction to Ray Tracing, 1989).
 """
 
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def polyhedron(points: np.ndarray, faces: list[tuple[int, int, int]]) -> Polyhed
 
 
 def box(centre: np.ndarray, size: np.ndarray, yaw: float = 0.0) -> Polyhedron:
-    """A box of edge lengths `size` (x, y, z) about `centre`, turned by `yaw`."""
+    """A box with edges of `size` (x, y, z) around `centre`, turned by `yaw`."""
     rotation = turn(yaw)
     normals = np.concatenate([np.eye(3), -np.eye(3)]).astype(np.float32) @ rotation.T
     half = np.concatenate([size, size]).astype(np.float32) / 2
@@ -191,14 +190,14 @@ Shape = Polyhedron | Ellipsoid | Frustum | Capsule
 
 
 def nearest_root(a: np.ndarray, half_b: np.ndarray, c: float) -> np.ndarray:
-    """Smallest positive root of a·t² + 2·half_b·t + c, inf where there is none. a, half_b: (N,)."""
+    """Smallest positive root of a·t² + 2·half_b·t + c, or inf. a, half_b: (N,)."""
     low, high = roots(a, half_b, c)
     t = np.where(low > EPSILON, low, high)
     return np.where(np.isfinite(t) & (t > EPSILON), t, FAR).astype(np.float32)
 
 
 def roots(a: np.ndarray, half_b: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
-    """Both roots of a·t² + 2·half_b·t + c, the smaller first; not finite where there is none."""
+    """Both roots of a·t² + 2·half_b·t + c, the smaller first; not finite if there is no root."""
     with np.errstate(divide="ignore", invalid="ignore"):
         root = np.sqrt(half_b * half_b - a * c)
         one, other = (-half_b - root) / a, (-half_b + root) / a

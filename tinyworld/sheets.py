@@ -1,4 +1,4 @@
-"""Contact sheets for the eye: what went in, the control map, and what came out for several prompts."""
+"""Contact sheets: the input, the control map, and the pictures for several prompts."""
 
 from itertools import islice
 from pathlib import Path
@@ -27,11 +27,11 @@ PHOTOGRAPHS = {
 }
 PHOTOGRAPH_CONDITIONERS = ("canny", "hed", "scribble", "depth")
 Row = list[tuple[Image.Image, str]]
-"""Pictures from left to right, each with what is written below it."""
+"""Pictures from left to right, each with the text below it."""
 
 
 def scenes(painter: Painter, conditioners: list[str]) -> Image.Image:
-    """One row per conditioner: a held-out scene, its map, and results for its own caption and two in other colours."""
+    """One row per conditioner: a held-out scene, its map, and pictures for its caption and for two in other colours."""
     rows = []
     for number, name in enumerate(conditioners):
         fits = SUBJECTS.get(name, shows_anything)
@@ -45,7 +45,7 @@ def scenes(painter: Painter, conditioners: list[str]) -> Image.Image:
 
 
 def photographs(painter: Painter, conditioners: list[str]) -> Image.Image:
-    """Two rows per photograph, one for each prompt: the photograph, then map and result of each conditioner."""
+    """Two rows per photograph, one for each prompt: the photograph, then map and picture of each conditioner."""
     rows = []
     for file, prompts in PHOTOGRAPHS.items():
         picture = open_image(EXAMPLES / file)

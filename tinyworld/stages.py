@@ -1,4 +1,4 @@
-"""How a stage of the training runs: its plan, its checkpoints, its averaged weights."""
+"""Runs a stage of the training: its plan, its checkpoints, its averaged weights."""
 
 import copy
 import math
@@ -25,10 +25,10 @@ class Plan:
 
 
 def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
-    """`module` with the weights of a bundle's part, so that training goes on from there.
+    """`module` with the weights of a bundle's part, from which its training continues.
 
-    Tensors that only one of the two has are passed over, and told; where one that both have is of another shape, all
-    are left: then it learns from nothing, as it does where there is no such part.
+    Tensors that only one of the two has are skipped, and a line says how many. If a tensor of both has another shape,
+    none is taken and the module learns from nothing, as it does if there is no such part.
     """
     if part is None or not (part / "config.json").exists():
         return module
@@ -57,8 +57,8 @@ def train_stage(
 ) -> dict[str, nn.Module]:
     """Train `modules` until the plan's steps are done, and return their averaged (EMA) copies in eval mode.
 
-    `loss_of(generator, batch)` draws a batch and gives the loss. AdamW, 2% warm-up, cosine to zero. `until` stops
-    earlier, at a step that saves a checkpoint (every 50), as if interrupted there.
+    `loss_of(generator, batch)` draws a batch and returns the loss. AdamW, 2% warm-up, cosine to zero. `until` stops
+    earlier, at a step that saves a checkpoint (every 50), as if the training were interrupted there.
     """
     averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
     optimizer = torch.optim.AdamW(
@@ -115,5 +115,5 @@ def _save(file: Path, step: int, losses: list, optimizer, modules: dict[str, nn.
 
 
 def half(device: torch.device) -> torch.autocast:
-    """Multiplications in bfloat16, weights in fp32: half the time and more saved, also on a CPU that has such units."""
+    """Multiplications in bfloat16, weights in fp32. Saves half of the time or more, also on a CPU with bfloat16."""
     return torch.autocast(device.type, torch.bfloat16)

@@ -1,7 +1,6 @@
-"""What stands in a scene: each thing is a few coloured solids standing on the ground (y = 0) at (x, z), and words for
-it.
+"""The things in a scene: each is a few coloured solids on the ground (y = 0) at (x, z), and the words for them.
 
-A builder gets the random generator, the place, the size (metres, roughly the height) and a colour name.
+A builder gets the random generator, the place, the size (metres, roughly the height) and the name of a colour.
 """
 
 from collections.abc import Callable
@@ -38,7 +37,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Thing:
-    """What the caption says of it ("red ball"), the colour named first, and its solids."""
+    """The words of the caption ("red ball"), the colour they name first, and the solids."""
 
     words: str
     colour: str
@@ -51,7 +50,7 @@ Builder = Callable[[Random, np.ndarray, float, str], Thing]
 
 
 def shade(rng: Random, name: str) -> np.ndarray:
-    """The named colour, varied a little."""
+    """RGB of the named colour, varied a little."""
     return np.clip(np.array(COLOURS[name]) + rng.normal(0, 0.03, 3), 0, 1).astype(np.float32)
 
 
@@ -156,7 +155,7 @@ def _slab_on_legs(
 
 
 def person(rng: Random, place: np.ndarray, size: float, colour: str) -> Thing:
-    """A jointed figure about 1.25 × `size` tall; `colour` is the shirt's. Joints carry OpenPose's names."""
+    """A jointed figure about 1.25 × `size` tall, with a shirt of that colour. Joints have OpenPose's names."""
     trousers = any_colour(rng)
     skin = np.array(SKIN[rng.integers(len(SKIN))], np.float32)
     h = 1.25 * size
@@ -196,4 +195,4 @@ def person(rng: Random, place: np.ndarray, size: float, colour: str) -> Thing:
 PILE: tuple[Builder, ...] = (ball, block, cone, cylinder, tent)
 INDOOR: tuple[Builder, ...] = (*PILE, table, chair, person, person)
 OUTDOOR: tuple[Builder, ...] = (*PILE, tree, tree, house, house, person, person)
-"""People are twice as likely as the rest: theirs are the most shapes to learn."""
+"""People are twice as likely as most things, since they have the most shapes to learn."""

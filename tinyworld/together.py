@@ -1,7 +1,7 @@
-"""Measures several controls at once, and regions: what each control asks for, found in pictures made with others too.
+"""Measures how well pictures obey two controls at once, and a control that acts in one region.
 
-The pictures of a pair have two control maps of the same held-out scene, and no prompt that says what is in it. In those
-of a region the control acts in the left half alone.
+A pair is two control maps of the same held-out scene, without a prompt that describes it. A region is the left half of
+the picture.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from tinyworld.painter import Painter
 
 PAIRS = (("canny", "depth"), ("scribble", "seg"), ("hed", "normal"))
 SCALE = 0.7
-"""Of each control of a pair."""
+"""Conditioning scale of each control of a pair."""
 REGION_CONDITIONERS = ("canny", "scribble", "hed", "depth")
-"""Their readings can be cut in halves."""
+"""Conditioners whose readings can be cut in halves."""
 PROMPT = ""
 
 
@@ -30,7 +30,7 @@ class Obedience:
 
     score: float
     floor: float
-    """The same pictures against other scenes' maps."""
+    """The score of the same pictures against maps of other scenes."""
 
 
 def measure_pair(names: tuple[str, str], painter: Painter, judge: Judge, count: int) -> dict[str, Obedience]:
@@ -61,8 +61,8 @@ def measure_region(name: str, painter: Painter, judge: Judge, count: int) -> dic
         found.append(judge.found(name, small(picture)))
     halves = {"inside": slice(None, width // 2), "outside": slice(width // 2, None)}
     return {
-        where: _obedience(name, [one[:, half] for one in found], [one[:, half] for one in asked])
-        for where, half in halves.items()
+        side: _obedience(name, [one[:, half] for one in found], [one[:, half] for one in asked])
+        for side, half in halves.items()
     }
 
 
@@ -75,7 +75,7 @@ def _obedience(name: str, found: list, asked: list) -> Obedience:
 
 
 def measure_together(painter: Painter, judge: Judge, count: int) -> dict[str, dict[str, Obedience]]:
-    """All pairs and regions that the bundle has the conditioners for, by the name of their table."""
+    """All pairs and regions for which the bundle has the conditioners, by the name of their table."""
     has = painter.annotators
     pairs = {f"{a}_and_{b}": measure_pair((a, b), painter, judge, count) for a, b in PAIRS if a in has and b in has}
     regions = {
@@ -85,7 +85,7 @@ def measure_together(painter: Painter, judge: Judge, count: int) -> dict[str, di
 
 
 def as_toml(measured: dict[str, dict[str, Obedience]], count: int) -> str:
-    """The figures as a manifest has them; the README's table is made from there."""
+    """The figures as TOML for the manifest, from which the README's table is made."""
     lines = ["[made.together]", f"scenes = {count}", ""]
     for table, parts in measured.items():
         lines += [f"[made.together.{table}]"]
@@ -98,9 +98,9 @@ def main() -> None:
     parser = arguments_of("script/evaluate-together", __doc__.partition("\n")[0])
     arguments = parser.parse_args()
     painter, judge, folder = open_all(parser, arguments)
-    told = as_toml(measure_together(painter, judge, arguments.scenes), arguments.scenes)
-    (folder / "together.toml").write_text(told, encoding="utf-8")
-    print(f"{told}\nIn {folder}/: together.toml")
+    figures = as_toml(measure_together(painter, judge, arguments.scenes), arguments.scenes)
+    (folder / "together.toml").write_text(figures, encoding="utf-8")
+    print(f"{figures}\nIn {folder}/: together.toml")
 
 
 if __name__ == "__main__":

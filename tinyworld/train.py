@@ -1,7 +1,7 @@
 """Trains the tiny bundle: VAE, then text encoder and UNet, then one ControlNet per conditioner together with them.
 
-Every stage writes RUNS/<stage>.pt as it goes and carries on from there when it is started again. The same seed, steps,
-device and tokenizer give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
+Every stage saves checkpoints in RUNS/<stage>.pt and continues from there if it runs again. The same seed, steps, device
+and tokenizer give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tinyworld.vision import train_vision
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "tiny"
 FIRST_NET = "canny"
-"""Learns together with the base what a control map is; the other nets begin as copies of it."""
+"""This net learns with the base what a control map is. The other nets begin as copies of it."""
 PLANS = {
     "vae": Plan(2400, 32, 1e-3),
     "annotator": Plan(800, 16, 1e-3),
@@ -40,15 +40,15 @@ SMOKE_STEPS = 3
 
 
 def pictures(dataset: Dataset, rows: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    """(B, 3, 128, 128) in [-1, 1], mirrored where `flips` says so."""
+    """(B, 3, 128, 128), -1 to 1, mirrored if `flips` is True."""
     batch = torch.from_numpy(dataset.pictures[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.where(flips[:, None, None, None], batch.flip(-1), batch)
 
 
-def train_vae(dataset: Dataset, plan: Plan, device: torch.device, folder: Path, start: Path | None) -> nn.Module:
-    """On random 64-pixel crops; the network is fully convolutional and is used at any size."""
+def train_vae(dataset: Dataset, plan: Plan, device: torch.device, folder: Path, earlier: Path | None) -> nn.Module:
+    """Train on random crops of 64 pixels: the network is fully convolutional and works at any size."""
     torch.manual_seed(SEED)
-    vae = begin_as(models.make_vae(), start and start / "vae").to(device, memory_format=torch.channels_last)
+    vae = begin_as(models.make_vae(), earlier and earlier / "vae").to(device, memory_format=torch.channels_last)
 
     def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
         rows = torch.randint(len(dataset), (batch,), generator=generator)
@@ -67,13 +67,13 @@ def train_vae(dataset: Dataset, plan: Plan, device: torch.device, folder: Path, 
 
 @torch.no_grad()
 def encode_dataset(vae: nn.Module, dataset: Dataset, device: torch.device, folder: Path) -> tuple[torch.Tensor, float]:
-    """Latents of every picture and its mirror image, (2, N, C, 16, 16) fp16 of unit variance; the factor used."""
+    """Latents of every picture and its mirror image, (2, N, C, 16, 16) fp16 of unit variance, and their factor."""
     file = folder / "latents.pt"
     if file.exists():
         state = torch.load(file, weights_only=True, mmap=True)
         if state["latents"].shape[1] == len(dataset):
             return state["latents"], state["factor"]
-    # One tensor from the start: a list of small ones between the large temporaries fragments the heap by gigabytes.
+    # One large tensor: many small ones between large temporaries would fragment the heap by gigabytes.
     latents = torch.empty((2, len(dataset), models.LATENT_CHANNELS, *(SIZE // 8,) * 2))
     for flip in (0, 1):
         for rows in tqdm(torch.arange(len(dataset)).split(64), desc="encode"):
@@ -93,50 +93,51 @@ def train(
     plans: dict[str, Plan],
     device: torch.device,
     only: Iterable[str],
-    start: Path | None = None,
+    earlier: Path | None = None,
 ) -> dict:
-    """The stages named in `only` (empty: all) and what they build on; returns what export needs. `start` is a bundle
-    that every stage goes on from, as far as its parts are of the same shape, with its tokenizer; what the stages build
-    on is taken from there as it is.
+    """Train the stages named in `only` and those they build on; empty means all. Returns what export() needs: the
+    modules by name, the ControlNets under "controlnets", the tokenizer and the factor of the latents.
 
-    That is the modules by name, the ControlNets under "controlnets", the tokenizer and the latents' factor.
+    `earlier` is a bundle from which every stage continues if its parts have the same shape. Its tokenizer is kept. The
+    stages on which those in `only` build are then taken from it unchanged.
     """
     wanted = set(only) or set(plans)
     dataset = load_dataset(folder / "data", scenes)
     trained: dict = {}
 
     def plan_of(stage: str) -> Plan:
-        return plans[stage] if stage in wanted or start is None else replace(plans[stage], steps=0)
+        return plans[stage] if stage in wanted or earlier is None else replace(plans[stage], steps=0)
 
-    # One half of the scenes for each network that sees, so that the one judges what it has never been shown.
+    # Half of the scenes for each vision network, so that the evaluator has never seen what the annotator learnt from.
     halves = {"annotator": range(0, scenes, 2), "evaluator": range(1, scenes, 2)}
     for name, rows in halves.items():
         if name in wanted or (name == "annotator" and "nets" in wanted):
-            seeing = start and {"annotator": start / "annotator" / "tiny", "evaluator": EVALUATOR}[name]
+            seeing = earlier and {"annotator": earlier / "annotator" / "tiny", "evaluator": EVALUATOR}[name]
             trained[name] = train_vision(name, dataset, rows, plan_of(name), device, folder, seeing)
     if wanted <= {*halves}:
         return trained
-    trained["vae"] = train_vae(dataset, plan_of("vae"), device, folder, start)
+    trained["vae"] = train_vae(dataset, plan_of("vae"), device, folder, earlier)
     if wanted <= {"vae", *halves}:
         return trained
     latents, trained["factor"] = encode_dataset(trained["vae"], dataset, device, folder)
     trained["tokenizer"] = tokenizer = _tokenizer(
-        dataset.captions, start / "tokenizer" if start else folder / "tokenizer"
+        dataset.captions, earlier / "tokenizer" if earlier else folder / "tokenizer"
     )
     tokens = tokenizer(dataset.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
     noising = Noising(latents, tokens, empty, device)
-    base = train_base(noising, tokenizer, plan_of("base"), device, folder, start)
+    base = train_base(noising, tokenizer, plan_of("base"), device, folder, earlier)
     if wanted & {"first", "nets"}:
         torch.manual_seed(SEED + 2)
-        net = begin_as(models.make_controlnet(base["unet"]), start and start / "controlnet" / FIRST_NET)
+        net = begin_as(models.make_controlnet(base["unet"]), earlier and earlier / "controlnet" / FIRST_NET)
         seeing = trained.get("annotator")
         base, nets = train_nets(
             "first", {FIRST_NET: net}, base, noising, dataset, seeing, plan_of("first"), device, folder
         )
         if "nets" in wanted:
             nets = {
-                name: begin_as(copy.deepcopy(nets[FIRST_NET]), start and start / "controlnet" / name) for name in HINTS
+                name: begin_as(copy.deepcopy(nets[FIRST_NET]), earlier and earlier / "controlnet" / name)
+                for name in HINTS
             }
             base, nets = train_nets("nets", nets, base, noising, dataset, seeing, plans["nets"], device, folder)
         trained["controlnets"] = nets
@@ -144,10 +145,10 @@ def train(
 
 
 def _tokenizer(captions: list[str], kept: Path) -> CLIPTokenizer:
-    """The tokenizer in `kept`, made and kept there where there is none.
+    """The tokenizer in `kept`. If there is none, it is made and saved there.
 
-    Its library numbers tokens in another order each time that it trains one, so a stage that is started again would
-    read other words than it has learnt.
+    The tokenizers library numbers tokens in a different order each time, so a stage that runs again would read other
+    words than it has learnt.
     """
     if not kept.exists():
         models.make_tokenizer(captions).save_pretrained(kept)
@@ -156,15 +157,15 @@ def _tokenizer(captions: list[str], kept: Path) -> CLIPTokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="script/train-tiny", description="Train the tiny bundle; carries on where it stopped."
+        prog="script/train-tiny", description="Train the tiny bundle; continues where it stopped."
     )
     parser.add_argument(
         "--stage", action="append", default=[], choices=list(PLANS), help="only this stage and what it builds on"
     )
-    parser.add_argument("--smoke", action="store_true", help="the whole path with a few steps, in a folder of its own")
+    parser.add_argument("--smoke", action="store_true", help="all stages, a few steps each; choose a separate --runs")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")
-    parser.add_argument("--start", type=Path, help="a bundle of this script's from which all go on learning")
+    parser.add_argument("--start", type=Path, help="a bundle made by this script, from which all stages continue")
     parser.add_argument("--export", type=Path, help="write the trained bundle into this folder")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="where --export writes the scoring network")
     arguments = parser.parse_args()

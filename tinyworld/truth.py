@@ -1,4 +1,4 @@
-"""The exact truth of every conditioner for a rendered scene: lines, nearness, normals, classes and body joints."""
+"""The exact truth of a rendered scene for every conditioner: lines, nearness, normals, classes and body joints."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -45,7 +45,7 @@ _CLASS_OF_SOLID = {
     "arm": "person",
     "trousers": "person",
 }
-"""Where ADE20K's word is another than ours. It has no cones, pyramids or cylinders: the nearest thing it has."""
+"""ADE20K's word if it differs from ours. It has no cones, pyramids or cylinders, so those get the nearest class."""
 _CLASS_OF_GROUND = {"floor": "floor", "grass": "grass", "sand": "sand", "snow": "earth", "asphalt": "road"}
 
 OPENPOSE_JOINTS = (
@@ -55,13 +55,13 @@ OPENPOSE_JOINTS = (
 )
 """OpenPose's body joints in its order (Z. Cao et al., PAMI 2019)."""
 MIRRORED_JOINTS = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)
-"""For each joint the one it becomes in a mirror: right and left change places."""
+"""For each joint the one it becomes in a mirror: right and left are exchanged."""
 FOLD = 0.87
 """A fold sharper than about 30 degrees (its cosine) is drawn even within one thing: a box's edges, a wall's foot."""
 LINE_STEP = 0.02
 """Metres between the points at which a straight edge is tested for being seen."""
 SHORTEST_LINE = 4
-"""Pixels: what is seen of an edge counts as a line from this length on."""
+"""Pixels: a visible part of an edge counts as a line from this length on."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,21 @@ class Truth:
     """The truth of a picture of side n."""
 
     outlines: np.ndarray
-    """(n, n) uint8: 255 where one surface ends and another begins."""
+    """(n, n) uint8: 255 on the border between two surfaces."""
     straight: np.ndarray
-    """(n, n) uint8: 255 along the straight edges of things and rooms, one pixel wide, where they are seen."""
+    """(n, n) uint8: 255 along the visible straight edges of things and rooms, one pixel wide."""
     nearness: np.ndarray
-    """(n, n) float32: 1 / depth, the picture's farthest at 0 (the sky is always 0) and its nearest at 1."""
+    """(n, n) float32: 1 / depth, from 0 for the farthest in the picture (always for the sky) to 1 for the nearest."""
     normals: np.ndarray
     """(n, n, 3) float32, unit, in BAE's axes: left, up, towards the camera. The sky faces the camera."""
     classes: np.ndarray
     """(n, n) uint8: index into CLASSES."""
     people: list[np.ndarray]
-    """(18, 3) float32 each: x and y in pixels, and whether the joint is in view (its person is seen there), 0 or 1."""
+    """(18, 3) float32 each: x and y in pixels, and 1 if the joint is in view (its person is visible there), else 0."""
 
 
 def truth_of(scene: Scene, view: View) -> Truth:
-    """All truth of a scene, as seen in `view`."""
+    """The whole truth of a scene as seen in `view`."""
     normals = view.normals * vector(-1, 1, 1)
     normals[view.ids == SKY] = vector(0, 0, 1)
     return Truth(
@@ -97,7 +97,7 @@ def truth_of(scene: Scene, view: View) -> Truth:
 
 
 def outlines(view: View) -> np.ndarray:
-    """(n, n) uint8: 255 at pixels whose right or lower neighbour is another surface, or faces clearly elsewhere."""
+    """(n, n) uint8: 255 at pixels whose right or lower neighbour is another surface or clearly faces another way."""
     edge = np.zeros(view.ids.shape, bool)
     for axis in (0, 1):
         here, there = (np.take(view.ids, range(start, view.ids.shape[axis] - 1 + start), axis) for start in (0, 1))
@@ -154,15 +154,15 @@ def _with_face(joints: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _pixel(camera: Camera, point: np.ndarray, size: int) -> np.ndarray:
-    """Where a point is seen, x and y in pixels of a picture of that side."""
+    """Position of a point, x and y in pixels, in a picture of `size` pixels."""
     return (project(camera, point)[0] + 1) / 2 * size
 
 
 def straight_lines(scene: Scene, view: View) -> np.ndarray:
-    """(n, n) uint8: the edges of polyhedra, the sides of cones and cylinders and the corners of a room, where seen."""
+    """(n, n) uint8: the visible edges of polyhedra, sides of cones and cylinders, and corners of a room."""
     size = len(view.ids)
     canvas = np.zeros((size, size), np.uint8)
-    # An edge lies on its thing's surface: it is seen where no pixel about it is clearly nearer than the edge is.
+    # An edge lies on the surface of its thing: it is visible where no pixel around it is clearly nearer.
     farthest = cv2.dilate(np.minimum(view.depth, 1e4), np.ones((3, 3), np.uint8))
     segments = [*_room_edges(scene.surround)]
     for thing in scene.things:
@@ -176,7 +176,7 @@ def straight_lines(scene: Scene, view: View) -> np.ndarray:
 
 
 def _seen_runs(start: np.ndarray, end: np.ndarray, camera: Camera, farthest: np.ndarray) -> list[tuple]:
-    """The seen stretches of a segment in space, each as its two ends in pixels."""
+    """The visible parts of a segment in space, each as its two ends in pixels."""
     size = len(farthest)
     count = int(np.linalg.norm(end - start) / LINE_STEP) + 2
     points = start + np.linspace(0, 1, count, dtype=np.float32)[:, None] * (end - start)
@@ -230,7 +230,7 @@ def _polyhedron_edges(solid: Polyhedron) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _frustum_sides(cone: Frustum, eye: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The two generators at which the side turns away from the eye: there the normal is square to the line of sight."""
+    """The two generators at which the side turns away from the eye: their normals are perpendicular to the view."""
     slope, (x, y, z) = (cone.top - cone.bottom) / cone.height, eye - cone.base
     cosine = (cone.bottom + slope * y) / max(float(np.hypot(x, z)), 1e-6)
     if abs(cosine) >= 1:

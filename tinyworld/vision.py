@@ -1,4 +1,4 @@
-"""Trains the small network that sees: the one that draws the tiny bundle's control maps, and the one that scores."""
+"""Trains the small vision networks: the one that draws the tiny bundle's control maps, and the one that scores."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ COARSE = SIZE // 2
 """Side of the joints' maps."""
 NECK = OPENPOSE_JOINTS.index("neck")
 LINE_WEIGHT = 3.0
-"""A pixel on a line counts this many times one beside it, since lines are thin."""
+"""A pixel on a line counts this many times as much as another one, since lines are thin."""
 JOINT_WEIGHT = 10.0
-"""A cell on a joint counts this many times an empty one, and the joints' part of the loss this many times more."""
+"""A cell on a joint counts this many times as much as an empty one. So does the joints' part of the loss."""
 PEOPLE_SHARE = 0.4
-"""Share of a batch that is drawn from the scenes with people, who are in a quarter of all."""
+"""Share of a batch that is drawn from scenes with people, which are a quarter of all scenes."""
 BUMP = 1.0
 """Standard deviation, in pixels of the joints' maps, of the bump on a joint."""
 
@@ -36,12 +36,12 @@ def train_vision(
     plan: Plan,
     device: torch.device,
     folder: Path,
-    start: Path | None = None,
+    earlier: Path | None = None,
 ) -> TinyVisionModel:
-    """One network, on the scenes of `rows`; another name and other rows give one that shares nothing with it. `start`
-    is the folder of an earlier one that it goes on from."""
+    """Train one network on the scenes of `rows`. Another name and other rows give an independent network. `earlier` is
+    the folder of a network from which it continues."""
     torch.manual_seed(SEED + len(name) + rows.start)
-    network = begin_as(make_vision(), start).to(device, memory_format=torch.channels_last)
+    network = begin_as(make_vision(), earlier).to(device, memory_format=torch.channels_last)
     all_rows = torch.tensor(rows)
     with_people = torch.tensor([row for row in rows if dataset.people[row, ..., 2].any()] or list(rows))
 
@@ -65,8 +65,8 @@ def train_vision(
 
 
 def vary(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W), 0 to 1: other light, tint, contrast and grain, so that painted pictures and photographs are read
-    too."""
+    """Vary light, tint, contrast and grain of pictures, (B, 3, H, W), 0 to 1: the network must also read generated
+    pictures and photographs."""
     batch = len(pictures)
 
     def draw(low: float, high: float, channels: int = 1) -> torch.Tensor:
@@ -81,7 +81,7 @@ def vary(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def targets(samples: list[Sample]) -> dict[str, torch.Tensor]:
-    """What a network should see in the samples' pictures, under the names of Seen's fields; and where joints are."""
+    """What a network should see in the samples' pictures, by the names of Seen's fields, and where joints are."""
 
     def stack(arrays: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).float()
@@ -101,7 +101,7 @@ def targets(samples: list[Sample]) -> dict[str, torch.Tensor]:
 
 
 def soft_outlines(outlines: np.ndarray) -> np.ndarray:
-    """Outlines, uint8 0 or 255 -> 1 on a line, about a half beside it, 0 elsewhere: as soft as HED's edges are."""
+    """Outlines, uint8 0 or 255 -> 1 on a line, about a half next to it, 0 elsewhere: as soft as HED's edges."""
     blurred = cv2.GaussianBlur(outlines.astype(np.float32) / 255, (5, 5), 0.8)
     return np.minimum(2 * blurred, 1)
 
@@ -111,7 +111,7 @@ def _canny(picture: np.ndarray) -> np.ndarray:
 
 
 def _body_maps(people: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Joints (people, 18, 3) -> bumps (18, c, c), offsets to the neck (2, c, c), where the offsets count (c, c)."""
+    """Joints (people, 18, 3) -> bumps (18, c, c), offsets to the neck (2, c, c), places where offsets count (c, c)."""
     bumps = np.zeros((JOINTS, COARSE, COARSE), np.float32)
     offsets = np.zeros((2, COARSE, COARSE), np.float32)
     closest = np.full((COARSE, COARSE), 2.0, np.float32)
@@ -131,13 +131,13 @@ def _body_maps(people: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def vision_loss(seen: Seen, wanted: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum over everything that is seen, weighted so that each part is about as large as the others."""
+    """Sum of the losses of everything that is seen, weighted to make all parts about equally large."""
     lines = sum(_line_loss(getattr(seen, name), wanted[name]) for name in ("outlines", "edges", "straight"))
     nearness = F.l1_loss(seen.nearness, wanted["nearness"])
     steps = sum((seen.nearness.diff(dim=a) - wanted["nearness"].diff(dim=a)).abs().mean() for a in (-1, -2))
     normals = 1 - (seen.normals * wanted["normals"]).sum(1).mean()
     classes = F.cross_entropy(seen.classes, wanted["classes"])
-    # Not the squared error of the probabilities: where those are about 0, as all are in the beginning, it has no slope.
+    # Not the squared error of the probabilities: near 0, where all of them begin, it has no slope.
     joints = _line_loss(seen.joints, wanted["joints"], JOINT_WEIGHT)
     counted = wanted["near_joint"].sum().clamp(min=1)
     offsets = (F.smooth_l1_loss(seen.to_neck, wanted["to_neck"], reduction="none") * wanted["near_joint"]).sum()

@@ -1,4 +1,4 @@
-"""What people send, over HTTP: bad input gets one clear error and leaves no trace; odd pictures simply work."""
+"""What people send, over HTTP: bad input gets one clear error and leaves no trace; unusual pictures simply work."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from support.server import Server
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A PNG that claims to be of that size and has next to no data."""
+    """A PNG that claims to be of that size and has almost no data."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64))]
     body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + body
@@ -58,21 +58,27 @@ WRONG = [
 ]
 
 
+@pytest.fixture(scope="module")
+def before(server: Server) -> list[bytes]:
+    return png(server)
+
+
 @pytest.mark.parametrize(
-    ("inputs", "told"), WRONG, ids=lambda value: None if isinstance(value, str) else str(value)[:40]
+    ("inputs", "words"), WRONG, ids=lambda value: None if isinstance(value, str) else str(value)[:40]
 )
-def test_bad_input_gets_one_clear_error_and_leaves_no_trace(server: Server, inputs: dict, told: str) -> None:
-    before = png(server)
+def test_bad_input_gets_one_clear_error_and_leaves_no_trace(
+    server: Server, before: list[bytes], inputs: dict, words: str
+) -> None:
     answer = server.run(**(FAST | {"image": PHOTO} | inputs))
     assert answer.status == "failed" or answer.http_status == 422
-    assert told in answer.error
+    assert words in answer.error
     body = json.dumps(answer.body | {"input": None})
     assert "Traceback" not in body and not re.search(r"/(tmp|root|home|usr|var|work)\b|\.py\b", body), body
     assert png(server) == before
 
 
 def test_a_local_file_is_never_read(server: Server, tmp_path: Path) -> None:
-    """A bare path or file:// URL in place of an upload reaches predict() as it is; opening it would show any file."""
+    """A bare path or file:// URL in place of an upload reaches predict() unchanged. Opening it would show any file."""
     file = tmp_path / "cat.png"
     file.write_bytes(encoded(CAT))
     for place in (str(file), file.as_uri(), "predict.py"):
@@ -90,7 +96,7 @@ def test_a_missing_image_or_prompt_is_named(server: Server) -> None:
 
 
 def test_every_kind_of_picture_file_works(server: Server) -> None:
-    """The same photograph in every guise gives the same control map, bit for bit where the guise is lossless."""
+    """The same photograph in every format gives the same control map, bit for bit if the format is lossless."""
     small = CAT.resize((96, 64))
     grey = small.convert("L")
     (plain,) = png(server, image=url(small), map_only=True)
@@ -109,10 +115,10 @@ def test_every_kind_of_picture_file_works(server: Server) -> None:
         "1-bit": (url(grey.convert("1")), None),
         "CMYK JPEG": (url(small.convert("CMYK"), "JPEG", quality=100), None),
     }
-    for kind, (sent, expected) in same.items():
+    for file_format, (sent, expected) in same.items():
         (got,) = png(server, image=sent, map_only=True)
-        assert Image.open(io.BytesIO(got)).size == (96, 64), kind
-        assert expected is None or got == expected, kind
+        assert Image.open(io.BytesIO(got)).size == (96, 64), file_format
+        assert expected is None or got == expected, file_format
 
 
 def test_a_rotated_photo_is_turned_upright(server: Server) -> None:
@@ -138,6 +144,6 @@ def test_a_prompt_is_used_to_its_last_word(server: Server) -> None:
     assert png(server, prompt=long + "on sand") != png(server, prompt=long + "on snow")
 
 
-def test_the_size_is_the_one_asked_for(server: Server) -> None:
+def test_resolution_sets_the_size_of_the_picture(server: Server) -> None:
     assert run(server, resolution=100)[0].size == (160, 104)
     assert run(server, resolution=64, image=url(CAT.crop((0, 0, 300, 75))))[0].size == (256, 64)

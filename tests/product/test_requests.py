@@ -5,8 +5,8 @@ import gc
 import http.server
 import inspect
 import io
+import itertools
 import json
-import random
 import re
 import subprocess
 import threading
@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT
-from support.requests_to_tiny import CAT, FAST, PHOTO, data_url, differ, encoded, pixels, png, run, url
+from support.requests_to_tiny import CAT, FAST, PHOTO, data_url, encoded, pixels, png, run, url
+from support.scenes import kept_held_out
 from support.server import Server
 
 import predict
@@ -27,8 +28,8 @@ from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS, Manifest
+from tinyworld import evaluate
 from tinyworld.cases import Case
-from tinyworld.evaluate import measure
 from tinyworld.export import EVALUATOR
 from tinyworld.judge import READINGS, Judge
 
@@ -38,48 +39,56 @@ NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 
 
 DRAWN = [name for name in NAMES if BY_NAME[name].made_of != "holes"]
-"""Those whose map is drawn from the image alone; inpaint's is in test_server_features.py."""
+"""Conditioners whose map is drawn from the image alone; test_features.py has inpaint's."""
 
 
 @pytest.mark.parametrize("conditioner", DRAWN)
-def test_a_photograph_becomes_a_picture_of_its_aspect(server: Server, conditioner: str) -> None:
+def test_a_photograph_becomes_a_picture_of_its_aspect_ratio(server: Server, conditioner: str) -> None:
     (picture,) = run(server, conditioner=conditioner)
     assert picture.size == (96, 64) and picture.format == "WEBP"
 
 
 @pytest.mark.parametrize("conditioner", DRAWN)
-def test_a_ready_made_map_gives_what_the_photograph_gave(server: Server, conditioner: str) -> None:
+def test_a_ready_made_control_map_gives_the_same_picture(server: Server, conditioner: str) -> None:
     control_map, picture = png(server, conditioner=conditioner, return_control_map=True)
     ready = {"image": data_url(control_map), "preprocess": False, "return_control_map": True}
     assert png(server, conditioner=conditioner, **ready) == [control_map, picture]
 
 
-def test_map_only_generates_nothing_and_returns_the_map(server: Server) -> None:
+def test_map_only_returns_only_the_control_map(server: Server) -> None:
     (only,) = png(server, map_only=True)
     (first, _) = png(server, return_control_map=True)
     assert only == first
     assert set(np.unique(np.asarray(Image.open(io.BytesIO(only))))) == {0, 255}
 
 
-def test_four_outputs_are_four_pictures_and_each_is_its_own_seeds(server: Server) -> None:
+def test_output_i_is_the_picture_of_seed_plus_i(server: Server) -> None:
     together = png(server, num_outputs=4, seed=0)
     assert together == [png(server, seed=seed)[0] for seed in range(4)]
     assert len({pixels(picture).tobytes() for picture in together}) == 4
 
 
 @pytest.mark.parametrize(("name", "kind"), [("webp", "WEBP"), ("jpg", "JPEG"), ("png", "PNG")])
-def test_three_formats(server: Server, name: str, kind: str) -> None:
+def test_output_format_is_webp_jpg_or_png(server: Server, name: str, kind: str) -> None:
     assert [image.format for image in run(server, output_format=name, return_control_map=True)] == [kind, kind]
 
 
-def test_quality_makes_files_smaller(server: Server) -> None:
+def test_a_lower_output_quality_makes_smaller_files(server: Server) -> None:
     sizes = [len(server.run(**(FAST | {"image": PHOTO, "output_quality": q})).files[0]) for q in (10, 95)]
     assert sizes[0] < sizes[1]
 
 
-def test_every_scheduler_makes_its_own_picture(server: Server) -> None:
-    pictures = {name: png(server, scheduler=name, num_inference_steps=4)[0] for name in predict.SCHEDULERS}
-    assert len({pixels(picture).tobytes() for picture in pictures.values()}) == len(predict.SCHEDULERS)
+def test_every_scheduler_makes_its_own_version_of_the_picture(server: Server) -> None:
+    """In levels of 255: no two are equal, and none is noise, flat or black, which NaN would become.
+
+    With these 10 steps, the nearest two (DDIM and K_EULER) are 0.8 apart on average, and K_EULER_ANCESTRAL, which adds
+    noise, is 19 away from DDIM. A black picture would be over 60 away.
+    """
+    pictures = {name: pixels(png(server, scheduler=name, num_inference_steps=10)[0]) for name in predict.SCHEDULERS}
+    for one, other in itertools.combinations(pictures, 2):
+        assert np.abs(pictures[one] - pictures[other]).mean() > 0.2, (one, other)
+    away = {name: np.abs(picture - pictures["DDIM"]).mean() for name, picture in pictures.items()}
+    assert max(away.values()) < 30, away
 
 
 def test_the_seed_is_in_the_log_and_the_metrics(server: Server) -> None:
@@ -92,7 +101,7 @@ def test_the_seed_is_in_the_log_and_the_metrics(server: Server) -> None:
     assert again.files == drawn[0].files
 
 
-def test_the_metrics_say_where_the_time_went_and_what_was_made(server: Server) -> None:
+def test_metrics_have_the_time_of_each_phase_and_the_settings(server: Server) -> None:
     metrics = server.run(**(FAST | {"image": PHOTO})).metrics
     timing = metrics["timing"] if "timing" in metrics else {k.split(".")[1]: metrics[k] for k in metrics if "." in k}
     assert set(timing) - {"swap"} == {"preprocess", "encode", "denoise", "decode", "safety", "output"}
@@ -107,7 +116,7 @@ def test_progress_is_in_the_log(server: Server) -> None:
     assert "picture 1/2: 100%" in answer.logs and "picture 2/2: 100%" in answer.logs
 
 
-def test_the_log_says_what_was_loaded_and_nothing_that_nobody_can_act_on(server: Server) -> None:
+def test_the_log_names_the_bundle_and_has_no_useless_warnings(server: Server) -> None:
     run(server)
     said = [line for line in server.logs.splitlines() if line.strip() and not line.startswith(("seed: ", "picture "))]
     assert said[0] == f"bundle: tiny on {'cuda in float16' if torch.cuda.is_available() else 'cpu in float32'}"
@@ -115,7 +124,10 @@ def test_the_log_says_what_was_loaded_and_nothing_that_nobody_can_act_on(server:
 
 
 class Painter:
-    """What evaluate.measure asks of a bundle under test, done over HTTP."""
+    """Draws maps and pictures for evaluate.measure, over HTTP.
+
+    6 steps are enough: with 20, no score differs by more than 0.02.
+    """
 
     size = (128, 128)
 
@@ -128,47 +140,29 @@ class Painter:
 
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
         asked = {"image": url(control_map), "preprocess": False, "conditioner": conditioner, "prompt": prompt}
-        (picture,) = png(self.server, **asked, seed=seed, resolution=128, num_inference_steps=20)
+        (picture,) = png(self.server, **asked, seed=seed, resolution=128, num_inference_steps=6)
         return Image.open(io.BytesIO(picture))
 
 
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
+
+
 @pytest.mark.parametrize("conditioner", [name for name in NAMES if name in READINGS])
-def test_tiny_obeys_its_map(server: Server, conditioner: str) -> None:
-    """Held-out scenes, scored by a network that drew none of the maps; 64 of them make the table in the README."""
-    judge = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
-    quality = measure(conditioner, Painter(server), judge, 6)
+def test_tiny_obeys_its_control_map(server: Server, judge: Judge, conditioner: str, monkeypatch) -> None:
+    """On held-out scenes, scored by a network that drew none of the maps. The README's table is made from 64 scenes.
+
+    The smallest share is tile's, 0.89, and the smallest difference of score and floor normal's, 0.15.
+    """
+    monkeypatch.setattr(evaluate, "held_out", kept_held_out)
+    quality = evaluate.measure(conditioner, Painter(server), judge, 4)
     print(conditioner, quality)
-    assert quality.share > 0.5
+    assert quality.share > 0.7
     assert quality.score > quality.floor + 0.1
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"prompt": "a blue box in a green room"},
-        {"negative_prompt": "a green room"},
-        {"conditioning_scale": 0.5},
-        {"conditioning_scale": 0},
-        {"control_start": 0.4},
-        {"control_end": 0.6},
-        {"num_inference_steps": 5},
-        {"guidance_scale": 9},
-        {"guidance_scale": 1},
-        {"seed": 2},
-        {"resolution": 72},
-        {"preprocess": False},
-    ],
-    ids=str,
-)
-def test_every_input_reaches_the_picture_and_leaves_no_trace(server: Server, changed: dict) -> None:
-    """Peers dropped strength, start and end by a typo, and put a resize factor in the place of the guidance scale."""
-    base = {"num_inference_steps": 4}
-    before = png(server, **base)
-    assert differ(png(server, **(base | changed)), before)
-    assert png(server, **base) == before
-
-
-def test_an_image_may_be_a_web_address(server: Server, tmp_path: Path) -> None:
+def test_an_image_may_be_an_http_url(server: Server, tmp_path: Path) -> None:
     (tmp_path / "cat.png").write_bytes(encoded(CAT.resize((226, 150))))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
@@ -198,61 +192,28 @@ def test_the_schema_served_is_the_signature(server: Server) -> None:
             assert schemas[name]["enum"] == field.choices
 
 
-# ---- requests leave no trace on each other
+# ---- cancelling
 
 
-LONG = {"num_inference_steps": 100, "num_outputs": 4}
-
-
-def test_cancelling_answers_within_a_step_and_the_next_request_is_as_before(server: Server) -> None:
+def test_cancelling_takes_one_step_and_leaves_no_trace(server: Server) -> None:
     size = {"resolution": 256}
     before = png(server, **size)
     started = time.monotonic()
-    png(server, **size, num_inference_steps=20)
-    step = (time.monotonic() - started) / 20
-    running = server.start(**(FAST | {"image": PHOTO} | LONG | size))
-    time.sleep(1.0)
+    png(server, **size, num_inference_steps=5)
+    step = (time.monotonic() - started) / 5
+    running = server.start(**(FAST | {"image": PHOTO, "num_inference_steps": 100, "num_outputs": 4} | size))
+    time.sleep(0.5)
     stopping = running.stop()
     assert running.result().status == "canceled"
     assert stopping < step + 0.5  # half a second for HTTP and for a busy machine
     assert png(server, **size) == before
 
 
-def test_the_same_request_gives_the_same_bytes_after_any_other(server: Server) -> None:
-    """Peers kept a disabled safety checker, a scheduler or a LoRA of one request for the next."""
-    choose = random.Random(20)
-    before = {name: png(server, conditioner=name) for name in ("canny", "scribble")}
-    others: list[dict] = [
-        {"conditioner": "scribble", "seed": 9},
-        {"scheduler": "K_EULER_ANCESTRAL"},
-        {"scheduler": "KLMS", "num_outputs": 2},
-        {"disable_safety_checker": True},
-        {"guidance_scale": 0, "conditioning_scale": 0},
-        {"control_start": 0.5},
-        {"image": data_url(b"not a picture")},
-        {"conditioner": "depth"},
-        {"map_only": True, "conditioner": "scribble"},
-        {"prompt": "word " * 100},
-        *[LONG | {"seed": seed} for seed in range(6)],
-    ]
-    choose.shuffle(others)
-    for other in others:
-        running = server.start(**(FAST | {"image": PHOTO} | other))
-        if LONG.items() <= other.items():
-            time.sleep(choose.uniform(0, 0.5))
-            running.stop()
-            assert running.result().status == "canceled"
-        else:
-            running.result()
-        name = choose.choice(sorted(before))
-        assert png(server, conditioner=name) == before[name], other
-
-
 # ---- what is in memory
 
 
-def test_one_base_whatever_the_conditioner_and_switching_loads_nothing(monkeypatch, tmp_path: Path) -> None:
-    """In this process, so that every model that exists can be counted."""
+def test_switching_the_conditioner_loads_no_weights(monkeypatch, tmp_path: Path) -> None:
+    """In this process, so that all weights in memory can be counted."""
     monkeypatch.setenv("CONTROLNET_BUNDLE", "tiny")
     predictor = predict.Predictor()
     predictor.setup()
@@ -276,12 +237,12 @@ def test_one_base_whatever_the_conditioner_and_switching_loads_nothing(monkeypat
 
 
 def _weights_in_memory() -> int:
-    """How many tensors of weights exist in this process."""
+    """The number of tensors of weights in this process."""
     gc.collect()
     return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
 
 
-# ---- as a newcomer types it
+# ---- as the README says
 
 
 def test_the_readmes_first_command_makes_a_picture(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real server, as script/serve starts it, for tests that talk HTTP to it."""
+"""The real server, started as script/serve does, for tests over HTTP."""
 
 import os
 import threading
@@ -16,23 +16,23 @@ from controlnet.serving.client import decode_data_url
 
 @dataclass
 class Answer:
-    """What came back for one prediction."""
+    """The answer to one prediction request."""
 
     http_status: int
     body: Any
     files: list[bytes] = field(default_factory=list)
     """The content of every file in the output, in order."""
     endings: list[str] = field(default_factory=list)
-    """".webp" and so on, by the type that the server gave each file."""
+    """The ending of each file, such as ".webp", from the type that the server gave it."""
 
     @property
     def status(self) -> str:
-        """succeeded, failed or canceled; "" where the request did not become a prediction."""
+        """succeeded, failed or canceled; "" if the request did not become a prediction."""
         return self.body.get("status", "") if isinstance(self.body, dict) else ""
 
     @property
     def error(self) -> str:
-        """What went wrong, as the client sees it: the exception's own words, or one line per fault of a 422."""
+        """The error that the client sees: the message of the exception, or one line per fault of a 422."""
         if self.http_status == 422:
             return "\n".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in self.body["detail"])
         return serving.plain_error(self.body.get("error", "")) if isinstance(self.body, dict) else str(self.body)
@@ -43,17 +43,17 @@ class Answer:
 
     @property
     def logs(self) -> str:
-        """What predict() printed; empty for one that failed or was cancelled (Server.logs has it)."""
+        """What predict() printed. Empty if it failed or was cancelled; Server.logs has that too."""
         return self.body.get("logs", "")
 
 
 class Server(serving.Server):
-    """serving.Server that is ready once entered, answers with `Answer`, and can run a prediction in the background.
+    """serving.Server that is ready once entered, returns `Answer`, and can run a prediction in the background.
 
         with Server({"CONTROLNET_BUNDLE": "tiny"}) as server:
             answer = server.run(prompt="a red house", image=data_url)
 
-    environ is added to that of the tests. Raises serving.ServerError where setup() fails.
+    `environ` is added to the environment of the tests. Raises serving.ServerError if setup() fails.
     """
 
     def __init__(self, environ: Mapping[str, str] | None = None, root: Path = serving.ROOT) -> None:
@@ -64,24 +64,24 @@ class Server(serving.Server):
         try:
             self.wait_ready()
         except BaseException:
-            self.stop()  # __exit__ is not called where __enter__ raises
+            self.stop()  # __exit__ is not called if __enter__ raises
             raise
         return self
 
     @property
     def logs(self) -> str:
-        """All that setup() and predict() have printed so far."""
-        return "\n".join(text for kind, text in self.lines if kind in ("setup", "prediction", "user"))
+        """Everything that setup() and predict() have printed so far."""
+        return "\n".join(text for source, text in self.lines if source in ("setup", "prediction", "user"))
 
     def run(self, prediction_id: str = "", **inputs: Any) -> Answer:
-        """Run one prediction with `inputs` as they are and wait for its end."""
+        """Run one prediction with exactly these inputs and wait for its end."""
         status, body = self.predict(inputs, prediction_id)
         output = (body.get("output") or []) if isinstance(body, dict) else []
         decoded = [decode_data_url(url) for url in ([output] if isinstance(output, str) else output)]
         return Answer(status, body, [content for content, _ in decoded], [ending for _, ending in decoded])
 
     def start(self, **inputs: Any) -> "Running":
-        """Start a prediction in the background; its id is known at once, its answer by .result()."""
+        """Start a prediction in the background. Its id is known at once, and .result() waits for its answer."""
         prediction_id = uuid.uuid4().hex
         future: Future[Answer] = Future()
 
@@ -97,21 +97,21 @@ class Server(serving.Server):
 
 @dataclass
 class Running:
-    """A prediction under way."""
+    """A prediction that is running."""
 
     server: Server
     prediction_id: str
     future: "Future[Answer]"
 
     def cancel(self) -> int:
-        """Cancel it; returns the HTTP status, 404 where it has not begun or is over."""
+        """Cancel it; returns the HTTP status, which is 404 if it has not begun or is over."""
         return self.server.cancel(self.prediction_id)
 
     def stop(self) -> float:
-        """Cancel it until it is over; the seconds from the first cancel that was accepted until then.
+        """Cancel it until it is over; returns the seconds from the first accepted cancel until then.
 
-        Cog's server accepts a cancel between taking a prediction in and starting it, and loses it (0.23: 20 of 150 in a
-        tight loop). So one is not enough.
+        One cancel is not enough: Cog's server accepts it between receiving a prediction and starting it, and then loses
+        it (0.23: 20 of 150 in a tight loop).
         """
         accepted, deadline = 0.0, time.monotonic() + 20
         while not self.future.done():

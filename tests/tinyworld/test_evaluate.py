@@ -1,4 +1,4 @@
-"""The evaluation's figures are what they are said to be: 1 for the scene itself, about 0 for another one."""
+"""The evaluation's figures: a share of 1 for the rendered scene itself, about 0 for another scene."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -8,23 +8,34 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.scenes import kept_held_out, people_case
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
-from tinyworld import evaluate
-from tinyworld.cases import Case, held_out, shows_people
+from controlnet.weights.manifest import WEIGHTS, Manifest
+from tinyworld import cases, evaluate
+from tinyworld.cases import Case
 from tinyworld.dataset import HELD_OUT
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
 from tinyworld.judge import READINGS, Judge
 from tinyworld.scene import make_scene, recoloured
 
-JUDGE = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
 COUNT = 6
 
 
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
+
+
+@pytest.fixture(autouse=True)
+def scenes_are_rendered_once(monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "held_out", kept_held_out)
+
+
 class Paints(SimpleNamespace):
-    """A painter whose maps are the truth and whose pictures are `picture_of(case)`, at 128 pixels."""
+    """A painter whose control maps are the truth and whose pictures are `picture_of(case)`, at 128 pixels."""
 
     size = (128, 128)
 
@@ -41,25 +52,30 @@ class Paints(SimpleNamespace):
 
 
 @pytest.mark.parametrize("conditioner", READINGS)
-def test_the_scene_itself_reaches_the_ceiling_and_another_scene_does_not(conditioner: str) -> None:
-    perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), JUDGE, COUNT)
+def test_only_the_scene_itself_reaches_the_ceiling(judge: Judge, conditioner: str) -> None:
+    perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), judge, COUNT)
     assert perfect.share == pytest.approx(1) and perfect.score == perfect.ceiling > perfect.floor + 0.1
-    stranger = Image.fromarray(next(held_out(128, shows_people)).sample.picture[:, ::-1].copy())
-    blind = evaluate.measure(conditioner, Paints(lambda case: stranger), JUDGE, COUNT)
+    stranger = Image.fromarray(people_case().sample.picture[:, ::-1].copy())
+    blind = evaluate.measure(conditioner, Paints(lambda case: stranger), judge, COUNT)
     assert abs(blind.share) < 0.35, blind
 
 
-def test_pose_is_measured_on_scenes_with_people_only() -> None:
+def test_openpose_is_measured_on_scenes_with_people(judge: Judge) -> None:
     painter = Paints(lambda case: case.picture)
-    evaluate.measure("openpose", painter, JUDGE, COUNT)
+    evaluate.measure("openpose", painter, judge, COUNT)
     assert all(any("person" in thing.words for thing in case.scene.things) for case in painter.cases)
 
 
-def test_no_held_out_scene_is_one_of_training() -> None:
-    assert next(held_out(128)).scene.caption == make_scene(HELD_OUT).caption
+def test_evaluation_makes_no_scene_that_training_makes(monkeypatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(cases, "make_scene", lambda seed: made.append(seed) or make_scene(seed))
+    for fits in (cases.shows_anything, *cases.SUBJECTS.values()):
+        next(cases.held_out(128, fits))
+    trained_on = int(Manifest.read(WEIGHTS / "tiny.toml").made["data"].split()[0])  # "10000 scenes of …"
+    assert made and min(made) >= HELD_OUT > trained_on
 
 
-def test_a_picture_that_ignores_the_prompt_has_the_wrong_colour() -> None:
+def test_a_picture_that_ignores_the_prompt_has_a_wrong_colour() -> None:
     painter = Paints(lambda case: case.picture)
     figures = evaluate.measure_colours(painter, COUNT)
     assert (figures["right"], figures["ceiling"]) == (0, 1)
@@ -68,12 +84,12 @@ def test_a_picture_that_ignores_the_prompt_has_the_wrong_colour() -> None:
 
 
 def test_a_larger_bundle_gets_larger_pictures_of_the_same_scene() -> None:
-    small, large = (next(held_out(size)).picture for size in (128, 256))
+    small, large = (next(cases.held_out(size)).picture for size in (128, 256))
     assert large.size == (256, 256)
     assert np.abs(np.asarray(large.resize((128, 128), Image.Resampling.BOX)).astype(int) - np.asarray(small)).mean() < 4
 
 
-def test_recolouring_keeps_the_grammar_and_changes_every_colour() -> None:
+def test_recolouring_keeps_grammar_and_changes_every_colour() -> None:
     caption = "an orange house with a red roof on snow under a blue sky"
     for seed in range(30):
         words = recoloured(caption, np.random.default_rng(seed)).split()
@@ -85,7 +101,7 @@ def test_recolouring_keeps_the_grammar_and_changes_every_colour() -> None:
     )
 
 
-def test_captions_name_what_is_there() -> None:
+def test_captions_of_piles_name_all_their_colours() -> None:
     seeds = (seed for seed in range(2000) if "many" in make_scene(seed).caption)
     for seed in islice(seeds, 5):
         scene = make_scene(seed)

@@ -1,5 +1,6 @@
-"""The procedural world: shapes are where they should be, scenes follow from their seed, training carries on."""
+"""The procedural world: shapes are in the right place, a seed makes one scene, training continues from checkpoints."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ SHAPES = {
 
 
 def distance(shape, points: np.ndarray) -> np.ndarray:
-    """How far outside (> 0) or inside (< 0) of the shape points are, by another formula than the ray's."""
+    """How far outside (> 0) or inside (< 0) the shape points are, by another formula than the one for rays."""
     if isinstance(shape, Polyhedron):
         return (points @ shape.normals.T - shape.offsets).max(1)
     if isinstance(shape, Ellipsoid):
@@ -54,7 +55,7 @@ def rays_through(shape) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_rays_meet_the_skin_of_a_shape_and_normals_point_out_of_it(name: str) -> None:
+def test_rays_hit_the_surface_and_normals_point_outwards(name: str) -> None:
     shape, rays = SHAPES[name], rays_through(SHAPES[name])
     t, normals = shape.hit(EYE, rays)
     hit = np.isfinite(t)
@@ -67,7 +68,7 @@ def test_rays_meet_the_skin_of_a_shape_and_normals_point_out_of_it(name: str) ->
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_no_ray_passes_through_a_shape_unseen(name: str) -> None:
+def test_no_ray_passes_through_a_shape_without_a_hit(name: str) -> None:
     shape, rays = SHAPES[name], rays_through(SHAPES[name])
     t, _ = shape.hit(EYE, rays)
     steps = np.linspace(2, 7, 400, dtype=np.float32)
@@ -76,13 +77,13 @@ def test_no_ray_passes_through_a_shape_unseen(name: str) -> None:
     assert (t[np.isfinite(first)] <= first[np.isfinite(first)] + 1e-3).all()
 
 
-def test_a_scene_follows_from_its_seed() -> None:
+def test_the_same_seed_makes_the_same_scene() -> None:
     one, other = render(make_scene(5), 32), render(make_scene(5), 32)
     assert np.array_equal(one.picture, other.picture) and make_scene(5).caption == make_scene(5).caption
     assert not np.array_equal(one.picture, render(make_scene(6), 32).picture)
 
 
-def test_the_truth_beside_the_picture_is_of_the_same_scene() -> None:
+def test_depth_normals_and_ids_are_of_the_scene_in_the_picture() -> None:
     for seed in range(12):
         scene = make_scene(seed)
         view = render(scene, 64)
@@ -94,12 +95,12 @@ def test_the_truth_beside_the_picture_is_of_the_same_scene() -> None:
         assert outlines(view).any()
 
 
-def test_rays_start_at_the_top_left() -> None:
+def test_camera_rays_begin_at_the_top_left() -> None:
     rays = camera_rays(make_scene(0).camera, 8).reshape(8, 8, 3)
     assert rays[0, 0, 1] > rays[-1, 0, 1] and rays[0, 0, 0] < rays[0, -1, 0]
 
 
-def test_training_stopped_and_started_again_ends_where_one_run_ends(tmp_path: Path) -> None:
+def test_training_in_two_runs_gives_the_weights_of_one_run(tmp_path: Path) -> None:
     def train_for(folder: str, *steps: int) -> torch.Tensor:
         (tmp_path / folder).mkdir()
         for count in steps:
@@ -117,7 +118,7 @@ def test_training_stopped_and_started_again_ends_where_one_run_ends(tmp_path: Pa
     assert torch.equal(train_for("once", 100), train_for("twice", 50, 100))
 
 
-def test_training_goes_on_from_an_earlier_part_of_the_same_shape_only(tmp_path: Path) -> None:
+def test_training_continues_only_from_a_part_of_the_same_shape(tmp_path: Path) -> None:
     earlier, other = TinyVisionModel(widths=(8, 8)), TinyVisionModel(widths=(8, 16))
     earlier.half().save_pretrained(tmp_path / "part", variant="fp16")
     fresh = stages.begin_as(TinyVisionModel(widths=(8, 8)), tmp_path / "part").state_dict()
@@ -128,11 +129,14 @@ def test_training_goes_on_from_an_earlier_part_of_the_same_shape_only(tmp_path: 
         assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_the_whole_path_from_scenes_to_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> None:
+def test_train_tiny_makes_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> None:
     places = {"--runs": tmp_path / "runs", "--export": tmp_path / "weights/tiny", "--evaluator": tmp_path / "evaluator"}
     arguments = ["train-tiny", "--smoke", *(str(word) for pair in places.items() for word in pair)]
     monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr(train, "SMOKE_STEPS", 1)
     train.main()
+    captions = json.loads((tmp_path / "runs/data/captions.json").read_text(encoding="utf-8"))
+    assert captions == [make_scene(seed).caption for seed in range(32)], "training scenes are numbered from 0"
     assert (tmp_path / "runs/losses.png").stat().st_size > 10000
     for folder in (tmp_path / "evaluator", tmp_path / "weights/tiny/annotator/tiny"):
         network = load_pretrained(TinyVisionModel, folder, torch.device("cpu"))

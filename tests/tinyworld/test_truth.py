@@ -1,4 +1,4 @@
-"""The procedural world's truth: lines, nearness, normals, classes and joints agree with the picture they are of."""
+"""The truth of the procedural world: lines, nearness, normals, classes and joints agree with their picture."""
 
 from functools import cache
 
@@ -20,14 +20,14 @@ JOINT = {name: row for row, name in enumerate(OPENPOSE_JOINTS)}
 
 @cache
 def scene_with(word: str, nth: int = 0) -> tuple[Scene, View, Truth]:
-    """The nth scene whose caption has the word."""
+    """The nth scene with the word in its caption, its view and its truth."""
     seeds = (seed for seed in range(1000) if word in make_scene(seed).caption)
     scene = make_scene([seed for seed, _ in zip(seeds, range(nth + 1), strict=False)][-1])
     view = render(scene)
     return scene, view, truth_of(scene, view)
 
 
-def test_near_is_one_and_the_sky_nothing() -> None:
+def test_nearness_is_1_for_the_nearest_and_0_for_the_sky() -> None:
     _, view, truth = scene_with("sky")
     assert truth.nearness.min() == 0 and truth.nearness.max() == 1
     assert (truth.nearness[view.ids == SKY] == 0).all()
@@ -50,13 +50,13 @@ def test_normals_face_left_up_and_to_the_camera() -> None:
     ("word", "name"),
     [(word, word) for word in ("ball", "house", "sky", "person")] + [("pyramid", "tent"), ("snow", "earth")],
 )
-def test_what_the_caption_names_is_among_the_classes(word: str, name: str) -> None:
+def test_things_in_the_caption_have_their_ade20k_class(word: str, name: str) -> None:
     classes = scene_with(word)[2].classes
     assert (classes == NAMES.index(name)).sum() > 50
 
 
 def test_the_class_numbers_are_ade20ks() -> None:
-    """Four that the ADE20K list is known by, and none twice."""
+    """Four well-known numbers of ADE20K's list, and no number twice."""
     numbers = dict(CLASSES)
     assert (numbers["wall"], numbers["sky"], numbers["person"], numbers["ball"]) == (0, 2, 12, 119)
     assert len(set(numbers.values())) == len(CLASSES)
@@ -76,7 +76,7 @@ def test_a_lone_ball_outdoors_has_no_straight_lines() -> None:
     assert not truth_of(scene, render(scene)).straight.any()
 
 
-def test_joints_in_view_lie_on_the_person_and_right_is_on_the_left_of_the_picture() -> None:
+def test_joints_lie_on_the_person_and_right_joints_on_the_left() -> None:
     for nth in range(5):
         _, _, truth = scene_with("person", nth)
         on_person = cv2.dilate((truth.classes == NAMES.index("person")).astype(np.uint8), np.ones((3, 3))) > 0
@@ -89,7 +89,7 @@ def test_joints_in_view_lie_on_the_person_and_right_is_on_the_left_of_the_pictur
             assert person[JOINT["nose"], 1] < person[JOINT["neck"], 1] < person[JOINT["left_hip"], 1]
 
 
-def test_a_mirrored_sample_is_what_a_mirror_shows() -> None:
+def test_a_mirrored_sample_has_mirrored_truth() -> None:
     plain, mirrored = small_dataset().sample(0), small_dataset().sample(0, mirrored=True)
     assert np.array_equal(mirrored.picture, plain.picture[:, ::-1])
     assert np.array_equal(mirrored.classes, plain.classes[:, ::-1])
@@ -100,7 +100,7 @@ def test_a_mirrored_sample_is_what_a_mirror_shows() -> None:
     assert mirrored.people[0, right, 1] == plain.people[0, left, 1]
 
 
-def test_the_networks_target_has_a_bump_on_each_joint_and_points_to_the_neck() -> None:
+def test_targets_have_a_bump_on_each_joint_and_point_to_the_neck() -> None:
     sample = small_dataset().sample(1)
     wanted = targets([sample])
     person = sample.people[0]
