@@ -80,13 +80,14 @@ def train_nets(
     plan: Plan,
     device: torch.device,
     folder: Path,
+    base_learns: bool = True,
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """Train the base and the ControlNets (by conditioner) together, and return both.
 
     Each batch trains one net. The base learns with all of them (the "unlocked" training of ControlNet's code). Frozen,
     as in the paper, a base this small never learns to paint the thin limbs of a skeleton.
     """
-    base = {key: module.to(device).train().requires_grad_(True) for key, module in base.items()}
+    base = {key: module.to(device).train(base_learns).requires_grad_(base_learns) for key, module in base.items()}
     nets = {name: net.to(device).train().requires_grad_(True) for name, net in nets.items()}
     text_encoder, unet = base["text_encoder"], base["unet"]
     people, names = rows_with_people(dataset), list(nets)
@@ -114,5 +115,5 @@ def train_nets(
             ).sample
         return F.mse_loss(predicted.float(), target)
 
-    averaged = train_stage(stage, plan, base | nets, loss_of, device, folder)
+    averaged = base | train_stage(stage, plan, base | nets if base_learns else nets, loss_of, device, folder)
     return {key: averaged[key] for key in base}, {name: averaged[name] for name in names}

@@ -26,13 +26,14 @@ def export(trained: dict, folder: Path, evaluator_folder: Path = EVALUATOR) -> N
     if "annotator" in trained:
         _save(trained["annotator"], folder / "annotator" / "tiny")
         _tidy(folder / "annotator" / "tiny" / "config.json")
+    for name, controlnet in trained.get("controlnets", {}).items():
+        _save(controlnet, folder / "controlnet" / name)
+        _tidy(folder / "controlnet" / name / "config.json")
     if "vae" not in trained:
         return
     trained["vae"].register_to_config(scaling_factor=trained["factor"])
     for name in ("vae", "unet", "text_encoder"):
         _save(trained[name], folder / name)
-    for name, controlnet in trained["controlnets"].items():
-        _save(controlnet, folder / "controlnet" / name)
     trained["tokenizer"].save_pretrained(folder / "tokenizer")
     models.make_scheduler().save_pretrained(folder / "scheduler")
     for file in folder.rglob("*config.json"):

@@ -21,6 +21,12 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     return tokenizer
 
 
+def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The captions as token ids, (N, TOKENS), and the empty prompt's, (TOKENS,)."""
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokens, tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
+
+
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),

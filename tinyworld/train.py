@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from tinyworld import models
+from tinyworld import models, one_net
 from tinyworld.dataset import SIZE, Dataset, load_dataset
 from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.export import EVALUATOR, export
@@ -36,6 +36,7 @@ PLANS = {
     "first": Plan(2800, 24, 8e-4),
     "nets": Plan(6000, 24, 6e-4),
 }
+"""The stages, in their order."""
 SMOKE_STEPS = 3
 
 
@@ -123,9 +124,7 @@ def train(
     trained["tokenizer"] = tokenizer = _tokenizer(
         dataset.captions, earlier / "tokenizer" if earlier else folder / "tokenizer"
     )
-    tokens = tokenizer(dataset.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
-    noising = Noising(latents, tokens, empty, device)
+    noising = Noising(latents, *models.tokens_of(tokenizer, dataset.captions), device)
     base = train_base(noising, tokenizer, plan_of("base"), device, folder, earlier)
     if wanted & {"first", "nets"}:
         torch.manual_seed(SEED + 2)
@@ -142,6 +141,18 @@ def train(
             base, nets = train_nets("nets", nets, base, noising, dataset, seeing, plans["nets"], device, folder)
         trained["controlnets"] = nets
     return {"controlnets": {}} | trained | base
+
+
+def train_net(
+    name: str, folder: Path, scenes: int, plan: Plan, device: torch.device, earlier: Path
+) -> dict[str, dict[str, nn.Module]]:
+    """One ControlNet for the bundle `earlier`, as export() takes it. Its latents and checkpoints have their own folder,
+    because those of other runs may be of another VAE."""
+    dataset, own = load_dataset(folder / "data", scenes), folder / f"net_{name}"
+    own.mkdir(exist_ok=True)
+    vae = train_vae(dataset, replace(plan, steps=0), device, own, earlier)
+    latents, _ = encode_dataset(vae, dataset, device, own)
+    return {"controlnets": {name: one_net.train_one_net(name, earlier, dataset, latents, plan, device, own)}}
 
 
 def _tokenizer(captions: list[str], kept: Path) -> CLIPTokenizer:
@@ -165,17 +176,25 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="all stages, a few steps each; choose a separate --runs")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")
+    parser.add_argument(
+        "--net", choices=list(HINTS), help="only this ControlNet, for the bundle of --start"
+    )
     parser.add_argument("--start", type=Path, help="a bundle made by this script, from which all stages continue")
     parser.add_argument("--export", type=Path, help="write the trained bundle into this folder")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="where --export writes the scoring network")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plans, scenes = PLANS, arguments.scenes
+    plans, scenes = PLANS | {"net": one_net.PLAN}, arguments.scenes
     if arguments.smoke:
-        plans = {name: Plan(SMOKE_STEPS, 4, plan.rate) for name, plan in PLANS.items()}
+        plans = {name: Plan(SMOKE_STEPS, 4, plan.rate) for name, plan in plans.items()}
         scenes = 32
-    trained = train(arguments.runs, scenes, plans, device, arguments.stage, arguments.start)
-    print(f"loss curves: {plot_losses(arguments.runs, list(PLANS))}")
+    if arguments.net and not arguments.start:
+        parser.error("--net needs --start, the bundle that the ControlNet is for")
+    if arguments.net:
+        trained = train_net(arguments.net, arguments.runs, scenes, plans["net"], device, arguments.start)
+    else:
+        trained = train(arguments.runs, scenes, plans, device, arguments.stage, arguments.start)
+        print(f"loss curves: {plot_losses(arguments.runs, list(PLANS))}")
     if arguments.export:
         export(trained, arguments.export, arguments.evaluator)
 

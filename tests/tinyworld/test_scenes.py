@@ -148,6 +148,21 @@ def test_train_tiny_makes_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> No
     assert bundle.base()["vae"].decode(latents).sample.shape == (1, 3, 32, 32)
 
 
+def test_one_net_is_trained_next_to_a_bundle_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
+    before = {file: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
+    places = {"--runs": tmp_path / "runs", "--start": bundle, "--export": bundle}
+    arguments = ["--smoke", "--net", "tile", *(str(word) for pair in places.items() for word in pair)]
+    monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
+    monkeypatch.setattr(train, "SMOKE_STEPS", 2)
+    train.main()
+    changed = [file for file, content in before.items() if file.read_bytes() != content]
+    assert [file.relative_to(bundle).parts[:2] for file in changed] == [("controlnet", "tile")]
+    monkeypatch.setattr("sys.argv", ["train-tiny", "--net", "tile"])
+    with pytest.raises(SystemExit):
+        train.main()
+
+
 def test_a_stage_started_again_reads_the_words_that_it_has_learnt(tmp_path: Path) -> None:
     """Trained twice on the same captions, the library's tokenizers number their tokens differently."""
     captions = ["a red ball on grass", "a blue box in a green room"]
