@@ -176,9 +176,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="all stages, a few steps each; choose a separate --runs")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")
-    parser.add_argument(
-        "--net", choices=list(HINTS), help="only this ControlNet, for the bundle of --start"
-    )
+    parser.add_argument("--net", choices=list(HINTS), help="only this ControlNet, for the bundle of --start")
     parser.add_argument("--start", type=Path, help="a bundle made by this script, from which all stages continue")
     parser.add_argument("--export", type=Path, help="write the trained bundle into this folder")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="where --export writes the scoring network")

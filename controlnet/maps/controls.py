@@ -93,9 +93,10 @@ def _control(
         shown = _of_sent_people(ask, sent_people, area)
     else:
         shown = _of_picture(ask, control, area, layout.canvas, annotators, cache)
+    control_map, blank = shown.control_map, BY_NAME[control.conditioner].blank
     return Control(
         conditioner=control.conditioner,
-        control_map=_with_margins(shown.control_map, area, control.conditioner),
+        control_map=extend(control_map, area.margins, blank) if area.margins else control_map,
         scale=control.scale,
         start=control.start,
         end=control.end,
@@ -149,8 +150,3 @@ def _found_people(ask: Ask, area: ControlArea, canvas: Canvas, annotator: Annota
     seen = detect_size(area.size, ask.detect_resolution)
     people = finder.poses(canvas.lay(area.picture, seen), ask.knobs.pose_parts or FOUND_PARTS)
     return [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
-
-
-def _with_margins(control_map: Image.Image, area: ControlArea, conditioner: str) -> Image.Image:
-    """The map with the margins that its picture does not reach."""
-    return extend(control_map, area.margins, BY_NAME[conditioner].blank) if area.margins else control_map

@@ -94,47 +94,29 @@ def lay_out(ask: Ask, most_pixels: int) -> Layout:
     `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; and RequestError
     for a mask that does nothing.
     """
-    opened = _open_pictures(ask)
-    canvas = _canvas(ask, opened)
-    by_resolution = ask.width is None and ask.height is None and not canvas.margins
+    pictures = _pictures_of_controls(ask)
+    first = pictures[0] if ask.init_image is None else open_input(ask.init_image, "init_image")
+    mask = None if ask.mask is None else open_input(ask.mask, "mask").convert("L")
+    masks = [control.mask and open_input(control.mask, control.input("mask")).convert("L") for control in ask.controls]
+    margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
+    canvas = Canvas(canvas_size(first.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
+    by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
-    initial = _initial_picture(ask, opened, canvas)
-    areas = tuple(
-        _area(ask, control, picture, mask, canvas)
-        for control, picture, mask in zip(ask.controls, opened.of_controls, opened.control_masks, strict=True)
-    )
+    initial = _initial_picture(ask, first, mask, canvas)
+    areas = tuple(_area(ask, *each, canvas) for each in zip(ask.controls, pictures, masks, strict=True))
     for control, area in zip(ask.controls, areas, strict=True):
         if control.drawn:
             detect_size(area.size, ask.detect_resolution)  # refuses one that is too high
     return Layout(canvas, areas, initial)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """The request's pictures as they were sent, RGB; masks of mode L."""
-
-    of_controls: tuple[Image.Image, ...]
-    init_image: Image.Image | None
-    mask: Image.Image | None
-    control_masks: tuple[Image.Image | None, ...]
-
-    @property
-    def initial(self) -> Image.Image:
-        """The one that gives the canvas its shape, and that is changed or repainted if the request says so."""
-        return self.of_controls[0] if self.init_image is None else self.init_image
-
-
-def _open_pictures(ask: Ask) -> _Opened:
-    image = open_input(ask.image, "image")
-    return _Opened(
-        of_controls=tuple(
-            open_input(control.image, control.input("image")) if control.has_own_image else image
-            for control in ask.controls
-        ),
-        init_image=None if ask.init_image is None else open_input(ask.init_image, "init_image"),
-        mask=_open_mask(ask.mask, "mask"),
-        control_masks=tuple(_open_mask(control.mask, control.input("mask")) for control in ask.controls),
-    )
+def _pictures_of_controls(ask: Ask) -> list[Image.Image]:
+    """Each control's picture. One that controls share is opened once."""
+    pictures: list[Image.Image] = []
+    for control in ask.controls:
+        shared = pictures and not control.has_own_image
+        pictures.append(pictures[0] if shared else open_input(control.image, control.input("image")))
+    return pictures
 
 
 def open_input(file: Path, name: str) -> Image.Image:
@@ -145,25 +127,15 @@ def open_input(file: Path, name: str) -> Image.Image:
         raise error if name == "image" else ImageError(f"{name}: {error}") from None
 
 
-def _open_mask(file: Path | None, name: str) -> Image.Image | None:
-    return None if file is None else open_input(file, name).convert("L")
-
-
-def _canvas(ask: Ask, opened: _Opened) -> Canvas:
-    margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
-    kept = canvas_size(opened.initial.size, ask.resolution, ask.width, ask.height)
-    return Canvas(kept, margins, ask.resize_mode)
-
-
-def _initial_picture(ask: Ask, opened: _Opened, canvas: Canvas) -> InitialPicture | None:
+def _initial_picture(ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges."""
     if ask.init_image is None and not ask.repaints:
         return None
-    picture = extend(canvas.lay(opened.initial, canvas.kept), canvas.margins)
+    laid = extend(canvas.lay(picture, canvas.kept), canvas.margins)
     if not ask.repaints:
-        return InitialPicture(picture, ask.prompt_strength)
-    inside = Image.new("L", canvas.kept) if opened.mask is None else canvas.lay_mask(opened.mask, canvas.kept, "mask")
-    return InitialPicture(picture, ask.prompt_strength, extend(inside, canvas.margins, blank=255))
+        return InitialPicture(laid, ask.prompt_strength)
+    inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
+    return InitialPicture(laid, ask.prompt_strength, extend(inside, canvas.margins, blank=255))
 
 
 def _area(

@@ -150,11 +150,6 @@ class Ask:
         return replace(ask, notes=check_combinations(ask, bundle))
 
     @property
-    def image(self) -> Path:
-        """The first control's picture, which also gives the canvas its shape unless init_image does."""
-        return self.controls[0].image
-
-    @property
     def missing_controls(self) -> tuple[str, ...]:
         """The suffixes of the controls that are not asked for."""
         return tuple(suffix for suffix in SUFFIXES if suffix not in {control.suffix for control in self.controls})
