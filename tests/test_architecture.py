@@ -49,7 +49,7 @@ def test_imports_point_one_way(path: Path) -> None:
     assert imported(path) <= MAY_IMPORT[here] | {here}
 
 
-def test_every_folder_has_its_place_and_there_is_no_circle() -> None:
+def test_every_folder_has_its_place_without_circles() -> None:
     assert {room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES} == set(MAY_IMPORT)
     settled: set[str] = set()
     while settled != set(MAY_IMPORT):

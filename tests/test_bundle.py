@@ -39,7 +39,7 @@ def copy_of(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle(bundle.manifest, folder / "weights", bundle.device, bundle.dtype)
 
 
-def test_it_opens_every_part_as_it_was_saved(bundle: Bundle) -> None:
+def test_every_part_opens_as_it_was_saved(bundle: Bundle) -> None:
     opened = bundle.base() | dict(bundle.controlnets())
     for name in ("unet", "vae", "text_encoder", "canny", "scribble"):
         expected, got = parts()[name].state_dict(), opened[name].state_dict()
@@ -53,13 +53,13 @@ def test_it_opens_every_part_as_it_was_saved(bundle: Bundle) -> None:
     assert opened["scheduler"].config.prediction_type == "v_prediction"
 
 
-def test_annotators_come_by_conditioner(bundle: Bundle) -> None:
+def test_annotators_are_opened_by_conditioner(bundle: Bundle) -> None:
     assert list(bundle.annotators()) == list(bundle.manifest.conditioners)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet/canny"])
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
-def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_path, part: str, fault: str) -> None:
+def test_a_file_that_does_not_fit_names_the_tensor(bundle, tmp_path, part: str, fault: str) -> None:
     """The libraries themselves would fill a missing tensor with random numbers and go on."""
     broken = copy_of(bundle, tmp_path)
     (file,) = broken.folder(part).glob("*.fp16.safetensors")
@@ -77,7 +77,7 @@ def test_a_file_that_does_not_fit_is_an_error_that_names_the_key(bundle, tmp_pat
         broken.controlnets()
 
 
-def test_a_controlnet_in_a_pickle_is_opened_as_strictly_and_without_a_word(
+def test_a_pickled_controlnet_is_opened_strictly_and_quietly(
     bundle, tmp_path, monkeypatch, caplog, capfd
 ) -> None:
     """The tile net was only ever published as one. diffusers would put an error with the folder's path into the log."""
@@ -110,7 +110,7 @@ class Spell:
         return (print, ("code of a pickle was run",))
 
 
-def test_all_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "weights")
     for file in ("unet/config.json", "vae/config.json"):
         (tmp_path / "weights/small" / file).unlink()
@@ -154,18 +154,18 @@ def test_a_bundle_is_what_requests_are_checked_against(bundle: Bundle) -> None:
             read(**sent)
 
 
-def test_an_unknown_bundle_is_refused_by_naming_the_known_ones(root: Path) -> None:
+def test_an_unknown_bundle_is_refused_with_the_known_names(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no bundle named 'large'.*small"):
         open_bundle({"CONTROLNET_BUNDLE": "large"}, root)
 
 
-def test_manifest_of_the_small_bundle_is_the_tiny_ones_in_all_but_name(root: Path) -> None:
+def test_the_small_test_bundle_has_tinys_manifest(root: Path) -> None:
     tiny = Manifest.read(ROOT / "weights" / "tiny.toml")
     assert Manifest.read(root / "small.toml").paths == tiny.paths
 
 
 @pytest.mark.parametrize(("value", "kind"), [("1", "openpose_cmu"), ("0", "openpose")])
-def test_an_option_that_is_on_takes_its_annotators_place(
+def test_an_option_replaces_its_annotator(
     value: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = Manifest.read(WEIGHTS / "sd15.toml", {"CONTROLNET_OPENPOSE_CMU": value})

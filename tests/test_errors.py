@@ -12,13 +12,13 @@ from controlnet.pictures.output import OutputError
 
 
 @pytest.mark.parametrize("kind", [ImageError, OutputError, CancelationException])
-def test_what_is_written_for_the_client_and_cancellations_pass(kind: type[BaseException]) -> None:
+def test_our_own_errors_and_cancellations_pass(kind: type[BaseException]) -> None:
     with pytest.raises(kind), plain_errors():
         raise kind("as it is")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("at /home/me/x.py"), OSError(2, "no", "/etc/x"), ValueError("/etc/x")])
-def test_errors_of_libraries_are_told_without_details_and_logged_with_them(error, capsys) -> None:
+def test_library_errors_are_logged_but_not_shown_to_clients(error, capsys) -> None:
     with pytest.raises(ServerFault) as caught, plain_errors():
         raise error
     assert "/" not in str(caught.value) and type(error).__name__ in str(caught.value)
@@ -37,18 +37,18 @@ def test_errors_of_libraries_are_told_without_details_and_logged_with_them(error
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_running_out_of_memory_says_what_to_lower(error) -> None:
+def test_out_of_memory_says_what_to_lower(error) -> None:
     with pytest.raises(OutOfMemory, match=r"^There is not enough memory .* lower resolution") as caught, plain_errors():
         raise error
     assert caught.value.__cause__ is None
 
 
-def test_the_real_allocators_refusal_is_recognised() -> None:
+def test_out_of_memory_of_the_real_allocator_is_recognised() -> None:
     with pytest.raises(OutOfMemory), plain_errors():
         torch.empty(2**58, dtype=torch.uint8)
 
 
-def test_what_the_failed_request_held_is_let_go() -> None:
+def test_memory_of_a_failed_request_is_freed() -> None:
     held = []
 
     def fails() -> None:

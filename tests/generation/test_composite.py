@@ -57,7 +57,7 @@ def test_two_nets_equal_diffusers_own_composite() -> None:
     assert (ours - swapped).abs().max() > 1e-2
 
 
-def test_a_pooled_net_and_a_plain_one_go_together_in_either_order() -> None:
+def test_shuffle_and_another_net_work_together_in_any_order() -> None:
     # diffusers' own composite crashes on this mix: it adds the residuals in place.
     small, images = parts(), [hint(1), hint(2)]
     one = run(CompositeControlNet([small["shuffle"], small["canny"]], guided=True), images, [0.7, 0.4])
@@ -67,7 +67,7 @@ def test_a_pooled_net_and_a_plain_one_go_together_in_either_order() -> None:
     assert (one - alone).abs().max() > 1e-3
 
 
-def test_a_net_outside_its_window_is_not_run_and_the_result_is_diffusers_own() -> None:
+def test_a_net_outside_its_window_is_not_run() -> None:
     net, images, calls = parts()["canny"], [hint(1)], []
     plain = run(net, images, [1.0], start=0.0, end=0.5, steps=8)
     handle = net.register_forward_hook(lambda *_: calls.append(1))
@@ -85,7 +85,7 @@ def test_guess_mode_is_refused() -> None:
         composite(torch.zeros(2, 4, 8, 8), torch.tensor(1), torch.zeros(2, 4, 128), [], [], guess_mode=True)
 
 
-def test_it_holds_the_shared_nets_and_no_copies() -> None:
+def test_the_composite_shares_nets_and_copies_none() -> None:
     net = parts()["canny"]
     ours = {parameter.data_ptr() for parameter in CompositeControlNet([net], guided=True).parameters()}
     assert ours == {parameter.data_ptr() for parameter in net.parameters()}
@@ -104,7 +104,7 @@ def residuals(net, mode="balanced", region=None, guided=True, scale=1.0) -> list
     return [*down, middle]
 
 
-def test_the_modes_weigh_layers_and_halves_as_they_say() -> None:
+def test_control_modes_weigh_layers_and_halves() -> None:
     """Prompt: layer i of N weighs 0.825^(N-1-i) on both halves; control: on one; unbalanced: 1 there."""
     net = parts()["canny"]
     full = residuals(net)
@@ -121,18 +121,18 @@ def test_the_modes_weigh_layers_and_halves_as_they_say() -> None:
     assert fading[0] < fading[-1] == 1.0 and full[0].abs().max() > 0.01
 
 
-def test_a_pooled_net_keeps_to_the_conditional_half_in_every_mode() -> None:
+def test_shuffle_acts_on_the_conditional_half_in_every_mode() -> None:
     for mode in CONTROL_MODES:
         assert all(not tensor[0].any() and tensor[1].any() for tensor in residuals(parts()["shuffle"], mode))
 
 
-def test_without_guidance_there_is_one_half_and_it_is_controlled() -> None:
+def test_without_guidance_the_whole_batch_is_controlled() -> None:
     for mode in CONTROL_MODES:
         assert all(tensor.shape[0] == 1 and tensor.any() for tensor in residuals(parts()["canny"], mode, guided=False))
 
 
 @pytest.mark.parametrize("name", ["canny", "shuffle"])
-def test_a_region_lets_a_net_act_inside_it_only(name: str) -> None:
+def test_a_net_acts_only_inside_its_region(name: str) -> None:
     net, region = parts()[name], torch.zeros(1, 1, 80, 64)
     region[..., :32] = 1
     for got, whole in zip(residuals(net, region=region), residuals(net), strict=True):
@@ -145,6 +145,6 @@ def test_a_region_lets_a_net_act_inside_it_only(name: str) -> None:
         torch.testing.assert_close(got, 0.5 * whole.expand_as(got))
 
 
-def test_the_sizes_of_the_layers_are_those_of_a_nets_own_residuals() -> None:
+def test_layer_sizes_equal_those_of_a_nets_residuals() -> None:
     net = parts()["canny"]
     assert level_sizes(net, (10, 8)) == [tuple(tensor.shape[-2:]) for tensor in residuals(net)]

@@ -57,7 +57,7 @@ def diffusers_own(kind: type, conditioner: str, strength: float, **inputs) -> to
 
 @pytest.mark.parametrize("conditioner", ["canny", "shuffle"])
 @pytest.mark.parametrize("strength", [0.4, 0.8, 1.0])
-def test_img2img_equals_diffusers_own(generator, monkeypatch, conditioner: str, strength: float) -> None:
+def test_img2img_latents_equal_those_of_diffusers(generator, monkeypatch, conditioner: str, strength: float) -> None:
     ours = latents_of(
         generator, monkeypatch, control={"conditioner": conditioner}, initial=InitialPicture(PICTURE, strength)
     )
@@ -69,7 +69,7 @@ def test_img2img_equals_diffusers_own(generator, monkeypatch, conditioner: str, 
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_inpainting_equals_diffusers_own_where_the_mask_follows_the_latents(generator, monkeypatch, strength) -> None:
+def test_inpainting_equals_diffusers_for_masks_of_whole_latents(generator, monkeypatch, strength) -> None:
     """diffusers takes a mask's every eighth pixel, we the largest of the eight: the same for such a mask."""
     ours = latents_of(generator, monkeypatch, initial=InitialPicture(PICTURE, strength, mask()))
     own = diffusers_own(StableDiffusionControlNetInpaintPipeline, "canny", strength, mask_image=mask())
@@ -79,7 +79,7 @@ def test_inpainting_equals_diffusers_own_where_the_mask_follows_the_latents(gene
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_what_the_mask_leaves_comes_back_bit_for_bit(generator, scheduler: str, strength: float) -> None:
+def test_unmasked_pixels_are_kept_bit_for_bit(generator, scheduler: str, strength: float) -> None:
     """With a soft rim and edges off the grid of the latents."""
     soft = np.zeros((64, 64), np.uint8)
     soft[5:41, 21:51] = np.linspace(1, 255, 30).astype(np.uint8)
@@ -91,7 +91,7 @@ def test_what_the_mask_leaves_comes_back_bit_for_bit(generator, scheduler: str, 
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_sampler_that_adds_noise_at_each_step_is_seeded_too(generator, strength: float) -> None:
+def test_ancestral_samplers_are_seeded_when_repainting(generator, strength: float) -> None:
     """Left to the global generator, the same request gave another picture each time."""
     asked = job(
         num_inference_steps=STEPS, scheduler="K_EULER_ANCESTRAL", initial=InitialPicture(PICTURE, strength, mask())
@@ -100,7 +100,7 @@ def test_a_sampler_that_adds_noise_at_each_step_is_seeded_too(generator, strengt
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_windows_count_the_steps_after_strength_is_applied(generator, scheduler: str) -> None:
+def test_windows_count_the_steps_that_strength_leaves(generator, scheduler: str) -> None:
     """Of 10 steps at strength 0.2 two are left, or a sampler's multiple: half of them is enough, a quarter is not."""
     settings = {"num_inference_steps": 10, "scheduler": scheduler, "initial": InitialPicture(PICTURE, 0.2)}
     calls: list[int] = []
@@ -116,7 +116,7 @@ def test_windows_count_the_steps_after_strength_is_applied(generator, scheduler:
     assert everywhere == steps_of(scheduler, parts()["scheduler"].config, 10, 8), "the rule of windows counts others"
 
 
-def test_holes_are_minus_one_to_the_net(generator) -> None:
+def test_the_net_sees_minus_one_in_holes(generator) -> None:
     seen: list[torch.Tensor] = []
     handle = parts()["canny"].register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["controlnet_cond"]), with_kwargs=True
@@ -128,7 +128,7 @@ def test_holes_are_minus_one_to_the_net(generator) -> None:
     assert (seen[0][..., 24:] == -1).all() and (seen[0][..., :24] >= 0).all()
 
 
-def test_a_start_leaves_no_trace(generator) -> None:
+def test_an_initial_picture_changes_no_later_request(generator) -> None:
     before = pixels(generator.generate(job()))
     starts = [InitialPicture(PICTURE, *more) for more in ((0.6,), (1.0, mask()), (0.6, mask()))]
     made = [pixels(generator.generate(job(initial=initial))) for initial in starts]

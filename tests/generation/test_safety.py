@@ -67,20 +67,20 @@ class Fake:
 # The checker
 
 
-def test_flags_the_picture_that_shows_the_concept_and_no_other() -> None:
+def test_only_the_picture_with_the_concept_is_flagged() -> None:
     batch = pictures()
     for i, wanted in enumerate(batch):
         assert flagging(wanted).flags(batch) == [other == i for other in range(4)]
 
 
-def test_the_pictures_are_not_touched() -> None:
+def test_the_safety_checker_leaves_pictures_untouched() -> None:
     batch = pictures()
     before = [picture.tobytes() for picture in batch]
     assert flagging(batch[1]).flags(batch)[1]
     assert [picture.tobytes() for picture in batch] == before
 
 
-def test_any_error_withholds() -> None:
+def test_an_error_of_the_safety_checker_withholds_all() -> None:
     """A safety check that fails must not let pictures through."""
     broken = SafetyChecker(tiny_model(), lambda **options: 1 / 0, "cpu")
     with pytest.raises(SafetyError, match="could not be checked by the safety checker, so no picture"):
@@ -89,14 +89,14 @@ def test_any_error_withholds() -> None:
         withhold(pictures(), broken, disabled=False)
 
 
-def test_a_result_of_the_wrong_length_withholds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_safety_result_of_the_wrong_length_withholds_all(monkeypatch: pytest.MonkeyPatch) -> None:
     checker = flagging(pictures()[0])
     monkeypatch.setattr(checker.model, "forward", lambda clip_input, images: (images, [False]))
     with pytest.raises(SafetyError, match="no picture is returned"):
         checker.flags(pictures())
 
 
-def test_an_embedding_that_overflowed_withholds() -> None:
+def test_a_safety_embedding_that_overflowed_withholds_all() -> None:
     """A NaN is below every threshold: diffusers' own comparison calls such a picture safe."""
     checker = SafetyChecker(tiny_model(), processor(), "cpu")
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_an_embedding_that_overflowed_withholds() -> None:
         checker.flags(pictures())
 
 
-def test_a_cancellation_passes_through() -> None:
+def test_a_cancellation_passes_the_safety_checker() -> None:
     def cancelled(**options: object) -> None:
         raise KeyboardInterrupt
 
@@ -135,7 +135,7 @@ def test_withhold_refuses_a_wrong_number_of_flags(flags: tuple[bool, ...]) -> No
         withhold(pictures(4), Fake(*flags), disabled=False)
 
 
-def test_disabling_is_for_one_request() -> None:
+def test_the_safety_checker_is_disabled_for_one_request_only() -> None:
     """One request must not disable the checker for those after it."""
     checker, batch = flagging(pictures()[2]), pictures()
     before = withhold(batch, checker, disabled=False)
@@ -145,7 +145,7 @@ def test_disabling_is_for_one_request() -> None:
     assert batch[2] not in after
 
 
-def test_a_disabled_request_does_not_ask() -> None:
+def test_a_disabled_safety_checker_is_not_called() -> None:
     checker = Fake(True)
     assert len(withhold(pictures(1), checker, disabled=True)) == 1
     assert checker.calls == 0
@@ -155,7 +155,7 @@ def test_a_bundle_without_checker_passes_pictures_through() -> None:
     assert withhold(pictures(2), None, disabled=False) == pictures(2)
 
 
-def test_no_pictures_need_no_check() -> None:
+def test_no_pictures_need_no_safety_check() -> None:
     assert withhold([], Fake(), disabled=False) == []
 
 
@@ -214,12 +214,12 @@ def test_opens_the_published_file_layout(saved: Path, tmp_path: Path) -> None:
     assert checker is not None and checker.flags(pictures()) == [True, False, False, False]
 
 
-def test_a_bundle_may_declare_that_it_has_none(tmp_path: Path) -> None:
+def test_a_bundle_may_declare_no_safety_checker(tmp_path: Path) -> None:
     assert open_safety_checker(bundle(tmp_path, "none")) is None
 
 
 @pytest.mark.parametrize("absent", ["safety_checker", "feature_extractor", "safety_checker/model.safetensors"])
-def test_absent_files_refuse_at_setup(saved: Path, tmp_path: Path, absent: str) -> None:
+def test_absent_safety_checker_files_fail_setup(saved: Path, tmp_path: Path, absent: str) -> None:
     folder = shutil.copytree(saved, tmp_path / "bundle")
     shutil.rmtree(folder / absent) if (folder / absent).is_dir() else (folder / absent).unlink()
     with pytest.raises(SafetyError) as caught:
@@ -228,7 +228,7 @@ def test_absent_files_refuse_at_setup(saved: Path, tmp_path: Path, absent: str) 
 
 
 @pytest.mark.parametrize("missing", ["concept_embeds", "visual_projection.weight"])
-def test_missing_tensors_refuse_at_setup(saved: Path, tmp_path: Path, missing: str) -> None:
+def test_missing_safety_checker_tensors_fail_setup(saved: Path, tmp_path: Path, missing: str) -> None:
     """transformers would fill them in and go on: concepts of ones are never reached, so nothing would be flagged."""
     folder = rewrite(saved, tmp_path / "bundle", lambda name: None if name == missing else name)
     with pytest.raises(SafetyError, match="incomplete"):

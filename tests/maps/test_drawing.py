@@ -123,7 +123,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("part", KEY)
-def test_every_part_of_the_cache_key_tells_maps_apart(part: str) -> None:
+def test_every_part_of_the_cache_key_separates_maps(part: str) -> None:
     recorder, cache = Recorder(), MapCache()
     annotator = loaded(recorder, "strength", "short_side")
     ask = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)

@@ -29,7 +29,7 @@ def test_canvas_size(size: tuple[int, int], resolution: int, canvas: tuple[int, 
     assert canvas_size(size, resolution) == canvas
 
 
-def test_every_canvas_is_legal_and_the_nearest_to_the_images_shape() -> None:
+def test_every_canvas_is_legal_and_nearest_to_the_image() -> None:
     rng = random.Random(0)
     for _ in range(2000):
         short = rng.randint(16, 3000)
@@ -44,7 +44,7 @@ def test_every_canvas_is_legal_and_the_nearest_to_the_images_shape() -> None:
         assert abs(max(canvas) - exact) <= 4
 
 
-def test_canvas_of_the_same_image_turned_is_the_same_turned() -> None:
+def test_the_canvas_of_a_turned_image_is_turned() -> None:
     for width in range(300, 400):
         assert canvas_size((width, 341), 512) == canvas_size((341, width), 512)[::-1]
 
@@ -59,7 +59,7 @@ def test_fit_gives_exactly_the_size_and_leaves_the_image(size: tuple[int, int]) 
     assert image.tobytes() == before
 
 
-def test_fit_uses_the_resampling_asked_for() -> None:
+def test_fit_uses_the_requested_resampling() -> None:
     image = Image.linear_gradient("L")
     nearest = fit(image, (10, 10), Image.Resampling.NEAREST)
     assert set(nearest.tobytes()) <= set(image.tobytes()) and len(set(nearest.tobytes())) == 10
@@ -89,7 +89,7 @@ def test_too_many_pixels_says_what_to_lower_and_to_what(
     assert f"{num_outputs} × {size[0]}×{size[1]}" in str(caught.value)
 
 
-def test_the_advice_is_legal_for_the_image_and_close_to_the_most() -> None:
+def test_the_advised_resolution_is_legal_and_nearly_the_largest() -> None:
     rng = random.Random(1)
     for _ in range(400):
         size = (rng.randint(100, 1000), rng.randint(100, 1000))
@@ -106,7 +106,7 @@ def test_the_advice_is_legal_for_the_image_and_close_to_the_most() -> None:
                 check_pixels(canvas_size(size, advised + 24), outputs, limit)
 
 
-def test_detect_size_keeps_the_aspect_ratio_and_bounds_the_whole() -> None:
+def test_detect_size_keeps_aspect_ratio_within_a_limit() -> None:
     assert detect_size((512, 768), None) == (512, 768)
     assert detect_size((512, 768), 1024) == (1024, 1536)
     assert detect_size((768, 512), 100) == (150, 100)

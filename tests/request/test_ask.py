@@ -40,7 +40,7 @@ def test_every_field_has_a_docstring_and_no_any(module: str, name: str) -> None:
         assert "Any" not in ast.unparse(node.annotation)
 
 
-def test_what_is_left_out_gets_the_bundles_or_the_declared_default() -> None:
+def test_absent_inputs_get_the_bundles_or_declared_default() -> None:
     ask = asked()
     assert (ask.resolution, ask.num_inference_steps, ask.guidance_scale, ask.scheduler) == (64, 4, 4.0, "DDIM")
     assert (ask.control_mode, ask.num_outputs, ask.output_format, ask.width) == ("balanced", 1, "webp", None)

@@ -60,11 +60,11 @@ def fault(**values: Any) -> str:
     return str(caught.value)
 
 
-def test_defaults_replace_the_declarations_when_predict_is_called_from_python() -> None:
+def test_calling_predict_from_python_uses_the_defaults() -> None:
     assert Predictor().predict("a house", IMAGE) == {"prompt": "a house", "image": IMAGE} | DEFAULTS
 
 
-def test_only_declared_inputs_are_returned_and_absent_ones_get_their_default() -> None:
+def test_only_declared_inputs_are_returned_with_defaults() -> None:
     assert check(steps=7, surplus=1, self=None) == {"prompt": "a house", "image": IMAGE} | DEFAULTS | {"steps": 7}
 
 
@@ -74,7 +74,7 @@ def test_whole_numbers_become_integers(sent: float, received: int) -> None:
     assert outputs == received and type(outputs) is int
 
 
-def test_integers_become_floats_where_a_float_is_declared() -> None:
+def test_integers_become_floats_for_float_inputs() -> None:
     scale = check(scale=2)["scale"]
     assert scale == 2.0 and type(scale) is float
 
@@ -123,12 +123,12 @@ def test_fault(values: dict[str, Any], message: str) -> None:
     assert message in fault(**values)
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_of_inputs_are_reported_at_once() -> None:
     message = fault(conditioner="x", outputs=9, scale=3)
     assert [part.split(":")[0] for part in message.split(". ")] == ["conditioner", "scale", "outputs"]
 
 
-def test_what_is_required_must_be_there() -> None:
+def test_required_inputs_must_be_sent() -> None:
     with pytest.raises(InputError, match=r"^prompt: expected text; got nothing\. image: expected an uploaded file"):
         check_inputs(Predictor.predict, {})
 

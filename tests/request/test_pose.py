@@ -55,7 +55,7 @@ def written(person: dict[str, Any] | None = None, **picture: Any) -> str:
     return json.dumps({"people": [person or {"pose_keypoints_2d": flat(*[(8, 9, 1)] * 18)}]} | picture)
 
 
-def test_what_is_written_is_read_again_to_a_hundredth_of_a_pixel() -> None:
+def test_pose_json_round_trips_to_a_hundredth_of_a_pixel() -> None:
     text = poses_to_json(PEOPLE, SIZE)
     again = read_poses(text).on(SIZE)
     assert len(again) == 3 and all(close(got, wanted) for got, wanted in zip(again, PEOPLE, strict=True))
@@ -63,7 +63,7 @@ def test_what_is_written_is_read_again_to_a_hundredth_of_a_pixel() -> None:
     assert read_poses(poses_to_json([], SIZE)).on(SIZE) == []
 
 
-def test_it_is_openposes_format_with_the_canvas_beside_it() -> None:
+def test_pose_json_is_openposes_format_with_the_canvas() -> None:
     values = json.loads(poses_to_json(PEOPLE[1:2], SIZE))
     (person,) = values.pop("people")
     assert values == {"canvas_width": 640, "canvas_height": 400}
@@ -74,20 +74,20 @@ def test_it_is_openposes_format_with_the_canvas_beside_it() -> None:
     assert json.loads(poses_to_json(PEOPLE[:1], SIZE))["people"][0]["face_keypoints_2d"] is None
 
 
-def test_a_part_of_the_wrong_length_is_not_written() -> None:
+def test_a_pose_part_of_the_wrong_length_is_not_written() -> None:
     with pytest.raises(PoseError, match="has 17 joints: expected 18"):
         poses_to_json([Pose(joints(17))], SIZE)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["one picture", "a batch of one"])
-def test_a_canvas_is_stretched_to_the_size(wrapped: bool) -> None:
+def test_poses_are_stretched_from_their_canvas_to_the_size(wrapped: bool) -> None:
     picture = json.loads(poses_to_json(PEOPLE, SIZE))
     text = json.dumps([picture] if wrapped else picture)
     doubled = [person.scaled(2, 0.5) for person in PEOPLE]
     assert all(close(*pair, within=0.01) for pair in zip(read_poses(text).on((1280, 200)), doubled, strict=True))
 
 
-def test_without_a_canvas_pixels_are_those_of_the_size_and_0_to_1_are_shares_of_it() -> None:
+def test_poses_without_canvas_are_pixels_or_shares() -> None:
     pixels = written({"pose_keypoints_2d": flat((320, 100, 0.8), *[None] * 17)})
     shares = written({"pose_keypoints_2d": flat((0.5, 0.25, 0.8), *[None] * 17)})
     with_canvas = written({"pose_keypoints_2d": flat((0.5, 0.25, 0.8), *[None] * 17)}, canvas_width=9, canvas_height=9)
@@ -101,14 +101,14 @@ def test_without_a_canvas_pixels_are_those_of_the_size_and_0_to_1_are_shares_of_
     assert first.body[0] == (0.5, 0.25) and second.left_hand and second.left_hand[0] == (1, 1.5)
 
 
-def test_confidence_zero_is_absent_and_the_corner_is_a_joint_like_any_other() -> None:
+def test_joints_of_confidence_zero_are_absent() -> None:
     rows = [(0, 0, 1), (30, 40, 0), (0, 0, 0), (30, 40, -1), (30, 40, 0.01), (30, 40, 2)]
     (person,) = read_poses(written({"pose_keypoints_2d": flat(*rows, *[None] * 12)})).on(SIZE)
     assert person.body[:6] == ((0, 0), None, None, None, (30, 40), (30, 40))
 
 
 @pytest.mark.parametrize("nothing", [None, [], [0.0] * 63], ids=["null", "empty", "all zero"])
-def test_parts_that_are_absent_are_none(nothing: Any) -> None:
+def test_absent_pose_parts_are_none(nothing: Any) -> None:
     person = {
         "pose_keypoints_2d": None,
         "hand_left_keypoints_2d": nothing,
@@ -119,7 +119,7 @@ def test_parts_that_are_absent_are_none(nothing: Any) -> None:
     assert read_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}').on(SIZE) == [Pose((None,) * 18)]
 
 
-def test_body_25_becomes_the_18() -> None:
+def test_body_25_is_read_as_18_joints() -> None:
     limbs = ["nose", "neck", "r shoulder", "r elbow", "r wrist", "l shoulder", "l elbow", "l wrist"]
     legs = ["r hip", "r knee", "r ankle", "l hip", "l knee", "l ankle"]
     head = ["r eye", "l eye", "r ear", "l ear"]
@@ -129,7 +129,7 @@ def test_body_25_becomes_the_18() -> None:
     assert [names[int(joint[0] / 10)] for joint in person.body if joint] == [*limbs, *legs, *head]
 
 
-def test_dwposes_faces_have_no_pupils() -> None:
+def test_dwpose_faces_are_read_without_pupils() -> None:
     (person,) = read_poses(written({"face_keypoints_2d": flat(*[(i, 7, 1) for i in range(68)])})).on(SIZE)
     assert person.face == (*((float(i), 7.0) for i in range(68)), None, None)
 
@@ -182,7 +182,7 @@ BODY = flat(*[(8, 9, 1)] * 18)
     ],
     ids=lambda value: "",
 )
-def test_a_fault_is_told_in_one_sentence(text: str, message: str) -> None:
+def test_a_bad_pose_json_gets_one_sentence(text: str, message: str) -> None:
     with pytest.raises(PoseError, match=message) as caught:
         read_poses(text).on(SIZE)
     sentence = str(caught.value)
@@ -190,7 +190,7 @@ def test_a_fault_is_told_in_one_sentence(text: str, message: str) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_the_bounds_themselves_are_allowed() -> None:
+def test_poses_at_the_bounds_are_allowed() -> None:
     assert len(read_poses(json.dumps({"people": [{}] * MOST_PEOPLE})).on(SIZE)) == MOST_PEOPLE
     text = written()
     assert len(read_poses(text + " " * (LONGEST_TEXT - len(text))).on(SIZE)) == 1
@@ -198,7 +198,7 @@ def test_the_bounds_themselves_are_allowed() -> None:
     assert read_poses(written({"pose_keypoints_2d": edge})).on(SIZE)[0].body[0] == (6400, -4000)
 
 
-def test_a_hundred_people_with_everything_fit_the_longest_text() -> None:
+def test_a_hundred_whole_people_fit_the_longest_pose_json() -> None:
     everybody = [Pose(joints(18), joints(21), joints(21), joints(70)).scaled(3.21, 3.21)] * MOST_PEOPLE
     assert len(poses_to_json(everybody, (2048, 2048))) < LONGEST_TEXT / 2
 

@@ -53,7 +53,7 @@ def theirs(parts: tuple[str, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("choice", POSE_PARTS)
-def test_every_choice_is_drawn_as_controlnet_aux_draws_it(choice: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_pose_parts_are_drawn_as_controlnet_aux_draws_them(choice: str, recwarn: pytest.WarningsRecorder) -> None:
     drawn = np.array(draw_poses(PEOPLE, SIZE, choice))
     assert np.array_equal(drawn, theirs(POSE_PARTS[choice]))
     others = [other for other in POSE_PARTS if other != choice]
@@ -61,7 +61,7 @@ def test_every_choice_is_drawn_as_controlnet_aux_draws_it(choice: str, recwarn: 
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_skeletons_are_bodies_and_lines_widen_with_the_picture_without_blending() -> None:
+def test_skeleton_lines_widen_with_the_picture_unblended() -> None:
     assert np.array_equal(np.array(draw_skeletons([p.body for p in PEOPLE], SIZE)), theirs(()))
     large = np.array(draw_poses([person.scaled(2, 2) for person in PEOPLE], (1280, 1024), "all"))
     assert np.array_equal(large, theirs(("hands", "face")).repeat(2, 0).repeat(2, 1))
@@ -77,7 +77,7 @@ def test_any_size_and_joints_far_outside_can_be_drawn(size: tuple[int, int]) -> 
     assert (drawn.size, drawn.mode) == (size, "RGB") and np.array(drawn).any()
 
 
-def test_an_annotator_draws_the_poses_that_it_says() -> None:
+def test_pose_annotators_draw_the_poses_they_return() -> None:
     asked: list[str] = []
 
     def add(part: str, **fields: Any) -> Any:
