@@ -4,14 +4,14 @@ Every bundle loads through this code, the embedded tiny one and the full-size on
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
@@ -22,6 +22,7 @@ from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, ne
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.models.schedulers import steps_of
+from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
 from controlnet.weights.files import check
@@ -65,6 +66,10 @@ class Bundle:
     def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
         return ANNOTATORS[self.manifest.annotator(conditioner)].fault(knobs)
 
+    def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
+        config = CLIPTextConfig.from_pretrained(self.folder("text_encoder"), local_files_only=True)
+        return prompt_fault(prompts, clip_skip, self.tokenizer, config.num_hidden_layers)
+
     def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         return steps_of(scheduler, self._scheduler_config, num_inference_steps, skipped)
 
@@ -78,7 +83,7 @@ class Bundle:
         """Tokenizer, text encoder, UNet, VAE and scheduler, under the names that diffusers' pipelines give them."""
         self.read_ahead()
         return {
-            "tokenizer": self._tokenizer(),
+            "tokenizer": self.tokenizer,
             "text_encoder": self.model(CLIPTextModel, "text_encoder"),
             "unet": self.model(UNet2DConditionModel, "unet"),
             "vae": self.model(VAES[self._class_name("vae")], "vae"),
@@ -128,7 +133,9 @@ class Bundle:
         config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)
         return config["_class_name"]
 
-    def _tokenizer(self) -> Any:
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The prompts' tokenizer."""
         with self.log("tokenizer", self.files("tokenizer")):
             return CLIPTokenizer.from_pretrained(self.folder("tokenizer"), local_files_only=True)
 

@@ -77,9 +77,7 @@ def test_a_file_that_does_not_fit_names_the_tensor(bundle, tmp_path, part: str, 
         broken.controlnets()
 
 
-def test_a_pickled_controlnet_is_opened_strictly_and_quietly(
-    bundle, tmp_path, monkeypatch, caplog, capfd
-) -> None:
+def test_a_pickled_controlnet_is_opened_strictly_and_quietly(bundle, tmp_path, monkeypatch, caplog, capfd) -> None:
     """The tile net was only ever published as one. diffusers would put an error with the folder's path into the log."""
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     pickled = copy_of(bundle, tmp_path)
@@ -149,6 +147,9 @@ def test_a_bundle_is_what_requests_are_checked_against(bundle: Bundle) -> None:
         ({"low_threshold": 250}, "canny cannot work with low_threshold 250 and high_threshold 200"),
         ({"conditioner": "openpose", "pose_parts": "all"}, "finds people's bodies and no hands or face"),
         ({"control_end": 0.01}, "covers none of the 20 steps"),
+        ({"clip_skip": 3}, "clip_skip must be from 1 .* to 2, because this bundle's text encoder has 2 layers"),
+        ({"negative_prompt": "(red:9)"}, 'must be 0 to 3 .* but "red" has 9'),
+        ({"prompt": "red " * 999}, "at most 600 tokens .* but it has 999 tokens: shorten it"),
     ):
         with pytest.raises(RequestError, match=sentence):
             read(**sent)
@@ -165,9 +166,7 @@ def test_the_small_test_bundle_has_tinys_manifest(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "kind"), [("1", "openpose_cmu"), ("0", "openpose")])
-def test_an_option_replaces_its_annotator(
-    value: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_option_replaces_its_annotator(value: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Manifest.read(WEIGHTS / "sd15.toml", {"CONTROLNET_OPENPOSE_CMU": value})
     bundle = Bundle(manifest, WEIGHTS, torch.device("cpu"), torch.float32)
     monkeypatch.setattr(bundle, "_annotator", lambda name: name)

@@ -1,6 +1,6 @@
 """What reading a request needs to know of the bundle. controlnet.bundle.Bundle fulfils it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from controlnet.request.knobs import KnobValue
@@ -26,6 +26,10 @@ class BundleFacts(Protocol):
 
     def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
         """A sentence that says why the annotator cannot draw with these knobs, which it all takes; None if it can."""
+        ...
+
+    def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
+        """A sentence that says why the text encoder cannot read these prompts at this clip_skip; None if it can."""
         ...
 
     def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:

@@ -174,6 +174,12 @@ def _knob_values(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
             yield Refusal(fault)
 
 
+def _prompts(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
+    """Without pictures to be made, the prompts are not read."""
+    if not ask.map_only and (fault := bundle.prompt_fault((ask.prompt, ask.negative_prompt), ask.clip_skip)):
+        yield Refusal(fault)
+
+
 def _steps(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
     """The initial picture must leave a step to take, and each control's window must cover one."""
     for control in ask.controls:
@@ -221,6 +227,7 @@ RULES: tuple[Rule, ...] = (
     _poses,
     _knobs,
     _knob_values,
+    _prompts,
     _steps,
     _safety,
 )

@@ -63,6 +63,7 @@ REFUSED: list[tuple[dict, str]] = [
     ({"conditioner_3": "depth", "control_end_3": 0.1}, "widen control_start_3 and control_end_3 or raise"),
     ({"init_image": FILE, "prompt_strength": 0.1}, "prompt_strength of 0.1 leaves none of the 4 steps"),
     ({"init_image": FILE, "prompt_strength": 0.1, "num_inference_steps": 3}, "raise prompt_strength to 0.34 or more"),
+    ({"clip_skip": 3}, "clip_skip is too high."),
     ({"init_image": FILE, "prompt_strength": 0.5, "control_end": 0.4}, "covers none of the 2 steps"),
 ]
 
@@ -103,6 +104,7 @@ ALLOWED: list[dict] = [
     {"low_threshold": 50, "conditioner": "depth", "conditioner_2": "canny"},
     {"low_threshold": 199},
     {"control_end": 0.25},
+    {"clip_skip": 3, "map_only": True},
     {"init_image": FILE, "prompt_strength": 0.25},
     {"init_image": FILE, "prompt_strength": 0.5, "control_end": 0.5},
 ]

@@ -1,6 +1,6 @@
 """Requests as predict() reads them, for a bundle that has no models, and pictures for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cog
@@ -40,6 +40,9 @@ class FakeBundle:
 
     def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
         return ANNOTATORS[KINDS[conditioner]].fault(knobs)
+
+    def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
+        return "clip_skip is too high." if clip_skip > 2 else None
 
     def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         return steps_of(scheduler, {}, num_inference_steps, skipped)

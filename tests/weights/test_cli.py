@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from support.hub import Hub
-from support.small_bundle import hub_fixture, root_fixture  # noqa: F401
 
 from controlnet.weights import cli
 

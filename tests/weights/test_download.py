@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from support.hub import Fault, Hub
-from support.small_bundle import (  # noqa: F401
+from support.small_bundle import (
     CONFIG,
     CONTENT,
     HED,
     MODEL,
     fetch,
-    hub_fixture,
-    manifest_fixture,
     on_disk,
     point_at,
-    root_fixture,
 )
 
 from controlnet.weights import hub as hub_module

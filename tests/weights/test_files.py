@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 from support.hub import Hub
-from support.small_bundle import (  # noqa: F401
+from support.small_bundle import (
     CONFIG,
     CONTENT,
     HED,
     MANIFEST,
     MODEL,
     fetch,
-    hub_fixture,
-    manifest_fixture,
-    root_fixture,
 )
 
 from controlnet.weights.download import lock

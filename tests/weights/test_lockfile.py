@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.hub import Hub
-from support.small_bundle import CONTENT, MANIFEST, fetch, hub_fixture, manifest_fixture, root_fixture  # noqa: F401
+from support.small_bundle import CONTENT, MANIFEST, fetch
 
 from controlnet.weights.download import lock
 from controlnet.weights.files import check, verify
