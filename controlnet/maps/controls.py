@@ -11,7 +11,7 @@ from controlnet.maps.annotators import Annotator, LoadedAnnotator, knobs_of
 from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.maps.cache import MapCache
 from controlnet.maps.drawing import draw_control_map
-from controlnet.pictures.canvas import Canvas, ControlArea, InitialPicture, Layout
+from controlnet.pictures.canvas import ControlArea, Layout
 from controlnet.pictures.geometry import detect_size, extend, filled, reshape
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.pose import Pose, poses_to_json
@@ -61,11 +61,10 @@ def draw_controls(
     `annotators` are the bundle's, by conditioner. Raises PoseError if a pose_json has people far beyond the canvas,
     before any map is drawn.
     """
-    shown = [_sent_people(ask, control, area) for control, area in zip(ask.controls, layout.controls, strict=True)]
-    return tuple(
-        _control(ask, control, area, people, layout, annotators, cache)
-        for control, area, people in zip(ask.controls, layout.controls, shown, strict=True)
-    )
+    drawer = _Drawer(ask, layout, annotators, cache)
+    asked = list(zip(ask.controls, layout.controls, strict=True))
+    people = [_sent_people(ask, *each) for each in asked]
+    return tuple(drawer.control(*each, sent) for each, sent in zip(asked, people, strict=True))
 
 
 def found_poses(controls: Sequence[Control]) -> str | None:
@@ -78,75 +77,68 @@ def _sent_people(ask: Ask, control: AskedControl, area: ControlArea) -> list[Pos
     return ask.pose_json.on(area.size) if ask.pose_json and control.made_of == "poses" else None
 
 
-def _control(
-    ask: Ask,
-    control: AskedControl,
-    area: ControlArea,
-    sent_people: list[Pose] | None,
-    layout: Layout,
-    annotators: Mapping[str, Annotator],
-    cache: MapCache | None,
-) -> Control:
-    if control.made_of == "holes" and layout.initial is not None:
-        shown = _with_holes(layout.initial)
-    elif sent_people is not None:
-        shown = _of_sent_people(ask, sent_people, area)
-    else:
-        shown = _of_picture(ask, control, area, layout.canvas, annotators, cache)
-    control_map, blank = shown.control_map, BY_NAME[control.conditioner].blank
-    return Control(
-        conditioner=control.conditioner,
-        control_map=extend(control_map, area.margins, blank) if area.margins else control_map,
-        scale=control.scale,
-        start=control.start,
-        end=control.end,
-        region=area.region,
-        holes=shown.holes,
-        pose_json=shown.pose_json,
-    )
+@dataclass(frozen=True)
+class _Drawer:
+    """Draws the controls of one request."""
 
+    ask: Ask
+    layout: Layout
+    annotators: Mapping[str, Annotator]
+    cache: MapCache | None
 
-def _with_holes(initial: InitialPicture) -> _Shown:
-    """The initial picture with black holes where its mask is at least half white: a hole is one or is not."""
-    assert initial.mask is not None  # combinations.py refuses the others
-    holes = initial.mask.point([0] * 128 + [255] * 128)
-    return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
+    def control(self, control: AskedControl, area: ControlArea, sent_people: list[Pose] | None) -> Control:
+        if control.made_of == "holes":
+            shown = self._with_holes()
+        elif sent_people is not None:
+            shown = self._of_sent_people(sent_people, area)
+        else:
+            shown = self._of_picture(control, area)
+        control_map, blank = shown.control_map, BY_NAME[control.conditioner].blank
+        return Control(
+            conditioner=control.conditioner,
+            control_map=extend(control_map, area.margins, blank) if area.margins else control_map,
+            scale=control.scale,
+            start=control.start,
+            end=control.end,
+            region=area.region,
+            holes=shown.holes,
+            pose_json=shown.pose_json,
+        )
 
+    def _with_holes(self) -> _Shown:
+        """The initial picture with black holes where its mask is at least half white. A hole is never half a hole."""
+        initial = self.layout.initial
+        assert initial is not None and initial.mask is not None  # combinations.py refuses the others
+        holes = initial.mask.point([0] * 128 + [255] * 128)
+        return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
 
-def _of_sent_people(ask: Ask, people: list[Pose], area: ControlArea) -> _Shown:
-    drawn = draw_poses(people, area.size, ask.knobs.pose_parts or SENT_PARTS)
-    return _Shown(drawn, pose_json=poses_to_json(people, area.size) if ask.return_pose_json else None)
+    def _of_sent_people(self, people: list[Pose], area: ControlArea) -> _Shown:
+        drawn = draw_poses(people, area.size, self.ask.knobs.pose_parts or SENT_PARTS)
+        return _Shown(drawn, pose_json=poses_to_json(people, area.size) if self.ask.return_pose_json else None)
 
+    def _of_picture(self, control: AskedControl, area: ControlArea) -> _Shown:
+        ask, name, mode = self.ask, control.conditioner, self.layout.canvas.mode
+        people = self._found_people(control, area) if ask.return_pose_json and control.made_of == "poses" else None
+        taken = knobs_of(self.annotators[name]) if control.drawn else ()
+        knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
+        detect_resolution = ask.detect_resolution if control.drawn else None
+        shaped = reshape(area.picture, area.size, mode)
+        control_map = draw_control_map(
+            name, shaped, area.size, control.preprocess, self.annotators, knobs, detect_resolution, self.cache
+        )
+        free = filled(area.picture.size, area.size) if mode == "fill" else None
+        if free and (blank := BY_NAME[name].blank) is not None:
+            # There the picture's edges were continued, and lines that an annotator sees in them are not of the picture.
+            control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
+        return _Shown(control_map, pose_json=people)
 
-def _of_picture(
-    ask: Ask,
-    control: AskedControl,
-    area: ControlArea,
-    canvas: Canvas,
-    annotators: Mapping[str, Annotator],
-    cache: MapCache | None,
-) -> _Shown:
-    name, annotator = control.conditioner, annotators[control.conditioner]
-    people = None
-    if ask.return_pose_json and control.made_of == "poses":
-        people = poses_to_json(_found_people(ask, area, canvas, annotator), area.size)
-    knobs = {knob: value for knob, value in ask.knobs.sent().items() if control.drawn and knob in knobs_of(annotator)}
-    detect_resolution = ask.detect_resolution if control.drawn else None
-    shaped = reshape(area.picture, area.size, canvas.mode)
-    control_map = draw_control_map(
-        name, shaped, area.size, control.preprocess, annotators, knobs, detect_resolution, cache
-    )
-    free = filled(area.picture.size, area.size) if canvas.mode == "fill" else None
-    if free and (blank := BY_NAME[name].blank) is not None:
-        # There the picture's edges were continued, and lines that an annotator sees in them are not of the picture.
-        control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
-    return _Shown(control_map, pose_json=people)
-
-
-def _found_people(ask: Ask, area: ControlArea, canvas: Canvas, annotator: Annotator) -> list[Pose]:
-    """The people that the annotator finds in the control's picture, in pixels of the map."""
-    finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
-    assert isinstance(finder, PoseAnnotator)
-    seen = detect_size(area.size, ask.detect_resolution)
-    people = finder.poses(canvas.lay(area.picture, seen), ask.knobs.pose_parts or FOUND_PARTS)
-    return [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
+    def _found_people(self, control: AskedControl, area: ControlArea) -> str:
+        """The people that the annotator finds in the control's picture, in pixels of the map, as JSON."""
+        annotator = self.annotators[control.conditioner]
+        finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
+        assert isinstance(finder, PoseAnnotator)
+        seen = detect_size(area.size, self.ask.detect_resolution)
+        picture = self.layout.canvas.lay(area.picture, seen)
+        people = finder.poses(picture, self.ask.knobs.pose_parts or FOUND_PARTS)
+        scaled = [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
+        return poses_to_json(scaled, area.size)
