@@ -1,7 +1,7 @@
 """The public interface: what a client may send, and in what order it is used. Everything else is in controlnet/.
 
 `cog build` reads this file without running it, so names, bounds, defaults and descriptions stand here as plain literals
-(tests/serving/test_schema.py holds that; tests/test_predict.py holds the choices equal to the registries in controlnet/).
+(tests/serving/test_schema.py checks that; tests/test_predict.py compares the choices with registries in controlnet/).
 """
 
 # pyright: reportArgumentType=false
@@ -366,7 +366,7 @@ class Predictor(BasePredictor):
             return self._answer(Ask.read(Predictor.predict, locals(), self.bundle))
 
     def _answer(self, ask: Ask) -> list[Path]:
-        """The way of a request: open its pictures, draw its control maps, generate, check, write."""
+        """The steps of a request: open its pictures, draw its control maps, generate, check, write."""
         sweep()
         layout = lay_out(ask, self.bundle.manifest.limits.pixels)
         timed = Stopwatch(self.record_metric)

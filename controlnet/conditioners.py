@@ -12,7 +12,7 @@ Form = Literal["lines", "soft_lines", "dense", "labels", "skeletons"]
 """What a control map consists of, which decides how it is resized: a key of controlnet.maps.resizing.FORMS."""
 Source = Literal["picture", "poses", "holes"]
 """What a control map is made of. picture: drawn from it by an annotator. poses: drawn from people's poses, which an
-annotator finds in the picture, or which the request sends. holes: the initial picture itself, without what is masked.
+annotator finds in the picture, or which the request sends. holes: the initial picture without its masked part.
 """
 
 

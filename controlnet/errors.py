@@ -11,7 +11,7 @@ import torch
 
 
 class ServerFault(RuntimeError):
-    """An error of ours. Its details may name paths, so they are only in the server's log."""
+    """A failure of the server. Its details may name paths, so they are only in the server's log."""
 
 
 class OutOfMemory(RuntimeError):
@@ -23,8 +23,8 @@ def plain_errors() -> Iterator[None]:
     """Let the errors of this package pass, and replace every other one by ServerFault or OutOfMemory.
 
     The client sees an exception's message. Ours are written for it, and those of libraries name files of this machine.
-    An error is ours if its class is defined in this package or in a folder of it. A cancellation is no Exception and
-    passes untouched.
+    An error is ours if its class is defined in this package or in a folder of it. A cancellation is not an
+    Exception, so it passes.
     """
     try:
         yield

@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ[BUNDLE] = options.bundle
 
-    import predict  # only now: the environment names the bundle
+    import predict  # after the environment has named the bundle
 
     predictor = predict.Predictor()
     predictor.setup()

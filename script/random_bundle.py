@@ -110,7 +110,7 @@ def published_name(part: str, name: str) -> str:
 
 
 def position_ids(part: str, model: nn.Module) -> dict[str, torch.Tensor]:
-    """A tensor that the published files of CLIP models contain. Today's transformers compute it instead."""
+    """A tensor that the published files of CLIP models contain. transformers now computes it instead."""
     prefix = {"text_encoder": "text_model", "safety_checker": "vision_model.vision_model"}.get(part)
     if prefix is None:
         return {}

@@ -1,4 +1,4 @@
-"""What pytest gives to every test."""
+"""Fixtures and options for all tests."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ def server() -> Iterator[Server]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-table", action="store_true", help="write docs/combinations.md as the tests find it now")
+    parser.addoption("--update-table", action="store_true", help="write docs/combinations.md from what the tests find")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from support import ROOT
 
 PACKAGE = ROOT / "controlnet"
 LEAVES = {"conditioners", "errors", "stopwatch"}
-"""They import nothing of ours."""
+"""They import no module of this project."""
 MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "models": {"weights", "stopwatch"},

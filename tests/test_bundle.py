@@ -60,7 +60,7 @@ def test_annotators_are_opened_by_conditioner(bundle: Bundle) -> None:
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet/canny"])
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
 def test_a_file_that_does_not_fit_names_the_tensor(bundle, tmp_path, part: str, fault: str) -> None:
-    """The libraries themselves would fill a missing tensor with random numbers and go on."""
+    """diffusers and transformers would fill a missing tensor with random numbers and go on."""
     broken = copy_of(bundle, tmp_path)
     (file,) = broken.folder(part).glob("*.fp16.safetensors")
     tensors = load_file(file)
@@ -122,7 +122,7 @@ def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monke
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(WeightsError, match="script/lock-weights sd15"):
         open_bundle({"CONTROLNET_BUNDLE": "sd15", DOWNLOAD: "1"}, tmp_path)
-    for path in Manifest.read(manifest).paths:  # also where files of unknown content lie there
+    for path in Manifest.read(manifest).paths:  # also if files of unknown content are there
         (tmp_path / "sd15" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sd15" / path).write_bytes(b"x")
     with pytest.raises(WeightsError, match="script/lock-weights sd15"):
@@ -132,7 +132,7 @@ def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monke
         open_bundle({"CONTROLNET_BUNDLE": "sd15"}, tmp_path)
 
 
-def test_a_bundle_is_what_requests_are_checked_against(bundle: Bundle) -> None:
+def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
     def read(**sent) -> Ask:
         return Ask.read(predict.Predictor.predict, {"prompt": "x", "image": predict.Path("x.png")} | sent, bundle)
 

@@ -1,4 +1,4 @@
-"""The list of conditioners, against what it must agree with."""
+"""The list of conditioners: names, blank parts, and what maps are made of."""
 
 from controlnet.conditioners import BY_NAME, CONDITIONERS
 
@@ -13,6 +13,6 @@ def test_only_lines_and_skeletons_have_blank_parts() -> None:
     assert all(conditioner.blank == 0 for conditioner in CONDITIONERS if conditioner.name in blank)
 
 
-def test_maps_are_made_of_pictures_but_for_two() -> None:
+def test_only_openpose_and_inpaint_maps_are_not_made_of_a_picture() -> None:
     other = {conditioner.name: conditioner.made_of for conditioner in CONDITIONERS if conditioner.made_of != "picture"}
     assert other == {"openpose": "poses", "inpaint": "holes"}

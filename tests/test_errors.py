@@ -56,7 +56,7 @@ def test_memory_of_a_failed_request_is_freed() -> None:
         held.append(weakref.ref(tensor))
         raise torch.OutOfMemoryError("no")
 
-    gc.disable()  # so that only our own freeing can be what frees it
+    gc.disable()  # so that nothing but our own code can free it
     try:
         with pytest.raises(OutOfMemory) as caught, plain_errors():
             fails()

@@ -1,4 +1,4 @@
-"""predict.py against what it must agree with: the registries, the manifests, and its own words."""
+"""predict.py agrees with the registries, with the manifests, and with its own descriptions."""
 
 import inspect
 import re

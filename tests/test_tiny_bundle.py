@@ -1,4 +1,4 @@
-"""The embedded bundle's ControlNets are what they are said to be, each trained on its own control maps.
+"""Each ControlNet of the embedded bundle was trained on the control maps of its own conditioner.
 
 Two swapped files, a negated map or a map given to the wrong net all show here: of all nets, the one trained on a map
 predicts the noise in a held-out scene best from it.
@@ -24,12 +24,12 @@ from tinyworld.models import make_scheduler
 
 NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 COUNT = 8
-"""Scenes: with 16, the net that comes second is not further behind."""
+"""Number of scenes. With 16, the second-best net is not further behind."""
 
 
 @cache
 def world() -> SimpleNamespace:
-    """The bundle, and noisy latents of held-out scenes with the prediction that is right for them."""
+    """The bundle, and noisy latents of held-out scenes with the correct prediction for them."""
     bundle = open_bundle({BUNDLE: "tiny"})
     base, cases = bundle.base(), list(islice(held_out(128, shows_people), COUNT))
     generator = torch.Generator().manual_seed(0)
@@ -87,8 +87,8 @@ def test_each_net_knows_its_own_maps_best(conditioner: str) -> None:
     own, free = own_error(conditioner), free_error()
     others = {net: predict_error(net, maps(conditioner)) for net in NAMES if net != conditioner}
     print(conditioner, round(own, 4), {net: round(value, 4) for net, value in others.items()}, "free", round(free, 4))
-    assert own <= 1.01 * min(others.values())  # the nets of hed and scribble read edges much alike
-    assert own < 0.97 * free, "the map tells the net next to nothing"
+    assert own <= 1.01 * min(others.values())  # the nets of hed and scribble read edges in a similar way
+    assert own < 0.97 * free, "the map hardly helps the net"
 
 
 @pytest.mark.parametrize("conditioner", NAMES)

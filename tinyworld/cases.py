@@ -1,4 +1,4 @@
-"""Held-out scenes, which evaluation and contact sheets show a bundle, and which of them can measure a conditioner."""
+"""Held-out scenes for evaluation and contact sheets, and the choice of those that can measure a conditioner."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def shows_anything(*_: object) -> bool:
 
 
 SUBJECTS: dict[str, Fits] = {"openpose": shows_people, "mlsd": shows_lines}
-"""Which scenes measure a conditioner, if not all do."""
+"""The scenes that can measure a conditioner, if not all can."""
 
 
 def shows_one_thing(scene: Scene, _: Sample) -> bool:

@@ -122,7 +122,7 @@ def tile_map(sample: Sample, rng: Random) -> np.ndarray:
 
 
 def inpaint_map(sample: Sample, rng: Random) -> np.ndarray:
-    """The picture as int16, with -255 in the holes. The net gets that as -1, which no colour is."""
+    """The picture as int16, with -255 in the holes. The net gets that as -1, which no colour has."""
     holes = np.zeros((SIZE, SIZE), np.uint8)
     for _ in range(rng.integers(1, 4)):
         x, y, width, height = (int(v) for v in (*rng.integers(0, SIZE, 2), *rng.integers(8, SIZE * 3 // 4, 2)))
@@ -143,7 +143,7 @@ def class_colours(sample: Sample, rng: Random) -> np.ndarray:
 
 
 def skeletons(sample: Sample, rng: Random) -> np.ndarray:
-    """The joints in view, in half of the pictures unsteady and some of them lost."""
+    """The joints in view. In half of the pictures they are shifted a little and some are missing."""
     people = sample.people.copy()
     if rng.random() < 0.5:
         people[..., :2] += rng.normal(0, 0.6, people[..., :2].shape)

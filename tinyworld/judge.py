@@ -46,9 +46,9 @@ class Reading:
     wanted: Callable[[np.ndarray, People], Any]
     """A control map, (128, 128, 3) uint8, and the joints of the people it shows -> what the map asks for."""
     found: Callable[["Look"], Any]
-    """A picture, as the network sees it -> what is in it of the same sort."""
+    """A picture, as the network sees it -> what it shows, in the same form as `wanted`."""
     compare: Callable[[Any, Any], Marks]
-    """Found and wanted -> marks."""
+    """What was found and what was wanted -> the marks."""
 
 
 def _score(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], Marks]:
@@ -100,13 +100,13 @@ def _coarse(pixels: np.ndarray) -> np.ndarray:
 
 
 def _colour_error(found: np.ndarray, wanted: np.ndarray) -> Marks:
-    """RMSE, and 1 − RMSE / 128: as far off as grey is from black scores 0."""
+    """RMSE, and 1 − RMSE / 128, so a difference as large as between grey and black scores 0."""
     error = float(np.sqrt(np.square(found - wanted).mean()))
     return error, max(0.0, 1 - error / 128)
 
 
 FAINT_LINE = 63
-"""From this level of 255, a soft line counts. Usual lines of a picture are drawn at 127 (lineart_standard.py)."""
+"""Of 255. Soft lines count from this level on. Usual lines of a picture are drawn at 127 (lineart_standard.py)."""
 READINGS: dict[str, Reading] = {
     "canny": Reading("F1 of edges, 2 px", _bright, _edges, _score(edge_f1)),
     "scribble": Reading("F1 of strokes, 2 px", _thin, _outlines, _score(edge_f1)),

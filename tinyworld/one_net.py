@@ -1,7 +1,7 @@
 """Trains one more ControlNet for a tiny bundle: it learns alone, and the base and the other nets stay as they are.
 
 The base is frozen, as in ControlNet's paper (arXiv 2302.05543), so the pictures of all other conditioners keep every
-byte. Training all nets together (train.py) makes better ones, and is for when the base may change.
+byte. Training all nets together (train.py) makes better nets. Use it if the base may change.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ PLAN = Plan(450, 24, 6e-4)
 """About six minutes on two cores, after the scenes are rendered."""
 NO_STEPS = Plan(0, 1, 1e-3)
 MODEL = "controlnet/canny"
-"""The part that the new net begins as, unless the bundle has a net of its name already."""
+"""The part that the new net is copied from, unless the bundle already has a net of its name."""
 
 
 def train_one_net(

@@ -28,7 +28,7 @@ def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
     """`module` with the weights of a bundle's part, from which its training continues.
 
     Tensors that only one of the two has are skipped, and a line says how many. If a tensor of both has another shape,
-    none is taken and the module learns from nothing, as it does if there is no such part.
+    no tensor is taken and the module is trained from scratch, as if there were no such part.
     """
     if part is None or not (part / "config.json").exists():
         return module
@@ -36,10 +36,10 @@ def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
     own = module.state_dict()
     shared = found.keys() & own.keys()
     if any(found[name].shape != own[name].shape for name in shared):
-        print(f"{part.name}: learns from nothing: another shape than the one of --start")
+        print(f"{part.name}: trained from scratch: the part of --start has another shape")
         return module
     print(
-        f"{part.name}: begins as the one of --start, {len(own) - len(shared)} tensors new, "
+        f"{part.name}: continues from --start, {len(own) - len(shared)} tensors new, "
         f"{len(found) - len(shared)} of its left out"
     )
     module.load_state_dict({name: found[name] for name in shared}, strict=False)

@@ -18,7 +18,7 @@ from controlnet.request.modes import CONTROL_MODES, ControlMode
 Residuals = list[torch.Tensor]
 """One for each of the UNet's skip connections, from the largest to the smallest, then one for its middle."""
 FADE = 0.825
-"""In the modes "prompt" and "control" each layer weighs this share of what the next deeper one does."""
+"""In the modes "prompt" and "control", the weight of each layer as a share of the next deeper layer's weight."""
 BALANCED = CONTROL_MODES["balanced"]
 
 

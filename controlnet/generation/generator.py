@@ -44,8 +44,8 @@ class Generator:
     def warm_up(self) -> None:
         """Make the smallest picture in one step, with the bundle's defaults, and throw it away.
 
-        The first request then does not wait for what libraries and drivers do once, nor for the first reading of mapped
-        weights. It leaves nothing that a request reads.
+        So the first request does not wait for one-time work of libraries and drivers, or for the first read of mapped
+        weights. It changes nothing that a request reads.
         """
         defaults = self.bundle.manifest.defaults
         black = Image.new("RGB", (SMALLEST, SMALLEST))
@@ -81,7 +81,7 @@ class Generator:
             yield picture
 
     def _beginning(self, job: Job, seed: int) -> dict[str, Any]:
-        """What the pipeline is called with for this beginning only: its noise, initial picture and control images."""
+        """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
         hints, initial = _hints(job), job.initial
         generator = torch.Generator("cpu").manual_seed(seed)
         if initial is None:
@@ -94,13 +94,13 @@ class Generator:
             if initial.is_overwritten:
                 # Samplers that add noise at each step continue with the generator that drew the first latents.
                 return {"image": hints, "latents": kept.noise, "generator": drawing} | repainting
-        # With the untouched generator, the pipeline draws the very latents and noise that Repainting has drawn.
+        # With the untouched generator, the pipeline draws the same latents and noise as Repainting has drawn.
         changing = {"image": initial.picture, "control_image": hints, "strength": initial.strength}
         return changing | {"generator": generator} | repainting
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor, pipeline: Any) -> Image.Image:
-        """As the pipeline would. It is done here so its time is known apart from the denoising's."""
+        """Decode as the pipeline does. It is done here to measure its time apart from the denoising."""
         vae = self.base["vae"]
         pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
@@ -112,7 +112,7 @@ class Generator:
         pipeline = (
             StableDiffusionControlNetPipeline if job.begins_with_noise else StableDiffusionControlNetImg2ImgPipeline
         )
-        # Pictures are checked in safety.py, where a flagged one neither blackens others nor loses them.
+        # safety.py checks the pictures instead: there a flagged one does not affect the others.
         none: Any = None
         base = {name: part for name, part in self.base.items() if name != "scheduler"}
         return pipeline(

@@ -39,11 +39,11 @@ class Job:
 
     @property
     def begins_with_noise(self) -> bool:
-        """Whether nothing of an initial picture is in the first latents."""
+        """Whether the first latents are noise alone, with nothing of an initial picture in them."""
         return self.initial is None or self.initial.is_overwritten
 
     def parameters(self, i: int) -> dict[str, Any]:
-        """What picture `i` alone would be asked for with, for its file's metadata: plain values, no pictures."""
+        """The parameters that make picture `i` alone, for its file's metadata: plain values, no pictures."""
         plain = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "control_mode")
         own = {name: getattr(self, name) for name in (*plain, "clip_skip")}
         begun = {} if self.initial is None else {"prompt_strength": self.initial.strength}

@@ -33,7 +33,7 @@ class Repainting:
         self.latents = retrieve_latents(vae.encode(pixels), generator=generator) * vae.config.scaling_factor
         self.noise = randn_tensor(self.latents.shape, generator, self.latents.device, self.latents.dtype)
         mask = torch.from_numpy(np.array(initial.mask, np.float32) / 255)[None, None]
-        # A latent stands for 8×8 pixels. It is repainted as much as the most repainted of them, or a seam would stay.
+        # A latent covers 8×8 pixels. It is repainted as much as the most repainted of them, so that no seam is left.
         self.mask = F.max_pool2d(mask, STEP).to(self.latents)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The safety checker: flags pictures, and in doubt returns none.
+"""The safety checker flags pictures to withhold. If it fails, all are withheld.
 
 A request may skip it unless the container forbids that (controlnet/request/combinations.py). Method: CLIP image
 embeddings compared with 17 concepts, each with a threshold (CompVis/stable-diffusion-safety-checker; Rando et al.,
@@ -52,7 +52,7 @@ class SafetyChecker:
             copies = [picture.convert("RGB") for picture in pictures]
             pixels = self.processor(images=copies, return_tensors="pt").pixel_values
             pixels = pixels.to(self.device, next(self.model.parameters()).dtype)
-            # diffusers blackens flagged entries of its second argument in place: it gets stand-ins that nobody uses
+            # diffusers blackens flagged entries of its second argument in place, so it gets arrays that are not used
             with torch.no_grad():
                 _, flags = self.model(clip_input=pixels, images=np.zeros((len(copies), 1, 1, 3)))
             flags = [bool(flag) for flag in flags]

@@ -1,1 +1,1 @@
-"""Control maps: drawn from a picture by an annotator, or brought to size if they are ready-made."""
+"""Control maps: drawn from a picture by an annotator, or only resized if they are ready-made."""

@@ -17,7 +17,7 @@ from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.pose import Pose, poses_to_json
 
 FOUND_PARTS, SENT_PARTS = "body", "all"
-"""What is drawn of people if pose_parts is not sent: of those that an annotator finds, and of those in a pose_json."""
+"""The pose_parts if none are sent: for people whom an annotator finds, and for those in a pose_json."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Control:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What there is to see of one control."""
+    """The map of one control, with its holes and poses if it has them."""
 
     control_map: Image.Image
     holes: Image.Image | None = None
@@ -106,7 +106,7 @@ class _Drawer:
         )
 
     def _with_holes(self) -> _Shown:
-        """The initial picture with black holes where its mask is at least half white. A hole is never half a hole."""
+        """The initial picture with black holes where its mask is at least half white. Holes have no soft edges."""
         initial = self.layout.initial
         assert initial is not None and initial.mask is not None  # combinations.py refuses the others
         holes = initial.mask.point([0] * 128 + [255] * 128)
@@ -128,7 +128,7 @@ class _Drawer:
         )
         free = filled(area.picture.size, area.size) if mode == "fill" else None
         if free and (blank := BY_NAME[name].blank) is not None:
-            # There the picture's edges were continued, and lines that an annotator sees in them are not of the picture.
+            # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
         return _Shown(control_map, pose_json=people)
 

@@ -1,4 +1,4 @@
-"""One control map from one picture: drawn by the conditioner's annotator, or ready-made and only brought to size."""
+"""One control map from one picture: drawn by the conditioner's annotator, or ready-made and only resized."""
 
 from collections.abc import Mapping
 
@@ -26,10 +26,10 @@ def draw_control_map(
     """The control map of conditioner `name`, RGB, of exactly `size` (width, height).
 
     With `preprocess` the bundle's annotator draws it from `picture`, which it sees at
-    detect_size(size, detect_resolution). Without, `picture` already is a control map. It is then only brought to size,
+    detect_size(size, detect_resolution). Without, `picture` already is a control map: it is only resized,
     and inverted if the conditioner's maps are white on black and this one is not. `annotators` are the bundle's, by
-    conditioner. `knobs` are settings that the annotator takes; what is left out has the annotator's own default. A map
-    that is in `cache` is taken from there, and a new one is kept there.
+    conditioner. `knobs` are settings that the annotator takes; it has a default for each. Maps are
+    taken from `cache` if they are in it, and added if not.
 
     Raises SizeError as detect_size does.
     """

@@ -74,7 +74,7 @@ def with_tensors(model: Model, tensors: Sequence[torch.Tensor]) -> Model:
 
 
 def tensors_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """All parameters and buffers. A tensor that layers share is there once."""
+    """All parameters and buffers. A tensor that layers share appears once."""
     return [*model.parameters(), *model.buffers()]
 
 

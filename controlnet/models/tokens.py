@@ -12,7 +12,7 @@ MOST_CHUNKS = 20
 LONGEST_TOKEN = 32  # characters; CLIP has no longer token
 
 HEAVIEST = 3.0
-"""Largest weight of a word. A larger number is hardly meant as a weight, such as in (16:9)."""
+"""Largest weight of a word. A larger number is probably not meant as a weight, as in (16:9)."""
 
 BRACKETS = {"(": 1.1, "[": 1 / 1.1}
 """For each opening bracket the factor of the weight, unless a number is given."""

@@ -1,4 +1,4 @@
-"""The layout of a request: the size of what is made, how each picture is fitted to it, and what it begins with."""
+"""The layout of a request: the size of its pictures, how each sent picture is fitted to it, the initial picture."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from controlnet.request.combinations import RequestError
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pictures to be made: a kept part of the size that was asked for, with margins that are painted outwards."""
+    """The area of the pictures to be made: a kept part of the requested size, and outpainted margins around it."""
 
     kept: tuple[int, int]
     margins: Margins
@@ -31,13 +31,13 @@ class Canvas:
         return fit(reshape(image, size, self.mode, blank), size, Image.Resampling.LANCZOS)
 
     def lay_mask(self, mask: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
-        """As lay(), with black for what the mask does not reach. `name` is its input.
+        """Like lay(), with black where the mask does not reach. `name` is the name of its input.
 
-        Raises RequestError if it is black everywhere: it would do nothing.
+        Raises RequestError if the result is black everywhere, because it would have no effect.
         """
         laid = self.lay(mask, size, blank=0)
         if laid.getextrema() == (0, 0):
-            raise RequestError(f"{name} is black everywhere, and white is where it acts: paint some, or leave it out.")
+            raise RequestError(f"{name} is black everywhere, so it does nothing: paint some white, or leave it out.")
         return laid
 
 
@@ -64,12 +64,12 @@ class InitialPicture:
 
 @dataclass(frozen=True)
 class ControlArea:
-    """Where the map of one control lies on the canvas, and what it is made of."""
+    """Where the map of one control lies on the canvas, and the picture that it is made from."""
 
     picture: Image.Image
     """RGB, as it was sent, of any size."""
     margins: Margins
-    """What its map leaves free of the canvas on each side: margins that are painted outwards are not in its picture."""
+    """The part of the canvas on each side that its map does not cover: its picture does not have these margins."""
     size: tuple[int, int]
     """(width, height) of the map, without the margins."""
     region: Image.Image | None
@@ -145,6 +145,6 @@ def _area(
     shows_initial = ask.init_image is None and not control.has_own_image
     if not canvas.margins or not shows_initial or control.made_of == "holes":
         return ControlArea(picture, Margins(), canvas.size, region)
-    # The margins are beyond the picture that the map is made of: there its net does not act.
+    # The picture of this map does not have the margins, so the net does not act there.
     inside = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
     return ControlArea(picture, canvas.margins, canvas.kept, ImageChops.multiply(region, inside) if region else inside)

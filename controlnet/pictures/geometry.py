@@ -19,7 +19,7 @@ MOST_DETECTED = LARGEST * LARGEST
 
 
 class SizeError(ValueError):
-    """The request asks for more pixels than the bundle allows; the message says what to lower and to what."""
+    """The request asks for more pixels than are allowed; the message says what to lower and to what."""
 
 
 def canvas_size(
@@ -43,7 +43,7 @@ def canvas_size(
 
 @dataclass(frozen=True)
 class Margins:
-    """Pixels added to a picture, or free, on each side."""
+    """Pixels on each side: added to a picture, or left free."""
 
     left: int = 0
     top: int = 0
@@ -80,7 +80,7 @@ def reshape(image: Image.Image, size: tuple[int, int], mode: str, blank: int | N
     """`image` in the aspect ratio of `size`, up to a pixel. The pixels that are kept do not change.
 
     `mode` is a key of RESIZE_MODES. `blank` is the grey of what "fill" adds; None continues the image's edges. If
-    `size` is the image's own canvas, the image is returned as it is: it is off by less than sizes are rounded by.
+    `size` is the canvas size of the image itself, it is returned unchanged: only rounding makes the ratios differ.
     """
     if canvas_size(image.size, min(size)) == size:
         return image
@@ -98,7 +98,7 @@ def filled(image_size: tuple[int, int], size: tuple[int, int]) -> Margins:
 
 
 def _crop(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:
-    """The largest part about the middle."""
+    """The largest part around the middle."""
     scale = min(image.width / size[0], image.height / size[1])
     width, height = (min(own, max(1, round(side * scale))) for own, side in zip(image.size, size, strict=True))
     left, top = (image.width - width) // 2, (image.height - height) // 2

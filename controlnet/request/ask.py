@@ -1,4 +1,4 @@
-"""A request as a typed value: read once from what reached predict(), checked, and with every default filled in."""
+"""A request as a typed value, read once from the arguments of predict(): checked, with every default filled in."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from controlnet.request.pose import SentPoses, read_poses
 from controlnet.weights.manifest import Defaults
 
 SUFFIXES = ("", "_2", "_3")
-"""What the names of the first, second and third control's inputs end with."""
+"""The endings of the input names of the first, second and third control."""
 CONTROL_INPUTS: Mapping[str, str] = {
     "conditioner": "conditioner",
     "image": "image",
@@ -27,7 +27,7 @@ CONTROL_INPUTS: Mapping[str, str] = {
 }
 """For each field of AskedControl that comes from an input, the name of that input, without its suffix."""
 INITIAL_STRENGTH = 0.8
-"""prompt_strength if only init_image is sent: the layout of the picture stays, and much else changes."""
+"""Default of prompt_strength if only init_image is sent: the picture keeps its layout, and much else changes."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AskedControl:
     mask: Path | None
     """The file of the picture that is white where the control acts. None means everywhere."""
     suffix: str
-    """What its inputs' names end with: one of SUFFIXES."""
+    """The ending of its input names: one of SUFFIXES."""
     has_own_image: bool
     """Whether `image` was sent for the second or third control. Otherwise it is the first control's."""
 
@@ -60,7 +60,7 @@ class AskedControl:
 
     @property
     def drawn(self) -> bool:
-        """Whether an annotator sees its picture."""
+        """Whether its map is drawn: from its picture by an annotator, or from the poses that the request sends."""
         return self.preprocess and self.made_of != "holes"
 
     def input(self, field: str) -> str:
@@ -70,14 +70,14 @@ class AskedControl:
 
 @dataclass(frozen=True)
 class Ask:
-    """A whole request. Fields have the names of their inputs; the controls' and annotators' own are grouped."""
+    """A whole request. Each field has the name of its input; `controls` and `knobs` group the inputs that they hold."""
 
     prompt: str
     """What the picture should show; may hold weights such as (word:1.3)."""
     negative_prompt: str
     """What it should not show. Empty means nothing in particular."""
     controls: tuple[AskedControl, ...]
-    """One to three, in the order of their inputs. A control that is not asked for is left out."""
+    """One to three, in the order of their inputs. A control without a conditioner is left out."""
     knobs: Knobs
     """Settings for the annotators."""
     detect_resolution: int | None
@@ -89,7 +89,7 @@ class Ask:
     init_image: Path | None
     """The file of the initial picture. None: the first control's picture if it is repainted, else noise alone."""
     prompt_strength: float
-    """Share of the steps that are taken, 0–1; 1 if the request begins with noise alone."""
+    """Share of the steps to take, 0–1. It is 1 if the request begins with noise alone."""
     mask: Path | None
     """The file of the picture that is white where the initial picture is repainted."""
     outpaint_left: int
@@ -119,7 +119,7 @@ class Ask:
     scheduler: str
     """A key of controlnet.models.schedulers.SCHEDULERS."""
     seed: int
-    """0 to 2³² − 1, drawn by the operating system if none is sent. Picture i has the seed after the i-th."""
+    """0 to 2³² − 1, drawn by the operating system if none is sent. Picture i, counted from 0, has seed + i."""
     map_only: bool
     """Whether only the control maps are returned and nothing is generated."""
     return_control_map: bool
@@ -139,11 +139,11 @@ class Ask:
 
     @classmethod
     def read(cls, predict: Callable[..., Any], values: Mapping[str, Any], bundle: BundleFacts) -> "Ask":
-        """The request in `values`, the locals() of `predict`, held to its signature, to itself and to the bundle.
+        """Read a request from `values`, the locals() of `predict`. Checks it against signature, rules and bundle.
 
         Raises InputError for values that the signature does not allow, PoseError for a pose_json that cannot be read,
-        and RequestError for inputs that do not go together or that the bundle cannot serve. Each names every fault of
-        its sort. What depends on the pixels of pictures is refused later, by controlnet.pictures.canvas.lay_out.
+        and RequestError for inputs that do not go together or that the bundle cannot serve. InputError and
+        RequestError name all faults at once. What depends on pixels is refused later, when the pictures are opened.
         """
         inputs = check_inputs(predict, values)
         ask = _fill(inputs, declared_defaults(predict), bundle.defaults)
@@ -151,7 +151,7 @@ class Ask:
 
     @property
     def missing_controls(self) -> tuple[str, ...]:
-        """The suffixes of the controls that are not asked for."""
+        """The suffixes of the controls that have no conditioner."""
         return tuple(suffix for suffix in SUFFIXES if suffix not in {control.suffix for control in self.controls})
 
     @property
@@ -167,7 +167,7 @@ class Ask:
 
 
 def _fill(inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defaults) -> Ask:
-    """`inputs` with defaults: those that predict() declares are in it already, and the bundle has the others."""
+    """The request with all defaults. `inputs` already has those that predict() declares; the bundle has the others."""
     of_bundle = asdict(defaults)
     values: dict[str, Any] = {name: of_bundle.get(name) if v is None else v for name, v in inputs.items()}
     values |= {
@@ -186,7 +186,7 @@ def _fill(inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defa
 
 
 def _controls(inputs: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[AskedControl, ...]:
-    """The controls that have a conditioner. What the second and third leave out is as declared for the first."""
+    """The controls that have a conditioner. The second and third have the defaults that the first one declares."""
     controls: list[AskedControl] = []
     for suffix in SUFFIXES:
         sent = {field: inputs[name + suffix] for field, name in CONTROL_INPUTS.items()}

@@ -1,4 +1,4 @@
-"""What reading a request needs to know of the bundle. controlnet.bundle.Bundle fulfils it."""
+"""What Ask.read needs to know about the bundle. controlnet.bundle.Bundle implements it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
@@ -8,11 +8,11 @@ from controlnet.weights.manifest import Defaults
 
 
 class BundleFacts(Protocol):
-    """The facts of a bundle that decide what may be asked of it."""
+    """The facts about a bundle that decide which requests it can serve."""
 
     @property
     def defaults(self) -> Defaults:
-        """What a request gets for the inputs that it leaves out."""
+        """Values for the inputs that a request leaves out."""
         ...
 
     @property
@@ -25,7 +25,7 @@ class BundleFacts(Protocol):
         ...
 
     def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
-        """A sentence that says why the annotator cannot draw with these knobs, which it all takes; None if it can."""
+        """A sentence that says why the annotator cannot draw with these values of its knobs. None if it can."""
         ...
 
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
@@ -35,6 +35,6 @@ class BundleFacts(Protocol):
     def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         """How often the UNet is called. Some samplers call it more than once for each of the steps asked for.
 
-        `skipped` of the `num_inference_steps` are left out at the start, as for an initial picture.
+        The first `skipped` of `num_inference_steps` are left out, as with an initial picture.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which inputs go together, and with this bundle. Each rule looks at the whole request and says what is wrong with it.
+"""Which inputs go together, and with which bundle. Each rule looks at the whole request and reports its faults.
 
 Every rule runs before any picture is opened. A rule yields Refusals, which end the request, and Notes, which do not.
 """
@@ -81,7 +81,7 @@ def _strength_without_picture(ask: "Ask", bundle: BundleFacts) -> Iterator[Refus
 
 
 def _maps_with_holes(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
-    """A map made of holes shows the initial picture, so it needs one, with something to repaint, and no other."""
+    """A map with holes shows the initial picture, so it needs a part to repaint and takes no other picture."""
     for control in (control for control in ask.controls if control.made_of == "holes"):
         conditioner, preprocess = f"The {control.conditioner} conditioner", control.input("preprocess")
         if not ask.repaints:
@@ -89,7 +89,7 @@ def _maps_with_holes(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
         if control.suffix == "" and ask.init_image is not None:
             yield Refusal(f"{conditioner} repaints image itself: send that picture as image, without init_image.")
         if not control.preprocess:
-            yield Refusal(f"{conditioner} always makes its map of picture and mask: leave {preprocess} on.")
+            yield Refusal(f"{conditioner} always makes its map from picture and mask: leave {preprocess} on.")
         if control.has_own_image:
             name = control.input("image")
             yield Refusal(f"{conditioner} takes its map from the picture that is repainted: leave {name} out.")
@@ -138,7 +138,7 @@ def _knobs(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
     served = [control for control in ask.controls if control.conditioner in bundle.conditioners]
     if not served:
         return
-    # Inputs of the poses have rules of their own.
+    # The inputs for poses are checked by _poses.
     for knob in (name for name in ask.knobs.sent() if name not in POSE_INPUTS):
         if not any(knob in bundle.knobs(control.conditioner) for control in served if control.drawn):
             yield Refusal(_useless_knob(knob, served[0], bundle))
@@ -150,7 +150,7 @@ def _useless_knob(knob: str, control: "AskedControl", bundle: BundleFacts) -> st
     if not control.preprocess:
         preprocess = control.input("preprocess")
         return (
-            f"{knob} says how a control map is drawn, and with {preprocess} off none is: leave {knob} out, or turn "
+            f"{knob} sets how a control map is drawn, but {preprocess} is off: leave {knob} out, or turn "
             f"{preprocess} on."
         )
     if control.made_of == "holes":
@@ -162,7 +162,7 @@ def _useless_knob(knob: str, control: "AskedControl", bundle: BundleFacts) -> st
 
 
 def _knob_values(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
-    """Knobs that are each in their range may still not go together, or be more than an annotator can do."""
+    """Knobs within their ranges may still contradict each other, or ask for more than the annotator can do."""
     sent = ask.knobs.sent()
     for control in ask.controls:
         if not control.drawn or control.conditioner not in bundle.conditioners:
@@ -175,7 +175,7 @@ def _knob_values(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
 
 
 def _prompts(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
-    """Without pictures to be made, the prompts are not read."""
+    """The prompts are only used if pictures are made."""
     if not ask.map_only and (fault := bundle.prompt_fault((ask.prompt, ask.negative_prompt), ask.clip_skip)):
         yield Refusal(fault)
 
@@ -210,7 +210,7 @@ def _covers_a_step(control: "AskedControl", steps: int) -> bool:
 
 
 def _safety(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
-    # Anything but an explicit "no" forbids: a typing error must not switch the checker off.
+    # Every value but an explicit "no" forbids it, so a typing error cannot switch the checker off.
     forbidden = os.environ.get(FORBID_UNSAFE, "").lower() not in ("", "0", "false", "no")
     if ask.disable_safety_checker and forbidden:
         yield Refusal("disable_safety_checker is not allowed here: leave it out or send false.")

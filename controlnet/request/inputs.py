@@ -165,7 +165,7 @@ CONSTRAINTS: dict[str, _Constraint] = {
     "max_length": _Constraint("at most {} characters long", lambda value, bound: len(value) <= bound),
     "regex": _Constraint("matching {}", lambda value, bound: re.search(bound, value) is not None),
 }
-"""What Input() can declare in addition to type and default, by its name in FieldInfo."""
+"""What Input() can declare in addition to type and default, by the name of the attribute in FieldInfo."""
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ControlMode:
-    """What a mode does; controlnet/generation/composite.py does it."""
+    """What a mode does. controlnet/generation/composite.py carries it out."""
 
     faded: bool
     """Layer i of N weighs 0.825^(N − 1 − i): the finer a layer, the less of the control reaches it."""
@@ -20,4 +20,4 @@ CONTROL_MODES: Mapping[str, ControlMode] = {
     "control": ControlMode(faded=True, conditional_only=True),
     "unbalanced": ControlMode(faded=False, conditional_only=True),
 }
-"""By the choices of control_mode."""
+"""The modes, by the choices of control_mode."""

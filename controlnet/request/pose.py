@@ -38,7 +38,7 @@ _LAYOUTS: dict[str, tuple[str, dict[int, Sequence[int | None]]]] = {
     # DWPose's faces lack the pupils.
     "face": ("face_keypoints_2d", {70: range(70), 68: (*range(68), None, None)}),
 }
-"""For each field of Pose its key in the JSON, and for each number of joints that may come, where each of ours is."""
+"""For each field of Pose: its key in the JSON, and for each accepted number of joints, the position of each joint."""
 
 
 class PoseError(ValueError):
@@ -72,7 +72,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class SentPoses:
-    """The people of a request's pose_json, before the canvas that they are to stand on is known."""
+    """The people in a request's pose_json, before the size of the canvas is known."""
 
     people: tuple[Pose, ...]
     """In the JSON's own coordinates."""

@@ -11,7 +11,7 @@ tests/weights/test_download.py fail with it:
   to arrive instead of under 1 s, and Ctrl-C during a rate limit of 60 s had no effect for 45 s (ours: 0.1 s).
 - test_wait_requested_by_the_hub_is_kept: it obeys a Retry-After header without limit (99999: a pause of 27 hours).
 
-hf_xet is not used either: a second protocol with its own cache, which the stand-in hub of the tests cannot speak.
+hf_xet is not used either: a second protocol with its own cache, which the local hub of the tests does not support.
 """
 
 import hashlib

@@ -42,7 +42,7 @@ class Defaults:
     guidance_scale: float
     scheduler: str
     control_mode: str = "balanced"
-    """A key of composite.CONTROL_MODES."""
+    """A key of controlnet.request.modes.CONTROL_MODES."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_seeds_wrap_around_to_0(generator: Generator) -> None:
 
 
 def test_every_conditioner_uses_the_same_base_model(generator: Generator) -> None:
-    """Switching conditioner loads nothing: the pipeline of each is built around the very same modules."""
+    """Switching conditioner loads nothing: every pipeline is built around the same modules."""
     pipelines = [generator._pipeline(job(control={"conditioner": name})) for name in ("canny", "scribble")]
     for part in ("unet", "vae", "text_encoder"):
         assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]

@@ -1,4 +1,4 @@
-"""Pictures that start from a picture, against diffusers' own pipelines on small random models."""
+"""Jobs with an initial picture, compared with diffusers' own pipelines on small random models."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_img2img_latents_equal_those_of_diffusers(generator, monkeypatch, condit
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_inpainting_equals_diffusers_for_masks_of_whole_latents(generator, monkeypatch, strength) -> None:
-    """diffusers takes a mask's every eighth pixel, we the largest of the eight: the same for such a mask."""
+    """diffusers takes every eighth pixel of a mask, we the largest of 8×8 pixels. Here both are the same."""
     ours = latents_of(generator, monkeypatch, initial=InitialPicture(PICTURE, strength, mask()))
     own = diffusers_own(StableDiffusionControlNetInpaintPipeline, "canny", strength, mask_image=mask())
     assert (ours - own).abs().max() <= 1e-4
@@ -80,7 +80,7 @@ def test_inpainting_equals_diffusers_for_masks_of_whole_latents(generator, monke
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_unmasked_pixels_are_kept_bit_for_bit(generator, scheduler: str, strength: float) -> None:
-    """With a soft rim and edges off the grid of the latents."""
+    """The mask has a soft edge, and does not lie on the grid of the latents."""
     soft = np.zeros((64, 64), np.uint8)
     soft[5:41, 21:51] = np.linspace(1, 255, 30).astype(np.uint8)
     initial = InitialPicture(PICTURE, strength, Image.fromarray(soft))
@@ -92,7 +92,7 @@ def test_unmasked_pixels_are_kept_bit_for_bit(generator, scheduler: str, strengt
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_ancestral_samplers_are_seeded_when_repainting(generator, strength: float) -> None:
-    """Left to the global generator, the same request gave another picture each time."""
+    """With the global generator, the same request would give another picture each time."""
     asked = job(
         num_inference_steps=STEPS, scheduler="K_EULER_ANCESTRAL", initial=InitialPicture(PICTURE, strength, mask())
     )

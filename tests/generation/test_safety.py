@@ -1,4 +1,4 @@
-"""The safety checker fails closed, holds back what it flags and only that, and no request changes it."""
+"""The safety checker fails closed, withholds exactly the flagged pictures, and no request changes it."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def tiny_model() -> StableDiffusionSafetyChecker:
     """The real class, small, with random weights that never flag: no cosine reaches its thresholds of 1."""
     torch.manual_seed(0)
     model = StableDiffusionSafetyChecker(CLIPConfig(**SMALL["safety_checker"]))
-    for block in model.modules():  # so that pictures differ by more than rounding in what comes out
+    for block in model.modules():  # so that the outputs of two pictures differ by more than rounding
         if isinstance(block, torch.nn.Linear | torch.nn.Conv2d):
             torch.nn.init.normal_(block.weight, std=0.5)
     return model
@@ -190,20 +190,20 @@ def rewrite(saved: Path, target: Path, rename) -> Path:
     return target
 
 
-def test_opens_the_checker_that_the_manifest_names(saved: Path) -> None:
+def test_the_safety_checker_of_the_manifest_is_opened(saved: Path) -> None:
     checker = open_safety_checker(bundle(saved))
     assert checker is not None
     assert checker.flags(pictures()) == [True, False, False, False]
 
 
-def test_opens_a_half_precision_variant(saved: Path, tmp_path: Path) -> None:
+def test_a_safety_checker_in_half_precision_is_opened(saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "bundle") / "safety_checker"
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     checker = open_safety_checker(bundle(folder.parent))
     assert checker is not None and checker.flags(pictures()) == [True, False, False, False]
 
 
-def test_opens_the_published_file_layout(saved: Path, tmp_path: Path) -> None:
+def test_the_published_safety_checker_layout_is_opened(saved: Path, tmp_path: Path) -> None:
     """The published file has one more level in its names than today's transformers classes."""
 
     def published(name: str) -> str:

@@ -51,7 +51,7 @@ def test_label_colours_are_never_mixed() -> None:
 
 
 def test_a_dark_picture_on_white_is_no_line_map() -> None:
-    """A dark house before a white sky is no line map: tile, shuffle and ip2p see it as it is."""
+    """A dark house against a white sky is not a line map: tile, shuffle and ip2p see it unchanged."""
     for name in ("tile", "shuffle", "ip2p"):
         paper = Image.new("RGB", (64, 64), "white")
         paper.paste("black", (20, 0, 30, 64))
@@ -127,7 +127,7 @@ def test_every_part_of_the_cache_key_separates_maps(part: str) -> None:
     recorder, cache = Recorder(), MapCache()
     annotator = loaded(recorder, "strength", "short_side")
     ask = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)
-    if part == "preprocess":  # which takes no settings when off; nothing else may tell the two apart
+    if part == "preprocess":  # without it there are no settings, so nothing else may differ
         ask |= {"size": PICTURE.size, "knobs": {}, "detect_resolution": None}
     first = draw_control_map(**ask)
     assert draw_control_map(**ask).tobytes() == first.tobytes()

@@ -79,7 +79,7 @@ def test_a_wrong_environment_variable_is_refused_before_weights(tmp_path: Path) 
 
 @pytest.mark.parametrize(("free", "chosen"), [(2 * GB, True), (90 * GB, False)])
 def test_free_gpu_memory_decides_the_mode_of_a_bundle(bundle: Bundle, monkeypatch, capsys, free, chosen) -> None:
-    """The memory of the GPU is made up. Nothing uses the GPU until parts are opened."""
+    """The memory of the GPU is simulated. Nothing uses the GPU until parts are opened."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 95 * GB))
     opened = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, bundle.root)

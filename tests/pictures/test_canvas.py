@@ -89,7 +89,7 @@ def test_an_outpainted_controls_area_leaves_the_margins_free(tmp_path: Path) -> 
     assert second.size == (96, 64) and not second.margins and second.region is None
 
 
-def test_only_a_size_set_by_resolution_is_told_a_lower_one(tmp_path: Path) -> None:
+def test_the_pixel_limit_names_resolution_only_if_it_set_the_size(tmp_path: Path) -> None:
     with pytest.raises(SizeError, match="lower the sides, margins included, to 4096 pixels in all"):
         check_pixels((128, 64), 1, 4096, by_resolution=False)
     with pytest.raises(SizeError, match="lower resolution to"):

@@ -24,7 +24,7 @@ from controlnet.pictures.geometry import SizeError, canvas_size, check_pixels, d
         ((16, 16), 2048, (2048, 2048)),
     ],
 )
-def test_canvas_size(size: tuple[int, int], resolution: int, canvas: tuple[int, int]) -> None:
+def test_canvas_size_is_a_multiple_of_8(size: tuple[int, int], resolution: int, canvas: tuple[int, int]) -> None:
     """A picture must have the size that was asked for."""
     assert canvas_size(size, resolution) == canvas
 

@@ -17,7 +17,7 @@ SKELETON = [
     *((0.45, 0.55), (0.45, 0.75), (0.45, 0.95), (0.55, 0.55), (0.55, 0.75), (0.55, 0.95)),
     *((0.48, 0.13), (0.52, 0.13), (0.46, 0.14), (0.54, 0.14)),
 ]
-"""OpenPose's 18 joints of somebody who faces the camera, as shares of the canvas."""
+"""OpenPose's 18 joints of a person who faces the camera, as shares of the canvas."""
 HAND = [(0.1 + 0.03 * finger, 0.9 - 0.1 * joint) for finger in range(7) for joint in range(3)]
 POSE = json.dumps(
     {
@@ -32,7 +32,7 @@ POSE = json.dumps(
 HOUSE = url(Image.open(ROOT / "examples/house.png"))
 
 Inputs = dict[str, Any]
-"""None leaves an input out that requests of these tests otherwise have."""
+"""None removes an input that these tests otherwise send."""
 ALONE: list[Inputs] = [
     {"prompt": "a blue box in a green room"},
     {"prompt": "a (red:1.5) ball on grass under a blue sky"},
@@ -97,7 +97,7 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
     ({"resolution": None, "height": 64}, {"width": 80}),
     ({"output_format": "jpg"}, {"output_quality": 10}),
 ]
-"""Inputs that say more about another one: what is sent in both requests, and the input that only the second has."""
+"""Inputs that need another one: the inputs of both requests, and the input that only the second request has."""
 CASES = [({}, changed) for changed in ALONE] + WITH_ANOTHER
 UNSEEN = {"disable_safety_checker": "tiny has no safety checker; the walk in test_combinations.py sends it"}
 

@@ -1,4 +1,4 @@
-"""Masks, initial pictures, outpainting, poses and several controls do what they are described to do. Over HTTP."""
+"""Masks, initial pictures, outpainting, poses and several controls work as their descriptions say. Over HTTP."""
 
 import json
 

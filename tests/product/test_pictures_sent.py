@@ -1,4 +1,4 @@
-"""What people send, over HTTP: bad input gets one clear error and leaves no trace; unusual pictures simply work."""
+"""What people send, over HTTP: bad input gets one clear error and leaves no trace; unusual pictures work."""
 
 import io
 import json
@@ -92,10 +92,10 @@ def test_a_missing_image_or_prompt_is_named(server: Server) -> None:
     assert "prompt: Field required" in server.run(image=PHOTO).error
 
 
-# ---- what simply works
+# ---- unusual input that works
 
 
-def test_every_kind_of_picture_file_works(server: Server) -> None:
+def test_every_picture_format_gives_the_same_control_map(server: Server) -> None:
     """The same photograph in every format gives the same control map, bit for bit if the format is lossless."""
     small = CAT.resize((96, 64))
     grey = small.convert("L")

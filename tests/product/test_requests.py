@@ -35,7 +35,7 @@ from tinyworld.judge import READINGS, Judge
 
 NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 
-# ---- what it can do
+# ---- pictures, maps and settings
 
 
 DRAWN = [name for name in NAMES if BY_NAME[name].made_of != "holes"]
@@ -68,9 +68,10 @@ def test_output_i_is_the_picture_of_seed_plus_i(server: Server) -> None:
     assert len({pixels(picture).tobytes() for picture in together}) == 4
 
 
-@pytest.mark.parametrize(("name", "kind"), [("webp", "WEBP"), ("jpg", "JPEG"), ("png", "PNG")])
-def test_output_format_is_webp_jpg_or_png(server: Server, name: str, kind: str) -> None:
-    assert [image.format for image in run(server, output_format=name, return_control_map=True)] == [kind, kind]
+@pytest.mark.parametrize(("name", "pillow_format"), [("webp", "WEBP"), ("jpg", "JPEG"), ("png", "PNG")])
+def test_output_format_is_webp_jpg_or_png(server: Server, name: str, pillow_format: str) -> None:
+    images = run(server, output_format=name, return_control_map=True)
+    assert [image.format for image in images] == [pillow_format, pillow_format]
 
 
 def test_a_lower_output_quality_makes_smaller_files(server: Server) -> None:
@@ -209,7 +210,7 @@ def test_cancelling_takes_one_step_and_leaves_no_trace(server: Server) -> None:
     assert png(server, **size) == before
 
 
-# ---- what is in memory
+# ---- memory
 
 
 def test_switching_the_conditioner_loads_no_weights(monkeypatch, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def _weights_in_memory() -> int:
     return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
 
 
-# ---- as the README says
+# ---- the README's first command
 
 
 def test_the_readmes_first_command_makes_a_picture(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from controlnet.request.pose import PoseError
 OTHER = Path("other.png")
 INPUTS = [name for name in inspect.signature(predict.Predictor.predict).parameters if name != "self"]
 GROUPED = {"controls", "knobs", "sent", "notes"}
-"""Fields of Ask that are no input themselves."""
+"""Fields of Ask that are not inputs."""
 
 
 def test_fields_are_the_inputs_of_predict_name_for_name() -> None:

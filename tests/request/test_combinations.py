@@ -1,4 +1,4 @@
-"""What is refused because inputs do not go together, or not with the bundle, with one sentence for each."""
+"""Inputs that do not go together, or not with the bundle, are refused with one sentence each."""
 
 import pytest
 from support.asks import FILE, FakeBundle, asked
@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict, str]] = [
     ({"mlsd_score_threshold": 0.5, "conditioner_2": "depth"}, "canny takes no mlsd_score_threshold"),
     (
         {"low_threshold": 50, "preprocess": False},
-        "low_threshold says how a control map is drawn, and with",
+        "low_threshold sets how a control map is drawn, but preprocess is off: leave low_threshold out",
     ),
     ({"detect_resolution": 96, "preprocess": False}, "leave detect_resolution out, or turn preprocess on."),
     (

@@ -13,7 +13,7 @@ IMAGE = Path("/tmp/upload.png")
 
 
 class Predictor(BasePredictor):
-    """A small stand-in with one input of each declaration that predict.py uses."""
+    """A small predictor with one input for each form of declaration in predict.py."""
 
     def predict(
         self,
@@ -80,7 +80,7 @@ def test_integers_become_floats_for_float_inputs() -> None:
 
 
 def test_zero_and_false_are_values() -> None:
-    """A falsy value is a value: 0 is no missing number."""
+    """A falsy value counts as sent: 0 is not a missing number."""
     checked = check(scale=0, preprocess=False, samples=0)
     assert (checked["scale"], checked["preprocess"], checked["samples"]) == (0.0, False, 0)
 
@@ -119,7 +119,7 @@ def test_zero_and_false_are_values() -> None:
         ({"code": "A1"}, "got 'A1'."),
     ],
 )
-def test_fault(values: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_is_refused_with_the_expected_one(values: dict[str, Any], message: str) -> None:
     assert message in fault(**values)
 
 

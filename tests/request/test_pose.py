@@ -1,4 +1,4 @@
-"""OpenPose's JSON in and out: what editors and OpenPose write is read, and everything else is one clear sentence."""
+"""OpenPose's JSON in and out: what editors and OpenPose write is read, and the rest is refused in one sentence."""
 
 import json
 import random
@@ -94,7 +94,7 @@ def test_poses_without_canvas_are_pixels_or_shares() -> None:
     for text in (pixels, shares, with_canvas):
         (person,) = read_poses(text).on(SIZE)
         assert person.body == ((320, 100), *[None] * 17)
-    # One joint beyond 1, of anybody, makes all of them pixels.
+    # If one coordinate of any person is above 1, all are pixels.
     hand = {"hand_left_keypoints_2d": flat((1, 1.5, 1), *[None] * 20)}
     body = json.loads(shares)["people"][0]
     first, second = read_poses(json.dumps({"people": [body, hand]})).on(SIZE)

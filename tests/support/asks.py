@@ -30,7 +30,7 @@ KINDS = {
 
 
 class FakeBundle:
-    """What reading a request needs to know of a bundle: BundleFacts without files."""
+    """BundleFacts without files."""
 
     defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
     conditioners = tuple(KINDS)

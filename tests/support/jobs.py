@@ -1,4 +1,4 @@
-"""What the generator is asked for in tests, with control maps that need no annotator."""
+"""Jobs for the generator in tests, with control maps that need no annotator."""
 
 import torch
 from PIL import Image

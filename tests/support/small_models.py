@@ -22,14 +22,14 @@ def unet() -> UNet2DConditionModel:
 
 
 def controlnet(base: UNet2DConditionModel, **config) -> ControlNetModel:
-    """From the UNet, with zero convolutions that are not zero: else its output is, and would prove nothing."""
+    """Made from the UNet, with zero convolutions that are not zero: a zero output would prove nothing."""
     net = ControlNetModel.from_unet(base, **SMALL["controlnet"])
     net.register_to_config(**config)
     for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
         nn.init.normal_(block.weight, std=0.3)
     embedding = net.controlnet_cond_embedding
     for layer in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
-        nn.init.kaiming_normal_(layer.weight)  # else the map's share of the residuals is lost in rounding
+        nn.init.kaiming_normal_(layer.weight)  # otherwise the map's share of the residuals is lost in rounding
         nn.init.zeros_(layer.bias)
     return net.eval()
 
@@ -57,7 +57,7 @@ def parts() -> dict[str, nn.Module]:
 
 
 class SmallBundle:
-    """What Generator asks of a bundle, with the small parts."""
+    """What Generator needs of a bundle, with the small parts."""
 
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
@@ -67,7 +67,7 @@ class SmallBundle:
 
 
 def write_bundle(root: Path, name: str = "small") -> Path:
-    """The small parts as a bundle on disk, `root`/<name> with its manifest beside it; returns the manifest's path."""
+    """The small parts as a bundle on disk, `root`/<name> with its manifest next to it; returns the manifest's path."""
     small = parts()
     modules = {key: small[key] for key in ("vae", "unet", "text_encoder", "tokenizer")}
     tiny = WEIGHTS / "tiny.toml"

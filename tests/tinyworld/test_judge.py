@@ -26,7 +26,7 @@ lineart draws what is darker than its surroundings (in one scene mostly texture)
 
 
 def perfect_view(sample: Sample) -> Seen:
-    """What a network would see that reproduces its targets exactly."""
+    """The output of a network that reproduces its targets exactly."""
     truth = targets([sample])
 
     def logits(values: torch.Tensor) -> torch.Tensor:

@@ -163,7 +163,7 @@ def test_one_net_is_trained_next_to_a_bundle_that_stays(tmp_path: Path, monkeypa
         train.main()
 
 
-def test_a_stage_started_again_reads_the_words_that_it_has_learnt(tmp_path: Path) -> None:
+def test_a_stage_that_runs_again_keeps_its_tokenizer(tmp_path: Path) -> None:
     """Trained twice on the same captions, the library's tokenizers number their tokens differently."""
     captions = ["a red ball on grass", "a blue box in a green room"]
     first, second = (train._tokenizer(captions, tmp_path / "tokenizer").get_vocab() for _ in range(2))

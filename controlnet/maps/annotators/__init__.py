@@ -51,7 +51,7 @@ class AnnotatorKind:
     Raises WeightsMismatch (controlnet/models/loading.py) if a file's tensors are not the network's.
     """
     knobs: tuple[str, ...] = ()
-    """The keyword arguments that what load() returns takes."""
+    """The keyword arguments that the loaded annotator takes."""
     fault: Fault = _no_fault
 
 

@@ -48,7 +48,7 @@ def load(folder: Path, device: torch.device) -> PoseAnnotator:
 
 
 def in_blocks(build: Callable[[], torch.nn.Module]) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """What names the tensors of a published file, "conv1_1.weight", as the network does, "model0.conv1_1.weight"."""
+    """A function that renames a published file's tensors: "conv1_1.weight" becomes "model0.conv1_1.weight"."""
     with torch.device("meta"):
         names = {name.partition(".")[2]: name for name in build().state_dict()}
     return lambda tensors: {names.get(name, name): tensor for name, tensor in tensors.items()}
@@ -64,13 +64,13 @@ def find_bodies(network: torch.nn.Module, image: Image.Image, short_side: int = 
 
 
 def add_hands(network: torch.nn.Module, image: Image.Image, person: Pose, short_side: int = TRAINED_SHORT_SIDE) -> Pose:
-    """The person with the hands that are found beyond its wrists; a forearm shorter than some 13 private pixels has
-    none."""
+    """The person with the hands that are found beyond its wrists. A forearm shorter than about 13 private pixels
+    gets no hand."""
     view = _View(image, short_side)
     hands: dict[str, Any] = {"left_hand": None, "right_hand": None}
     for x, y, side, is_left in handDetect(view.body_of(person), view.pixels):
         peaks = _estimator(Hand, network)(view.pixels[y : y + side, x : x + side]).tolist()
-        # 0 is the class's word for a joint that it did not find.
+        # The class returns 0 for a joint that it did not find.
         found = view.joints(None if 0 in peak else Keypoint(peak[0] + x, peak[1] + y) for peak in peaks)
         hands["left_hand" if is_left else "right_hand"] = found if any(found) else None
     restored = view.restore(replace(person, **hands))
@@ -100,20 +100,20 @@ def add_face(network: torch.nn.Module, image: Image.Image, person: Pose, short_s
 
 
 class _View:
-    """A picture as the networks see it, and the ways between its pixels and the picture's."""
+    """A picture as the networks see it, and conversions between its pixels and the picture's."""
 
     def __init__(self, image: Image.Image, short_side: int) -> None:
         pixels = private_pixels(image, short_side, 1)
         self.height, self.width = pixels.shape[:2]
         self.across, self.down = image.width / self.width, image.height / self.height
-        # Of a strip that is much longer the class would make maps one cell wide, which it cannot handle.
+        # For a longer strip the class would make maps one cell wide, which it cannot handle.
         least = max(pixels.shape[:2]) // LONGEST_ASPECT
         right, below = max(0, least - self.width), max(0, least - self.height)
         padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=GREY)
         self.pixels = padded[:, :, ::-1].copy()  # the networks were trained on blue, green, red
 
     def joints(self, keypoints: Iterable[Keypoint | None]) -> tuple[Joint, ...]:
-        """Those that lie in the picture, not in what it is padded with, in private pixels."""
+        """The joints inside the picture, not in its padding, in private pixels."""
         return tuple(
             (float(k.x), float(k.y)) if k and 0 <= k.x < self.width and 0 <= k.y < self.height else None
             for k in keypoints
@@ -129,9 +129,9 @@ class _View:
         return BodyResult(body, 0.0, 0)
 
 
-def _estimator(kind: Any, network: torch.nn.Module) -> Any:
-    """controlnet_aux's Body, Hand or Face around a network that is loaded already: its own loading takes no device and
-    passes over tensors that it does not know."""
-    made = kind.__new__(kind)
+def _estimator(estimator_class: Any, network: torch.nn.Module) -> Any:
+    """controlnet_aux's Body, Hand or Face around a loaded network. Its own loading takes no device and ignores
+    unknown tensors."""
+    made = estimator_class.__new__(estimator_class)
     made.model = network
     return made

@@ -175,4 +175,4 @@ DRAWINGS: dict[str, Callable[[TinyVisionModel, Image.Image], Image.Image]] = {
     "normal": draw_normal,
 }
 FINDERS: dict[str, Callable[[TinyVisionModel, Image.Image], list[Pose]]] = {"openpose": find_poses}
-"""The drawings that are of poses, which can then be returned too."""
+"""For the drawings that show poses, the functions that find them, so that they can be returned too."""

@@ -17,7 +17,7 @@ with quiet_controlnet_aux():
     from controlnet_aux.open_pose.util import draw_bodypose, draw_facepose, draw_handpose
 
 SIZE = (640, 512)
-"""Its short side is the one at which poses are drawn, so that nothing is resized."""
+"""Its short side is the one at which poses are drawn, so nothing is resized."""
 
 
 def scattered(count: int, seed: int, absent: tuple[int, ...] = ()) -> tuple[Joint, ...]:
@@ -36,7 +36,7 @@ PEOPLE = [
 
 
 def theirs(parts: tuple[str, ...]) -> np.ndarray:
-    """By controlnet_aux's functions, one by one. In hands and faces what is outside the picture is no joint."""
+    """By controlnet_aux's functions, one by one. Joints of hands and faces outside the picture are left out."""
     canvas = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     for person in PEOPLE:
         body: Any = [j and Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) for j in person.body]
@@ -90,7 +90,7 @@ def test_pose_annotators_draw_the_poses_they_return() -> None:
     for choice, parts in wanted.items():
         asked.clear()
         poses = annotator.poses(picture, choice)
-        assert asked == parts, "a network ran in vain, or did not"
+        assert asked == parts, "a network was run for a part that was not asked for, or was not run"
         assert annotator(picture, pose_parts=choice).tobytes() == draw_poses(poses, SIZE, choice).tobytes()
     assert annotator.poses(picture, "body_hands")[0].left_hand == hand
     assert annotator(picture).tobytes() == draw_skeletons([PEOPLE[1].body], SIZE).tobytes(), "the default is the body"
