@@ -52,7 +52,7 @@ SCHEDULERS = [
 POSE_PARTS = ["body", "body_hands", "body_face", "all"]
 CONTROL_MODES = ["balanced", "prompt", "control", "unbalanced"]
 RESIZE_MODES = ["crop", "fill", "stretch"]
-FORMATS = ["webp", "jpg", "png"]
+OUTPUT_FORMATS = ["webp", "jpg", "png"]
 
 
 class Predictor(BasePredictor):
@@ -347,7 +347,7 @@ class Predictor(BasePredictor):
         ),
         output_format: str = Input(
             default="webp",
-            choices=FORMATS,
+            choices=OUTPUT_FORMATS,
             description="File format of what is returned. png is lossless and large, webp and jpg are small.",
         ),
         output_quality: int = Input(

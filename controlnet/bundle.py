@@ -67,8 +67,7 @@ class Bundle:
         return ANNOTATORS[self.manifest.annotator(conditioner)].fault(knobs)
 
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
-        config = CLIPTextConfig.from_pretrained(self.folder("text_encoder"), local_files_only=True)
-        return prompt_fault(prompts, clip_skip, self.tokenizer, config.num_hidden_layers)
+        return prompt_fault(prompts, clip_skip, self.tokenizer, self._text_layers)
 
     def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         return steps_of(scheduler, self._scheduler_config, num_inference_steps, skipped)
@@ -143,6 +142,11 @@ class Bundle:
         """Its class does not matter: each request builds the one it names from this one's configuration."""
         with self.log("scheduler", self.files("scheduler")):
             return DDIMScheduler.from_config(self._scheduler_config)
+
+    @cached_property
+    def _text_layers(self) -> int:
+        config = CLIPTextConfig.from_pretrained(self.folder("text_encoder"), local_files_only=True)
+        return config.num_hidden_layers
 
     @cached_property
     def _scheduler_config(self) -> Any:

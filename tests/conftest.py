@@ -1,8 +1,10 @@
 """Fixtures and options for all tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from random_bundle import write_bundle
 from support.server import Server
 
 
@@ -20,3 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def update_table(request: pytest.FixtureRequest) -> bool:
     return request.config.getoption("--update-table")
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small random weights of the tiny bundle, which no test changes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_bundle("tiny", folder, small=True)
+    return folder

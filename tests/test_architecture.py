@@ -1,6 +1,9 @@
 """Imports point one way: predict -> generation -> bundle -> maps -> pictures -> request -> conditioners, weights."""
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from support import ROOT
 
 PACKAGE = ROOT / "controlnet"
 LEAVES = {"conditioners", "errors", "stopwatch"}
-"""They import no module of this project."""
+"""They import nothing of ours."""
 MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "models": {"weights", "stopwatch"},
@@ -20,7 +23,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": {"weights"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+ELSEWHERE = {"predict", "tests", "script", "tinyworld"} | {
+    path.stem for folder in ("script", "script/bench", "tests") for path in (ROOT / folder).glob("*.py")
+} | {"support"}  # fmt: skip
+"""Names of ours outside the package, which nothing in it may import."""
 
 
 def room(name: str) -> str:
@@ -28,29 +35,65 @@ def room(name: str) -> str:
     return name.split(".")[0]
 
 
-def imported(path: Path) -> set[str]:
-    """What a module imports of controlnet, by folder, lazily or for type checking too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def place(path: Path) -> str:
+    return room(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def names_imported(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every dotted name that a module of `package` imports: lazily, for type checking, or by import_module."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parts[: -node.level]
-            found |= {".".join([*package, node.module or alias.name]) for alias in node.names}
-    assert not any(name.split(".")[0] in ("tinyworld", "tests", "script", "predict") for name in found), found
-    return {room(name.removeprefix("controlnet.")) for name in found if name.startswith("controlnet.")}
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            yield from (".".join(filter(None, (*above, node.module, alias.name))) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (str(leaf.value) for leaf in ast.walk(node) if isinstance(leaf, ast.Constant))
+
+
+def rooms_imported(source: str, package: tuple[str, ...] = ()) -> set[str]:
+    """The folders and modules of controlnet/ that a module imports. Fails for what nothing in it may import."""
+    names = set(names_imported(source, package))
+    assert "controlnet" not in names, "import a module of controlnet by its full name"
+    assert not {room(name) for name in names} & ELSEWHERE, names
+    return {room(name.removeprefix("controlnet.")) for name in names if name.startswith("controlnet.")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
-    here = room(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
-    assert imported(path) <= MAY_IMPORT[here] | {here}
+    package = path.relative_to(ROOT).parent.parts
+    assert rooms_imported(path.read_text(encoding="utf-8"), package) <= MAY_IMPORT[place(path)] | {place(path)}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from controlnet.generation import job",
+        "import controlnet.generation.job as job",
+        "from .. import generation",
+        "from ..generation.job import Job",
+        "from importlib import import_module\nimport_module('controlnet.generation.job')",
+        "__import__('controlnet.generation.job')",
+        "def lazily():\n    from controlnet.generation.job import Job",
+        "import controlnet\ncontrolnet.generation.job",
+        "from random_models import SMALL",
+        "import tables",
+        "from support.asks import asked",
+        "import tinyworld.models",
+        "from predict import Predictor",
+    ],
+)
+def test_a_forbidden_import_is_found_in_any_form(source: str) -> None:
+    try:
+        found = rooms_imported(source, ("controlnet", "maps"))
+    except AssertionError:
+        return
+    assert not found <= MAY_IMPORT["maps"] | {"maps"}
 
 
 def test_every_folder_has_its_place_without_circles() -> None:
-    assert {room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES} == set(MAY_IMPORT)
+    assert {place(path) for path in MODULES} == set(MAY_IMPORT)
+    assert list(names_imported((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) == []
     settled: set[str] = set()
     while settled != set(MAY_IMPORT):
         free = {name for name, others in MAY_IMPORT.items() if others <= settled} - settled
@@ -59,14 +102,16 @@ def test_every_folder_has_its_place_without_circles() -> None:
 
 
 def test_predict_imports_no_library_of_models() -> None:
-    tree = ast.parse((ROOT / "predict.py").read_text(encoding="utf-8"))
-    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert all(module in ("typing", "cog") or str(module).startswith("controlnet.") for module in modules)
+    names = set(names_imported((ROOT / "predict.py").read_text(encoding="utf-8")))
+    assert {room(name) for name in names} == {"typing", "cog", "controlnet"}
+
+
+def test_reading_and_laying_out_requests_imports_no_torch() -> None:
+    code = "import sys, controlnet.request.ask, controlnet.pictures.canvas; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, cwd=ROOT).returncode == 0
 
 
 def test_no_test_module_imports_another() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(part.startswith("test_") for name in names for part in name.split(".")), (path, names)
+        for name in names_imported(path.read_text(encoding="utf-8")):
+            assert not any(part.startswith("test_") for part in name.split(".")), (path, name)

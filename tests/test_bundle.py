@@ -54,7 +54,8 @@ def test_every_part_opens_as_it_was_saved(bundle: Bundle) -> None:
 
 
 def test_annotators_are_opened_by_conditioner(bundle: Bundle) -> None:
-    assert list(bundle.annotators()) == list(bundle.manifest.conditioners)
+    kinds = {name: annotator.kind.name for name, annotator in bundle.annotators().items()}
+    assert kinds == {name: bundle.manifest.annotator(name) for name in bundle.manifest.conditioners}
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet/canny"])

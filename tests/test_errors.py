@@ -7,14 +7,34 @@ import torch
 from cog import CancelationException
 
 from controlnet.errors import OutOfMemory, ServerFault, plain_errors
+from controlnet.generation.safety import SafetyError
+from controlnet.models.schedulers import SchedulerError
+from controlnet.pictures.geometry import SizeError
 from controlnet.pictures.images import ImageError
 from controlnet.pictures.output import OutputError
+from controlnet.request.combinations import RequestError
+from controlnet.request.inputs import InputError
+from controlnet.request.pose import PoseError
+from controlnet.weights.lockfile import WeightsError
+
+OURS = (
+    InputError,
+    RequestError,
+    PoseError,
+    ImageError,
+    SizeError,
+    OutputError,
+    SafetyError,
+    SchedulerError,
+    WeightsError,
+)
+"""At least one of each folder: an error is ours by where its class is defined."""
 
 
-@pytest.mark.parametrize("kind", [ImageError, OutputError, CancelationException])
-def test_our_own_errors_and_cancellations_pass(kind: type[BaseException]) -> None:
-    with pytest.raises(kind), plain_errors():
-        raise kind("as it is")
+@pytest.mark.parametrize("error_class", [*OURS, CancelationException])
+def test_our_own_errors_and_cancellations_pass(error_class: type[BaseException]) -> None:
+    with pytest.raises(error_class, match="as it is"), plain_errors():
+        raise error_class("as it is")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("at /home/me/x.py"), OSError(2, "no", "/etc/x"), ValueError("/etc/x")])

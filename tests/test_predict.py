@@ -8,11 +8,11 @@ from support import ROOT
 
 import predict
 from controlnet.conditioners import CONDITIONERS
-from controlnet.generation.job import SEEDS
 from controlnet.maps.annotators.canny import STRONGEST
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import LARGEST, RESIZE_MODES, SMALLEST
 from controlnet.pictures.output import OUTPUT_FORMATS
+from controlnet.request.ask import INITIAL_STRENGTH, SEEDS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.request.pose import POSE_PARTS
 from controlnet.weights.manifest import Manifest
@@ -24,7 +24,7 @@ def test_choices_equal_the_registries_they_name() -> None:
     """A choice that the code does not know would crash on the first client that makes it."""
     assert [conditioner.name for conditioner in CONDITIONERS] == predict.CONDITIONERS
     assert list(SCHEDULERS) == predict.SCHEDULERS
-    assert list(OUTPUT_FORMATS) == predict.FORMATS
+    assert list(OUTPUT_FORMATS) == predict.OUTPUT_FORMATS
     assert list(CONTROL_MODES) == predict.CONTROL_MODES
     assert list(RESIZE_MODES) == predict.RESIZE_MODES
     assert list(POSE_PARTS) == predict.POSE_PARTS
@@ -87,3 +87,11 @@ def test_bounds_are_those_that_the_code_works_with(names: tuple[str, ...], bound
     for name in names:
         declared = PARAMETERS[name].default
         assert (declared.ge, declared.le) == bounds, name
+
+
+def test_prompt_strength_says_its_default() -> None:
+    assert f"Left out: {INITIAL_STRENGTH:g}, and 1 with mask or outpaint." in description_of("prompt_strength")
+
+
+def description_of(name: str) -> str:
+    return PARAMETERS[name].default.description

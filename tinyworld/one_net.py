@@ -20,8 +20,8 @@ from tinyworld.stages import Plan, begin_as
 PLAN = Plan(450, 24, 6e-4)
 """About six minutes on two cores, after the scenes are rendered."""
 NO_STEPS = Plan(0, 1, 1e-3)
-MODEL = "controlnet/canny"
-"""The part that the new net is copied from, unless the bundle already has a net of its name."""
+FIRST_NET = "canny"
+"""The conditioner whose net every other begins as a copy of, unless the bundle has one of its name already."""
 
 
 def train_one_net(
@@ -38,7 +38,7 @@ def train_one_net(
     noising = Noising(latents, *models.tokens_of(tokenizer, dataset.captions), device)
     base = train_base(noising, tokenizer, NO_STEPS, device, folder, bundle)
     own = bundle / "controlnet" / name
-    net = begin_as(models.make_controlnet(base["unet"]), own if own.exists() else bundle / MODEL)
+    net = begin_as(models.make_controlnet(base["unet"]), own if own.exists() else bundle / "controlnet" / FIRST_NET)
     seeing = TinyVisionModel.from_pretrained(bundle / "annotator" / "tiny", variant="fp16", torch_dtype=torch.float32)
     stage = f"net_{name}"
     _, nets = train_nets(

@@ -21,13 +21,12 @@ from tinyworld.dataset import SIZE, Dataset, load_dataset
 from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.export import EVALUATOR, export
 from tinyworld.hints import HINTS
+from tinyworld.one_net import FIRST_NET
 from tinyworld.plots import plot_losses
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 from tinyworld.vision import train_vision
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "tiny"
-FIRST_NET = "canny"
-"""This net learns with the base what a control map is. The other nets begin as copies of it."""
 PLANS = {
     "vae": Plan(2400, 32, 1e-3),
     "annotator": Plan(800, 16, 1e-3),

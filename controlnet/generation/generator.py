@@ -14,13 +14,14 @@ from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.generation.composite import CompositeControlNet
-from controlnet.generation.job import SEEDS, Job
+from controlnet.generation.job import Job
 from controlnet.generation.prompts import encode_prompts
 from controlnet.generation.repaint import Repainting
 from controlnet.maps.controls import Control
 from controlnet.models.schedulers import make_scheduler
 from controlnet.pictures.geometry import SMALLEST
 from controlnet.pictures.output import PARAMETERS
+from controlnet.request.ask import SEEDS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
 
@@ -50,7 +51,16 @@ class Generator:
         defaults = self.bundle.manifest.defaults
         black = Image.new("RGB", (SMALLEST, SMALLEST))
         control = Control(next(iter(self.controlnets)), black)
-        job = Job("", "", (control,), 1, 1, defaults.guidance_scale, defaults.scheduler, seed=0)
+        job = Job(
+            prompt="",
+            negative_prompt="",
+            controls=(control,),
+            num_outputs=1,
+            num_inference_steps=1,
+            guidance_scale=defaults.guidance_scale,
+            scheduler=defaults.scheduler,
+            seed=0,
+        )
         list(self._pictures(job, Stopwatch(), progress=False))
 
     def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:

@@ -5,9 +5,7 @@ from typing import Any
 
 from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import InitialPicture
-from controlnet.request.ask import Ask
-
-SEEDS = 2**32  # seeds are 0 to 2³² − 1; the one after the last is 0
+from controlnet.request.ask import SEEDS, Ask
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,19 @@ class Job:
 
     def parameters(self, i: int) -> dict[str, Any]:
         """The parameters that make picture `i` alone, for its file's metadata: plain values, no pictures."""
-        plain = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "control_mode")
-        own = {name: getattr(self, name) for name in (*plain, "clip_skip")}
         begun = {} if self.initial is None else {"prompt_strength": self.initial.strength}
-        controls = [control.parameters() for control in self.controls]
-        return own | begun | {"seed": (self.seed + i) % SEEDS, "controls": controls}
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "scheduler": self.scheduler,
+            "control_mode": self.control_mode,
+            "clip_skip": self.clip_skip,
+            **begun,
+            "seed": (self.seed + i) % SEEDS,
+            "controls": [control.parameters() for control in self.controls],
+        }
 
 
 def make_job(ask: Ask, controls: tuple[Control, ...], initial: InitialPicture | None) -> Job:

@@ -12,12 +12,9 @@ from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.maps.cache import MapCache
 from controlnet.maps.drawing import draw_control_map
 from controlnet.pictures.canvas import ControlArea, Layout
-from controlnet.pictures.geometry import detect_size, extend, filled, reshape
+from controlnet.pictures.geometry import extend, filled, reshape
 from controlnet.request.ask import Ask, AskedControl
-from controlnet.request.pose import Pose, poses_to_json
-
-FOUND_PARTS, SENT_PARTS = "body", "all"
-"""The pose_parts if none are sent: for people whom an annotator finds, and for those in a pose_json."""
+from controlnet.request.pose import FOUND_PARTS, SENT_PARTS, Pose, poses_to_json
 
 
 @dataclass(frozen=True)
@@ -58,23 +55,15 @@ def draw_controls(
 ) -> tuple[Control, ...]:
     """Every control of the request, in order, with its map and region of the canvas' size.
 
-    `annotators` are the bundle's, by conditioner. Raises PoseError if a pose_json has people far beyond the canvas,
-    before any map is drawn.
+    `annotators` are the bundle's, by conditioner.
     """
     drawer = _Drawer(ask, layout, annotators, cache)
-    asked = list(zip(ask.controls, layout.controls, strict=True))
-    people = [_sent_people(ask, *each) for each in asked]
-    return tuple(drawer.control(*each, sent) for each, sent in zip(asked, people, strict=True))
+    return tuple(drawer.control(*each) for each in zip(ask.controls, layout.controls, strict=True))
 
 
 def found_poses(controls: Sequence[Control]) -> str | None:
     """The poses of the request's openpose map as JSON. None unless the request asks for them."""
     return next((control.pose_json for control in controls if control.pose_json is not None), None)
-
-
-def _sent_people(ask: Ask, control: AskedControl, area: ControlArea) -> list[Pose] | None:
-    """The people of the request's pose_json in pixels of the map, if this control's map is made of them."""
-    return ask.pose_json.on(area.size) if ask.pose_json and control.made_of == "poses" else None
 
 
 @dataclass(frozen=True)
@@ -86,11 +75,11 @@ class _Drawer:
     annotators: Mapping[str, Annotator]
     cache: MapCache | None
 
-    def control(self, control: AskedControl, area: ControlArea, sent_people: list[Pose] | None) -> Control:
+    def control(self, control: AskedControl, area: ControlArea) -> Control:
         if control.made_of == "holes":
             shown = self._with_holes()
-        elif sent_people is not None:
-            shown = self._of_sent_people(sent_people, area)
+        elif area.people is not None:
+            shown = self._of_sent_people(area.people, area)
         else:
             shown = self._of_picture(control, area)
         control_map, blank = shown.control_map, BY_NAME[control.conditioner].blank
@@ -112,7 +101,7 @@ class _Drawer:
         holes = initial.mask.point([0] * 128 + [255] * 128)
         return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
 
-    def _of_sent_people(self, people: list[Pose], area: ControlArea) -> _Shown:
+    def _of_sent_people(self, people: Sequence[Pose], area: ControlArea) -> _Shown:
         drawn = draw_poses(people, area.size, self.ask.knobs.pose_parts or SENT_PARTS)
         return _Shown(drawn, pose_json=poses_to_json(people, area.size) if self.ask.return_pose_json else None)
 
@@ -137,7 +126,7 @@ class _Drawer:
         annotator = self.annotators[control.conditioner]
         finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
         assert isinstance(finder, PoseAnnotator)
-        seen = detect_size(area.size, self.ask.detect_resolution)
+        seen = area.seen or area.size
         picture = self.layout.canvas.lay(area.picture, seen)
         people = finder.poses(picture, self.ask.knobs.pose_parts or FOUND_PARTS)
         scaled = [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]

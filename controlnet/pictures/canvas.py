@@ -9,6 +9,7 @@ from controlnet.pictures.geometry import Margins, canvas_size, check_pixels, det
 from controlnet.pictures.images import ImageError, open_image
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.combinations import RequestError
+from controlnet.request.pose import Pose
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class ControlArea:
     """(width, height) of the map, without the margins."""
     region: Image.Image | None
     """Mode L, of the canvas' size: 255 where the control acts in full, 0 where not at all. None means everywhere."""
+    seen: tuple[int, int] | None
+    """(width, height) at which its annotator sees the picture. None if no annotator does."""
+    people: tuple[Pose, ...] | None
+    """The people of the request's pose_json, in pixels of the map. None if the map is not made of them."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +96,19 @@ def lay_out(ask: Ask, most_pixels: int) -> Layout:
     """Open the request's pictures and place them. Everything that depends on their pixels is refused here.
 
     Raises ImageError for a file that is no picture, naming its input unless that is image; SizeError for more than
-    `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; and RequestError
-    for a mask that does nothing.
+    `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; RequestError for
+    a mask that does nothing; and PoseError for a pose_json with people far beyond the canvas.
     """
     pictures = _pictures_of_controls(ask)
     first = pictures[0] if ask.init_image is None else open_input(ask.init_image, "init_image")
-    mask = None if ask.mask is None else open_input(ask.mask, "mask").convert("L")
-    masks = [control.mask and open_input(control.mask, control.input("mask")).convert("L") for control in ask.controls]
+    mask = _open_mask(ask.mask, "mask")
+    masks = [_open_mask(control.mask, control.input("mask")) for control in ask.controls]
     margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
     canvas = Canvas(canvas_size(first.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
     by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
     initial = _initial_picture(ask, first, mask, canvas)
     areas = tuple(_area(ask, *each, canvas) for each in zip(ask.controls, pictures, masks, strict=True))
-    for control, area in zip(ask.controls, areas, strict=True):
-        if control.drawn:
-            detect_size(area.size, ask.detect_resolution)  # refuses one that is too high
     return Layout(canvas, areas, initial)
 
 
@@ -127,6 +129,10 @@ def open_input(file: Path, name: str) -> Image.Image:
         raise error if name == "image" else ImageError(f"{name}: {error}") from None
 
 
+def _open_mask(file: Path | None, name: str) -> Image.Image | None:
+    return None if file is None else open_input(file, name).convert("L")
+
+
 def _initial_picture(ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges."""
     if ask.init_image is None and not ask.repaints:
@@ -142,9 +148,13 @@ def _area(
     ask: Ask, control: AskedControl, picture: Image.Image, mask: Image.Image | None, canvas: Canvas
 ) -> ControlArea:
     region = None if mask is None else canvas.lay_mask(mask, canvas.size, control.input("mask"))
+    margins, size = Margins(), canvas.size
     shows_initial = ask.init_image is None and not control.has_own_image
-    if not canvas.margins or not shows_initial or control.made_of == "holes":
-        return ControlArea(picture, Margins(), canvas.size, region)
-    # The picture of this map does not have the margins, so the net does not act there.
-    inside = extend(Image.new("L", canvas.kept, 255), canvas.margins, blank=0)
-    return ControlArea(picture, canvas.margins, canvas.kept, ImageChops.multiply(region, inside) if region else inside)
+    if canvas.margins and shows_initial and control.made_of != "holes":
+        # The picture of this map does not have the margins, so the net does not act there.
+        margins, size = canvas.margins, canvas.kept
+        inside = extend(Image.new("L", size, 255), margins, blank=0)
+        region = ImageChops.multiply(region, inside) if region else inside
+    seen = detect_size(size, ask.detect_resolution) if ask.annotates(control) else None
+    people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
+    return ControlArea(picture, margins, size, region, seen, people)

@@ -26,6 +26,8 @@ CONTROL_INPUTS: Mapping[str, str] = {
     "mask": "control_mask",
 }
 """For each field of AskedControl that comes from an input, the name of that input, without its suffix."""
+SEEDS = 2**32
+"""Seeds are 0 to 2³² − 1. The one after the last is 0."""
 INITIAL_STRENGTH = 0.8
 """Default of prompt_strength if only init_image is sent: the picture keeps its layout, and much else changes."""
 
@@ -134,6 +136,8 @@ class Ask:
     """Whether the safety checker is skipped."""
     sent: tuple[str, ...]
     """Names of the inputs that have another value than their declared default, in the order of the signature."""
+    orphans: tuple[tuple[str, tuple[str, ...]], ...]
+    """For each conditioner that is missing, the name of its input, and those that were sent although it is."""
     notes: tuple[str, ...] = ()
     """What the client should know about its inputs, a sentence each."""
 
@@ -149,10 +153,9 @@ class Ask:
         ask = _fill(inputs, declared_defaults(predict), bundle.defaults)
         return replace(ask, notes=check_combinations(ask, bundle))
 
-    @property
-    def missing_controls(self) -> tuple[str, ...]:
-        """The suffixes of the controls that have no conditioner."""
-        return tuple(suffix for suffix in SUFFIXES if suffix not in {control.suffix for control in self.controls})
+    def annotates(self, control: AskedControl) -> bool:
+        """Whether an annotator sees the control's picture: not if its map is ready-made, or made of what is sent."""
+        return control.drawn and not (control.made_of == "poses" and self.pose_json is not None)
 
     @property
     def repaints(self) -> bool:
@@ -175,8 +178,9 @@ def _fill(inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defa
         "knobs": Knobs(**{name: inputs[name] for name in KNOBS}),
         "pose_json": None if inputs["pose_json"] is None else read_poses(inputs["pose_json"]),
         "prompt_strength": 1.0,
-        "seed": secrets.randbits(32) if inputs["seed"] is None else inputs["seed"],
+        "seed": secrets.randbelow(SEEDS) if inputs["seed"] is None else inputs["seed"],
         "sent": tuple(name for name, value in inputs.items() if value != declared[name]),
+        "orphans": _orphans(inputs),
     }
     ask = Ask(**{field.name: values[field.name] for field in fields(Ask) if field.name in values})
     if ask.init_image is None and not ask.repaints:
@@ -194,5 +198,14 @@ def _controls(inputs: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[A
             continue
         usual = {field: declared[name] for field, name in CONTROL_INPUTS.items()} | {"image": inputs["image"]}
         values: dict[str, Any] = usual | {field: value for field, value in sent.items() if value is not None}
-        controls.append(AskedControl(**values, suffix=suffix, has_own_image=bool(suffix and sent["image"])))
+        has_own_image = suffix != "" and sent["image"] is not None
+        controls.append(AskedControl(**values, suffix=suffix, has_own_image=has_own_image))
     return tuple(controls)
+
+
+def _orphans(inputs: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Inputs of controls that are not there, because their conditioner is not sent."""
+    absent = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] is None]
+    names = [(f"conditioner{suffix}", [name + suffix for name in CONTROL_INPUTS.values()]) for suffix in absent]
+    found = [(missing, tuple(name for name in own if inputs[name] is not None)) for missing, own in names]
+    return tuple((missing, sent) for missing, sent in found if sent)

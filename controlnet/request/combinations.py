@@ -52,9 +52,8 @@ def check_combinations(ask: "Ask", bundle: BundleFacts) -> tuple[str, ...]:
 
 
 def _controls_without_conditioner(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
-    for suffix in ask.missing_controls:
-        if sent := [name for name in ask.sent if name.endswith(suffix)]:
-            yield Refusal(f"{_listed(sent)} without conditioner{suffix}: choose one, or leave {_these(sent)} out.")
+    for missing, sent in ask.orphans:
+        yield Refusal(f"{_listed(sent)} without {missing}: choose one, or leave {_these(sent)} out.")
 
 
 def _conditioners(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
@@ -165,10 +164,8 @@ def _knob_values(ask: "Ask", bundle: BundleFacts) -> Iterator[Refusal]:
     """Knobs within their ranges may still contradict each other, or ask for more than the annotator can do."""
     sent = ask.knobs.sent()
     for control in ask.controls:
-        if not control.drawn or control.conditioner not in bundle.conditioners:
+        if not ask.annotates(control) or control.conditioner not in bundle.conditioners:
             continue
-        if control.made_of == "poses" and ask.pose_json is not None:
-            continue  # the poses are sent, so the annotator finds none
         taken = {name: value for name, value in sent.items() if name in bundle.knobs(control.conditioner)}
         if fault := bundle.knob_fault(control.conditioner, taken):
             yield Refusal(fault)

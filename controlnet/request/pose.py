@@ -22,6 +22,9 @@ POSE_PARTS: dict[str, tuple[str, ...]] = {
 }
 """The choices of pose_parts: which parts of people are found and drawn in addition to the body."""
 
+FOUND_PARTS, SENT_PARTS = "body", "all"
+"""The pose_parts if none are sent: for people whom an annotator finds, and for those in a pose_json."""
+
 LONGEST_TEXT = 1_000_000
 """Characters; a hundred people with hands and faces take less than half of it."""
 MOST_PEOPLE = 100
@@ -79,10 +82,10 @@ class SentPoses:
     canvas: tuple[float, float] | None
     """Width and height that the coordinates refer to. None means pixels of the canvas that they are put on."""
 
-    def on(self, size: tuple[int, int]) -> list[Pose]:
+    def on(self, size: tuple[int, int]) -> tuple[Pose, ...]:
         """The people in pixels of a canvas of `size` (width, height). Raises PoseError if one is too far from it."""
         canvas = self.canvas or size
-        people = [person.scaled(size[0] / canvas[0], size[1] / canvas[1]) for person in self.people]
+        people = tuple(person.scaled(size[0] / canvas[0], size[1] / canvas[1]) for person in self.people)
         for joint in (joint for person in people for joint in person.joints()):
             if any(abs(value) > FARTHEST * side for value, side in zip(joint, size, strict=True)):
                 x, y = (value / side for value, side in zip(joint, size, strict=True))

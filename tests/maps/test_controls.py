@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from support.asks import laid_out, noise
 
 from controlnet.maps.controls import Control, draw_controls
-from controlnet.request.pose import PoseError
 
 
 def invert(picture: Image.Image) -> Image.Image:
@@ -88,13 +86,3 @@ def test_a_dark_on_white_map_is_inverted_and_filled_with_black(tmp_path: Path) -
     (control,) = controls(tmp_path, {"image": paper}, **sent)
     drawn = np.asarray(control.control_map.convert("L"))
     assert drawn[64, 32] == 255 and not drawn[:40].any() and not drawn[-40:].any() and not drawn[64, :20].any()
-
-
-def test_a_far_away_pose_is_refused_before_a_map_is_drawn(tmp_path: Path) -> None:
-    def never(picture: Image.Image) -> Image.Image:
-        raise AssertionError("a control map was drawn")
-
-    far = '{"people": [{"pose_keypoints_2d": [99999, 1, 1' + ", 0" * 51 + "]}]}"
-    ask, layout = laid_out(tmp_path, {"image": noise(64, 64)}, conditioner_2="openpose", pose_json=far)
-    with pytest.raises(PoseError, match="joints on the canvas or at most 10 canvases away"):
-        draw_controls(ask, layout, {"canny": never, "openpose": never})

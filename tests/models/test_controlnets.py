@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ControlNetModel
-from PIL import Image
 from support.jobs import hint, job, pixels
 
 from controlnet.bundle import open_bundle
@@ -122,26 +121,3 @@ def test_two_controls_of_one_request_use_two_controlnets(generator: Generator) -
 
     pairs = (("canny", "scribble"), ("scribble", "canny"), ("canny", "canny"))
     assert len({tuple(two(*names)) for names in pairs}) == 3
-
-
-def test_the_warm_up_changes_no_picture_and_no_random_state(generator: Generator, capsys) -> None:
-    before = pixels(generator.generate(job()))
-    state = torch.get_rng_state()
-    capsys.readouterr()
-    generator.warm_up()
-    assert capsys.readouterr() == ("", ""), "the warm-up shows a progress bar"
-    assert torch.equal(torch.get_rng_state(), state)
-    assert pixels(generator.generate(job())) == before
-
-
-def test_the_warm_up_makes_one_small_picture(generator: Generator, monkeypatch) -> None:
-    made: list[Image.Image] = []
-    decode = Generator._decode
-
-    def watched(self, *arguments):
-        made.append(decode(self, *arguments))
-        return made[-1]
-
-    monkeypatch.setattr(Generator, "_decode", watched)
-    generator.warm_up()
-    assert [picture.size for picture in made] == [(64, 64)]

@@ -12,6 +12,7 @@ from controlnet.pictures.canvas import Canvas, lay_out
 from controlnet.pictures.geometry import Margins, SizeError, check_pixels
 from controlnet.pictures.images import ImageError
 from controlnet.request.combinations import RequestError
+from controlnet.request.pose import PoseError
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,17 @@ def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
     assert (layout.controls[0].picture.mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
         "RGB", "L", "L",
     )  # fmt: skip
+
+
+def test_a_pose_far_beyond_the_canvas_is_refused(tmp_path: Path) -> None:
+    far = '{"people": [{"pose_keypoints_2d": [99999, 1, 1' + ", 0" * 51 + "]}]}"
+    with pytest.raises(PoseError, match="joints on the canvas or at most 10 canvases away"):
+        laid_out(tmp_path, {"image": noise(64, 64)}, conditioner_2="openpose", pose_json=far)
+
+
+def test_sent_poses_are_laid_out_and_no_annotator_sees_the_picture(tmp_path: Path) -> None:
+    """So a detect_resolution that would be too high for an annotator does not matter."""
+    pose = '{"people": [{"pose_keypoints_2d": [0.5, 0.25, 1' + ", 0" * 51 + "]}]}"
+    sent = {"conditioner": "openpose", "pose_json": pose, "detect_resolution": 2048}
+    (area,) = laid_out(tmp_path, {"image": noise(256, 64)}, **sent, outpaint_left=32)[1].controls
+    assert area.seen is None and area.people is not None and area.people[0].body[0] == (128, 16)

@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import re
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,28 +18,34 @@ from controlnet.request.knobs import KNOBS, Knobs
 from controlnet.request.pose import PoseError
 
 OTHER = Path("other.png")
-INPUTS = [name for name in inspect.signature(predict.Predictor.predict).parameters if name != "self"]
-GROUPED = {"controls", "knobs", "sent", "notes"}
+PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
+GROUPED = {"controls", "knobs", "sent", "orphans", "notes"}
 """Fields of Ask that are not inputs."""
 
 
 def test_fields_are_the_inputs_of_predict_name_for_name() -> None:
     own = {field.name for field in fields(Ask)} - GROUPED
     of_controls = {name + suffix for suffix in SUFFIXES for name in CONTROL_INPUTS.values()}
-    assert sorted([*own, *of_controls, *KNOBS]) == sorted(INPUTS)
+    assert sorted([*own, *of_controls, *KNOBS]) == sorted(PARAMETERS)
     assert set(CONTROL_INPUTS) == {field.name for field in fields(AskedControl)} - {"suffix", "has_own_image"}
 
 
-@pytest.mark.parametrize(("module", "name"), [("ask", "Ask"), ("ask", "AskedControl"), ("knobs", "Knobs")])
-def test_every_field_has_a_docstring_and_no_any(module: str, name: str) -> None:
+def docstrings(module: str, name: str) -> dict[str, str]:
+    """The docstring under each field of a dataclass. Fails if a field has none, or an annotation with Any."""
     tree = ast.parse((ROOT / f"controlnet/request/{module}.py").read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
-    declared = [(i, node) for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
-    assert len(declared) > 4
-    for i, node in declared:
-        text = body[i + 1]
-        assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), ast.unparse(node)
-        assert "Any" not in ast.unparse(node.annotation)
+    found: dict[str, str] = {}
+    for node, text in pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), ast.unparse(node)
+            assert "Any" not in ast.unparse(node.annotation)
+            found[node.target.id] = str(text.value.value)
+    return found
+
+
+def test_every_field_has_a_docstring_and_no_any() -> None:
+    for module, dataclass in (("ask", Ask), ("ask", AskedControl), ("knobs", Knobs)):
+        assert list(docstrings(module, dataclass.__name__)) == [field.name for field in fields(dataclass)]
 
 
 def test_absent_inputs_get_the_bundles_or_declared_default() -> None:
@@ -63,7 +71,19 @@ def test_a_control_knows_the_names_of_its_inputs() -> None:
     assert [control.input("scale") for control in ask.controls] == [
         "conditioning_scale", "conditioning_scale_2", "conditioning_scale_3",
     ]  # fmt: skip
-    assert ask.missing_controls == () and asked(conditioner_3="hed").missing_controls == ("_2",)
+
+
+def test_ranges_in_docstrings_are_those_of_the_signature() -> None:
+    checked = 0
+    for module, name in (("ask", "Ask"), ("ask", "AskedControl"), ("knobs", "Knobs")):
+        for field, text in docstrings(module, name).items():
+            declared = PARAMETERS.get(CONTROL_INPUTS.get(field, field))
+            ranges = re.findall(r"(\d+)–(\d+)", text)
+            if declared is not None and ranges:
+                bounds = (declared.default.ge, declared.default.le)
+                assert tuple(map(int, ranges[0])) == bounds, field
+                checked += 1
+    assert checked >= 15
 
 
 def test_sent_names_the_inputs_that_differ_from_their_default() -> None:

@@ -4,7 +4,7 @@ import pytest
 from support.asks import FILE, FakeBundle, asked
 
 from controlnet.models.schedulers import SCHEDULERS
-from controlnet.request.combinations import FORBID_UNSAFE, RULES, Note, Refusal, RequestError, check_combinations
+from controlnet.request.combinations import FORBID_UNSAFE, RULES, Note, Refusal, RequestError
 
 NOBODY = '{"people": []}'
 
@@ -147,7 +147,3 @@ def test_the_container_can_forbid_unsafe_requests(monkeypatch: pytest.MonkeyPatc
 def test_the_container_can_allow_unsafe_requests(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(FORBID_UNSAFE, value)
     assert asked(disable_safety_checker=True).disable_safety_checker
-
-
-def test_rules_are_checked_on_the_whole_request() -> None:
-    assert check_combinations(asked(), FakeBundle()) == ()

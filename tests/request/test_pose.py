@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -60,7 +58,7 @@ def test_pose_json_round_trips_to_a_hundredth_of_a_pixel() -> None:
     again = read_poses(text).on(SIZE)
     assert len(again) == 3 and all(close(got, wanted) for got, wanted in zip(again, PEOPLE, strict=True))
     assert poses_to_json(again, SIZE) == text
-    assert read_poses(poses_to_json([], SIZE)).on(SIZE) == []
+    assert read_poses(poses_to_json([], SIZE)).on(SIZE) == ()
 
 
 def test_pose_json_is_openposes_format_with_the_canvas() -> None:
@@ -115,8 +113,8 @@ def test_absent_pose_parts_are_none(nothing: Any) -> None:
         "face_keypoints_2d": None,
         "person_id": [-1],
     }
-    assert read_poses(written(person, version=1.3)).on(SIZE) == [Pose((None,) * 18)]
-    assert read_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}').on(SIZE) == [Pose((None,) * 18)]
+    assert read_poses(written(person, version=1.3)).on(SIZE) == (Pose((None,) * 18),)
+    assert read_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}').on(SIZE) == (Pose((None,) * 18),)
 
 
 def test_body_25_is_read_as_18_joints() -> None:
@@ -201,8 +199,3 @@ def test_poses_at_the_bounds_are_allowed() -> None:
 def test_a_hundred_whole_people_fit_the_longest_pose_json() -> None:
     everybody = [Pose(joints(18), joints(21), joints(21), joints(70)).scaled(3.21, 3.21)] * MOST_PEOPLE
     assert len(poses_to_json(everybody, (2048, 2048))) < LONGEST_TEXT / 2
-
-
-def test_reading_poses_imports_no_torch() -> None:
-    code = "import sys, controlnet.request.pose; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -17,7 +17,7 @@ from controlnet.weights.manifest import Defaults
 
 FILE = cog.Path("picture.png")
 """A file that is sent and never opened."""
-KINDS = {
+ANNOTATOR_OF = {
     "canny": "canny",
     "depth": "depth_anything",
     "hed": "hed",
@@ -33,13 +33,13 @@ class FakeBundle:
     """BundleFacts without files."""
 
     defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
-    conditioners = tuple(KINDS)
+    conditioners = tuple(ANNOTATOR_OF)
 
     def knobs(self, conditioner: str) -> tuple[str, ...]:
-        return ANNOTATORS[KINDS[conditioner]].knobs
+        return ANNOTATORS[ANNOTATOR_OF[conditioner]].knobs
 
     def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
-        return ANNOTATORS[KINDS[conditioner]].fault(knobs)
+        return ANNOTATORS[ANNOTATOR_OF[conditioner]].fault(knobs)
 
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return "clip_skip is too high." if clip_skip > 2 else None

@@ -1,7 +1,6 @@
 """The bundle for tests of the weights: three small files in two repos of a stand-in hub."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,33 +48,11 @@ HED = bytes(reversed(range(256))) * 300
 CONTENT = {"unet/config.json": CONFIG, "unet/model.safetensors": MODEL, "annotator/hed/hed.pth": HED}
 
 
-@pytest.fixture(name="hub")
-def hub_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.publish("someone/base", {"unet/config.json": CONFIG, "unet/model.safetensors": MODEL, "README.md": b"hi"})
-        hub.publish("someone/annotators", {"hed.pth": HED, "other.pth": b"unwanted"})
-        point_at(hub, monkeypatch)
-        yield hub
-
-
 def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set what HF_ENDPOINT sets in a new process, and make the first wait between tries very short."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
-
-
-@pytest.fixture(name="root")
-def root_fixture(tmp_path: Path) -> Path:
-    root = tmp_path / "weights"
-    root.mkdir()
-    (root / "small.toml").write_text(MANIFEST)
-    return root
-
-
-@pytest.fixture(name="manifest")
-def manifest_fixture(root: Path) -> Manifest:
-    return Manifest.read(root / "small.toml")
 
 
 def on_disk(root: Path) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from controlnet.request.knobs import KnobValue
-from controlnet.request.pose import POSE_PARTS
+from controlnet.request.pose import FOUND_PARTS, POSE_PARTS
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def _canny_fault(knobs: Mapping[str, KnobValue]) -> str | None:
 
 def _bodies_only(knobs: Mapping[str, KnobValue]) -> str | None:
     """The fault of a kind that finds people's bodies without hands and faces."""
-    if not (lacking := POSE_PARTS[str(knobs.get("pose_parts", "body"))]):
+    if not (lacking := POSE_PARTS[str(knobs.get("pose_parts", FOUND_PARTS))]):
         return None
     return (
         f"The annotator in use finds people's bodies and no {' or '.join(lacking)}: leave pose_parts at body, send a "

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from controlnet.request.pose import POSE_PARTS, Joint, Pose
+from controlnet.request.pose import FOUND_PARTS, POSE_PARTS, Joint, Pose
 
 from .network import TRAINED_SHORT_SIDE, private_size, quiet_controlnet_aux, restore_exact
 
@@ -24,11 +24,11 @@ class PoseAnnotator:
     more: Mapping[str, Callable[[Image.Image, Pose], Pose]] = field(default_factory=dict)
     """For "hands" and "face", if it finds them: the picture and a person -> the person with those."""
 
-    def __call__(self, image: Image.Image, pose_parts: str = "body") -> Image.Image:
+    def __call__(self, image: Image.Image, pose_parts: str = FOUND_PARTS) -> Image.Image:
         """RGB picture -> the skeletons of the people in it, on black."""
         return draw_poses(self.poses(image, pose_parts), image.size, pose_parts)
 
-    def poses(self, image: Image.Image, pose_parts: str = "body") -> list[Pose]:
+    def poses(self, image: Image.Image, pose_parts: str = FOUND_PARTS) -> list[Pose]:
         """RGB picture -> the people in it, in its pixels, with the parts of POSE_PARTS[pose_parts], all in `more`."""
         people = self.find(image)
         for part in POSE_PARTS[pose_parts]:
@@ -36,7 +36,7 @@ class PoseAnnotator:
         return people
 
 
-def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = "body") -> Image.Image:
+def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = FOUND_PARTS) -> Image.Image:
     """People in pixels of the (width, height) `size` -> an RGB control map of that size: OpenPose's drawing on black.
 
     controlnet_aux draws, in OpenPose's colours and with lines and dots of a fixed width. It draws at a short side of
