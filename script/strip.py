@@ -1,5 +1,6 @@
 """script/make-strip: the pictures of the README, one strip per conditioner, made by the real server with tiny."""
 
+import argparse
 import base64
 import io
 import os
@@ -147,10 +148,17 @@ def make(server: Server, conditioner: str) -> Image.Image:
 
 
 def main() -> None:
-    """Write examples/strip-<conditioner>.jpg for every conditioner of the tiny bundle."""
+    """The command line of script/make-strip."""
+    parser = argparse.ArgumentParser(
+        prog="script/make-strip", description="Write examples/strip-<conditioner>.jpg with the tiny bundle."
+    )
+    parser.add_argument("conditioner", nargs="*", metavar="CONDITIONER", help=f"default: {', '.join(STRIPS)}")
+    chosen = parser.parse_args().conditioner or list(STRIPS)
+    if unknown := [name for name in chosen if name not in STRIPS]:
+        parser.error(f"script/strip.py has no strip for {', '.join(unknown)}: it has {', '.join(STRIPS)}.")
     with Server(dict(os.environ) | {BUNDLE: "tiny"}) as server:
         server.wait_ready()
-        for conditioner in STRIPS:
+        for conditioner in chosen:
             make(server, conditioner).save(EXAMPLES / f"strip-{conditioner}.jpg", quality=90)
 
 

@@ -1,10 +1,23 @@
 """The list of conditioners: names, blank parts, and what maps are made of."""
 
+import pytest
+
 from controlnet.conditioners import BY_NAME, CONDITIONERS
+from controlnet.maps.annotators import ANNOTATORS
+from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names
 
 
 def test_names_are_unique() -> None:
     assert len(BY_NAME) == len(CONDITIONERS)
+
+
+@pytest.mark.parametrize("bundle", bundle_names())
+def test_every_annotator_of_a_bundle_is_a_kind(bundle: str) -> None:
+    for name, entry in Manifest.read(WEIGHTS / f"{bundle}.toml").conditioners.items():
+        where = (
+            f"weights/{bundle}.toml names it for {name}; controlnet/maps/annotators/__init__.py: ANNOTATORS lacks it"
+        )
+        assert {entry.annotator, entry.option} - {""} <= set(ANNOTATORS), where
 
 
 def test_only_lines_and_skeletons_have_blank_parts() -> None:

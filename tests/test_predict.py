@@ -89,6 +89,11 @@ def test_bounds_are_those_that_the_code_works_with(names: tuple[str, ...], bound
         assert (declared.ge, declared.le) == bounds, name
 
 
+@pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
+def test_the_description_says_what_each_conditioner_is(conditioner: str) -> None:
+    assert re.search(rf"\b{conditioner}\b", description_of("conditioner")), "predict.py: a word in conditioner's text"
+
+
 def test_prompt_strength_says_its_default() -> None:
     assert f"Left out: {INITIAL_STRENGTH:g}, and 1 with mask or outpaint." in description_of("prompt_strength")
 

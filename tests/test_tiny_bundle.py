@@ -20,11 +20,23 @@ from controlnet.weights.manifest import BUNDLE, WEIGHTS, Manifest
 from tinyworld.cases import held_out, shows_people
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS
+from tinyworld.judge import READINGS
 from tinyworld.models import make_scheduler
 
 NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
 COUNT = 8
 """Number of scenes. With 16, the second-best net is not further behind."""
+
+
+def test_every_conditioner_of_tiny_has_a_hint() -> None:
+    assert set(NAMES) == set(HINTS), "tinyworld/hints.py: HINTS and weights/tiny.toml must have the same conditioners"
+
+
+def test_every_conditioner_with_a_reading_is_measured() -> None:
+    measured = Manifest.read(WEIGHTS / "tiny.toml").made["quality"]
+    assert set(measured) - {"prompt_colour"} == set(READINGS), (
+        "script/evaluate --conditioner NAME prints [made.quality.NAME] for tiny.toml"
+    )
 
 
 @cache
@@ -107,7 +119,7 @@ def test_the_evaluation_network_is_not_the_one_that_annotates() -> None:
     assert all(not torch.equal(drawing[name], scoring[name]) for name in drawing if name.endswith("0.weight"))
 
 
-@pytest.mark.parametrize("conditioner", [name for name in NAMES if HINTS[name].from_picture])
+@pytest.mark.parametrize("conditioner", [name for name in NAMES if name in HINTS and HINTS[name].from_picture])
 def test_annotators_draw_nearly_the_true_maps(conditioner: str) -> None:
     """By mean absolute difference, a drawn map is far nearer to the true map of its scene than to another scene's."""
     draw = HINTS[conditioner].from_picture
