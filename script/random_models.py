@@ -12,6 +12,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
+from controlnet.conditioners import CONDITIONERS
+
 Sizes = dict[str, dict[str, Any]]
 """By part, the arguments of its class; for "tokenizer" those of write_tokenizer()."""
 
@@ -101,8 +103,8 @@ SHARED_WITH_UNET = (
     "norm_num_groups",
 )
 """The settings that a ControlNet shares with the UNet, because it is a copy of the UNet's encoder."""
-POOLED = ("controlnet/shuffle",)
-"""ControlNets with global average pooling (ControlNet 1.1's shuffle)."""
+POOLED = tuple(f"controlnet/{conditioner.name}" for conditioner in CONDITIONERS if conditioner.pooled)
+"""ControlNets with global average pooling."""
 
 
 def build(part: str, sizes: Sizes) -> nn.Module:
