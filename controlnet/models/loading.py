@@ -22,8 +22,6 @@ from transformers import PreTrainedModel
 
 THREADS = 16
 """The largest number of threads that move bytes at the same time. A machine with fewer cores uses one per core."""
-TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
-"""Suffixes of the files that hold tensors."""
 T = TypeVar("T")
 _REPAIR = " Run script/verify-weights. If it finds no fault, install the versions in requirements.txt."
 

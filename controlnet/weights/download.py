@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from controlnet.weights.files import check, repair_command, sha256
+from controlnet.weights.files import TENSOR_FILES, check, repair_command, sha256
 from controlnet.weights.hub import RemoteFile, Stopped, Transfer, fetch, repo_files
 from controlnet.weights.lockfile import Lock, LockedFile, LockedRepo, WeightsError, lock_path, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest
@@ -26,6 +26,8 @@ from controlnet.weights.manifest import WEIGHTS, Manifest
 STAGING = ".download"
 """Folder in the bundle's folder for files not yet verified. It is kept after a failure: the next run resumes there."""
 _WORKERS = 8
+_LISTED = 10
+"""How many of a repo's weight files an error lists."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -92,7 +94,7 @@ def _published_files(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]
     sources = sorted({(part.repo, part.revision) for part in manifest.parts})
     found = _in_parallel(lambda source: repo_files(*source, transfer), sources, transfer)
     listings = dict(zip(sources, found, strict=True))
-    files, missing = [], []
+    files, missing, present = [], [], {}
     for part in manifest.parts:
         listing = listings[part.repo, part.revision]
         for path, repo_path in zip(part.paths, part.repo_paths, strict=True):
@@ -100,10 +102,22 @@ def _published_files(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]
                 files.append(replace(listing[repo_path], path=path))
             else:
                 missing.append(f"  {part.repo} at {part.revision}: no file {repo_path}")
+                has = f"  {part.repo} at {part.revision} has {_weight_files(listing, part.folder)}"
+                present.setdefault(part.repo, has)
     if missing:
         named = f"weights/{manifest.name}.toml"
-        raise WeightsError("\n".join([f"{named} names files that are not on the hub:", *missing]))
+        heading = f"{named} names files that are not on the hub:"
+        advice = f"Name files that are there in {named}, and run the same command again."
+        raise WeightsError("\n".join([heading, *missing, *present.values(), advice]))
     return files
+
+
+def _weight_files(listing: Iterable[str], folder: str) -> str:
+    """The repo's files of tensors in words, at most _LISTED of them, those in `folder` first."""
+    names = [name for name in listing if name.endswith(TENSOR_FILES)]
+    names.sort(key=lambda name: (not name.startswith(f"{folder}/"), name))
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"these weight files: {', '.join(names[:_LISTED])}{more}" if names else "no weight files"
 
 
 def _missing_or_wrong(files: list[RemoteFile], folder: Path) -> list[RemoteFile]:
