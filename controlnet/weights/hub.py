@@ -123,9 +123,11 @@ def repo_files(repo: str, revision: str, transfer: Transfer) -> dict[str, Remote
         f"{repo} at {revision}",
         transfer,
     )
-    if info.sha is None or not COMMIT.fullmatch(info.sha):  # it becomes the name of a folder
+    expected = revision if COMMIT.fullmatch(revision) else "a commit of 40 hexadecimal digits"
+    if info.sha is None or not COMMIT.fullmatch(info.sha) or expected == revision != info.sha:
+        # It becomes the name of a folder.
         raise WeightsError(
-            f"{repo} at {revision}: expected a commit of 40 hexadecimal digits from the hub, got {info.sha!r}."
+            f"{repo} at {revision}: expected {expected} from the hub, got {info.sha!r}."
             " Check HF_ENDPOINT: it must be the hub or an exact mirror of it."
         )
     files = {}

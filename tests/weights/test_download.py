@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,12 +244,20 @@ def test_unknown_repo_or_revision_is_one_message(hub: Hub, manifest: Manifest, r
     assert failure(manifest, root).startswith("someone/annotators at main: the repository has no such revision")
 
 
+def test_pinned_commit_must_be_the_hubs(hub: Hub, manifest: Manifest, root: Path) -> None:
+    pinned = "a" * 40
+    hub.revisions["someone/base", pinned] = hub.revisions["someone/base", "main"]
+    parts = tuple(replace(p, revision=pinned) if p.repo == "someone/base" else p for p in manifest.parts)
+    message = failure(replace(manifest, parts=parts), root)
+    assert message.startswith(f"someone/base at {pinned}: expected {pinned} from the hub, got '")
+
+
 def test_full_disk_is_reported_before_the_download(
     hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     assert "GB are free" in failure(manifest, root)
-    assert not hub.downloads()
+    assert not hub.downloads("model.safetensors") and not hub.downloads("hed.pth")
 
 
 def test_second_download_at_the_same_time_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:
