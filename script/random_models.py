@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 from controlnet.conditioners import CONDITIONERS
 
 Sizes = dict[str, dict[str, Any]]
-"""By part, the arguments of its class; for "tokenizer" those of write_tokenizer()."""
+"""By part, the arguments of its class. For "tokenizer" the size of its vocabulary and the most tokens that it gives."""
 
 FULL: Sizes = {
     "unet": {
@@ -80,6 +80,7 @@ SMALL: Sizes = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (4, 4, 4, 4),
+        "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 2,
         "sample_size": 64,
