@@ -23,7 +23,10 @@ from transformers import PreTrainedModel
 THREADS = 16
 """The largest number of threads that move bytes at the same time. A machine with fewer cores uses one per core."""
 T = TypeVar("T")
-_REPAIR = " Run script/verify-weights. If it finds no fault, install the versions in requirements.txt."
+_REPAIR = (
+    " Run script/verify-weights. If it finds no fault, install the versions in requirements.txt. If they are installed,"
+    " the file is one that this project does not know: name an older commit as its part's revision in the manifest."
+)
 
 
 class WeightsMismatch(RuntimeError):
