@@ -96,10 +96,10 @@ def describe(lock: Lock, manifest: Manifest, root: Path) -> str:
     if len(unknown) == count:
         return f"{text}\nNo hash was known beforehand: all are locked as the hub has them now."
     text += f"\n{count - len(unknown)} files have the hash that {published.name} lists."
-    if unknown:
-        words = "1 was not known beforehand, and is locked as the hub has it now:"
-        many = f"{len(unknown)} were not known beforehand, and are locked as the hub has them now:"
-        text += f" {words if len(unknown) == 1 else many}"
+    if len(unknown) == 1:
+        text += " 1 was not known beforehand, and is locked as the hub has it now:"
+    elif unknown:
+        text += f" {len(unknown)} were not known beforehand, and are locked as the hub has them now:"
     return "\n".join([text, *(f"  {path}" for path in unknown)])
 
 
