@@ -14,10 +14,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMSched
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
-from controlnet.models.loading import load_pretrained, read_ahead
+from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
@@ -93,6 +94,8 @@ class Bundle:
         """Every ControlNet of the bundle, by conditioner. On a CPU their numbers stay in the files until used."""
         mapped = self.device.type == "cpu"
         parts = {name: f"controlnet/{name}" for name in self.manifest.conditioners}
+        for name, part in parts.items():
+            self._check_pooling(part, BY_NAME[name].pooled)
         if self.low_memory:
             stored = {name: self.packed(ControlNetModel, part) for name, part in parts.items()}
         else:
@@ -127,6 +130,16 @@ class Bundle:
         """The files of `parts`, or of all that are needed if none is named."""
         chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / self.manifest.name / path for part in chosen for path in part.paths]
+
+    def _check_pooling(self, part: str, expected: bool) -> None:
+        """Raise WeightsMismatch if a ControlNet's config says otherwise. No tensor would show it."""
+        config: Any = ControlNetModel.load_config(self.folder(part), local_files_only=True)
+        got = config.get("global_pool_conditions", False)
+        if got is not expected:
+            raise WeightsMismatch(
+                f"{part}: its config.json has global_pool_conditions {got}, expected {expected}. It is the file of"
+                " another ControlNet: check the part's repo in the manifest, then fetch it again."
+            )
 
     def _class_name(self, part: str) -> str:
         config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)

@@ -27,6 +27,8 @@ class Conditioner:
     """When to choose it, in a few words."""
     form: Form = "dense"
     made_of: Source = "picture"
+    pooled: bool = False
+    """Whether its ControlNet averages each residual over the picture (global_pool_conditions in its config.json)."""
 
     @property
     def lines(self) -> bool:
@@ -58,7 +60,9 @@ CONDITIONERS: tuple[Conditioner, ...] = (
     Conditioner(
         "lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", form="soft_lines"
     ),
-    Conditioner("shuffle", "colours and textures, but not the layout", "other scenes in the style of the image"),
+    Conditioner(
+        "shuffle", "colours and textures, but not the layout", "other scenes in the style of the image", pooled=True
+    ),
     Conditioner("tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew"),
     Conditioner(
         "inpaint",

@@ -22,7 +22,7 @@ def make_hed(folder: Path) -> None:
     network.norm.data += 127  # as in the trained model: the middle of the input range
     for block in (network.block1, network.block2, network.block3, network.block4, network.block5):
         block.projection.weight.data /= 4  # otherwise the edges are all 0 or all 1
-    torch.save(network.state_dict(), folder / "ControlNetHED.pth")
+    torch.save(network.half().state_dict(), folder / "ControlNetHED.pth")  # as published
 
 
 def make_mlsd(folder: Path) -> None:
@@ -196,11 +196,11 @@ def make_lineart(folder: Path) -> None:
     torch.save(build_lineart().state_dict(), folder / "sk_model.pth")
 
 
-def make_lineart_anime(folder: Path) -> None:
+def make_lineart_anime(folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """54 million numbers, of which tests use half of the published precision."""
     from controlnet.maps.annotators.lineart_anime import build_lineart_anime
 
-    # In half of the published precision, because 54 million numbers are many for a test.
-    tensors = {f"module.{name}": tensor for name, tensor in build_lineart_anime().half().state_dict().items()}
+    tensors = {f"module.{name}": tensor.to(dtype) for name, tensor in build_lineart_anime().state_dict().items()}
     torch.save(tensors, folder / "netG.pth")
 
 
@@ -235,6 +235,7 @@ FULL_SIZE: dict[str, Callable[[Path], Any]] = {
     "annotator/person_detector": partial(make_person_detector, full=True),
     "annotator/vitpose": partial(make_vitpose, full=True),
     "annotator/openpose_cmu": partial(make_openpose_cmu, dtype=torch.float32),
+    "annotator/lineart_anime": partial(make_lineart_anime, dtype=torch.float32),
 }
 """Replacements for those in MAKERS that do not have the published size: these have it."""
 

@@ -10,23 +10,21 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
 from annotator_weights import make_part
-from diffusers import PNDMScheduler
+from published_configs import BEGIN, END, PATHS, config_text
 from random_models import FULL, SMALL, Sizes, build, random_tensors
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from controlnet.weights.manifest import WEIGHTS, Manifest, Part
-
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_bundle(
@@ -61,22 +59,26 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
     else:
         folder.mkdir(parents=True)
         if part.name == "tokenizer":
-            write_tokenizer(folder, **sizes["tokenizer"])
+            write_tokenizer(folder, sizes)
             if "tokenizer.json" in part.files:
                 CLIPTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
-        elif part.name == "scheduler":
-            write_scheduler(folder)
-        elif part.name == "feature_extractor":
-            side = sizes["safety_checker"]["vision_config"]["image_size"]
-            processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-            processor.save_pretrained(folder)
+        elif part.name in ("scheduler", "feature_extractor"):
+            write_configs(part.paths, root, sizes)
         else:
             write_model(part, folder, sizes, seed)
+            write_configs(part.paths, root, sizes)
     for file in list(folder.iterdir()):
         if file.name not in part.files:
             file.unlink()
     if missing := [file for file in part.files if not (folder / file).exists()]:
         raise NotImplementedError(f"{part.name}: random_bundle.py cannot make {', '.join(missing)}.")
+
+
+def write_configs(paths: Iterable[str], root: Path, sizes: Sizes) -> None:
+    """Write those of the files whose published content is known, in place of what diffusers and transformers wrote."""
+    for path in paths:
+        if path in PATHS:
+            (root / path).write_text(config_text(path, sizes), encoding="utf-8")
 
 
 def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
@@ -98,14 +100,11 @@ def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
 
 
 def published_name(part: str, name: str) -> str:
-    """A tensor's name in the published file, which has an older name than diffusers or transformers use now."""
+    """A tensor's name in the published file: in CLIP's models an older one than transformers uses now."""
     if part == "text_encoder":
         return f"text_model.{name}"
     if part == "safety_checker" and name.startswith("vision_model."):
         return f"vision_model.{name}"
-    if part == "vae" and ".attentions." in name:
-        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
-            name = name.replace(f".{new}.", f".{old}.")
     return name
 
 
@@ -118,11 +117,10 @@ def position_ids(part: str, model: nn.Module) -> dict[str, torch.Tensor]:
     return {f"{prefix}.embeddings.position_ids": torch.arange(length)[None]}
 
 
-def write_tokenizer(folder: Path, tokens: int, length: int) -> None:
+def write_tokenizer(folder: Path, sizes: Sizes) -> None:
     """Write a made-up tokenizer in CLIP's byte pair encoding: single bytes, then pairs and triples of letters.
 
-    `tokens` is the size of its vocabulary, `length` the number of tokens that the text encoder reads at once. The files
-    are the published ones (transformers itself would write a single tokenizer.json).
+    The files are the published ones (transformers itself would write a single tokenizer.json).
     """
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
@@ -130,23 +128,17 @@ def write_tokenizer(folder: Path, tokens: int, length: int) -> None:
     ends = [*letters, *(f"{letter}</w>" for letter in letters)]
     pairs = product(letters, ends)
     triples = product(("".join(pair) for pair in product(letters, letters)), ends)
-    merges = list(islice((merge for group in (pairs, triples) for merge in group), tokens - len(symbols) - 2))
+    merges = list(
+        islice(
+            (merge for group in (pairs, triples) for merge in group), sizes["tokenizer"]["tokens"] - len(symbols) - 2
+        )
+    )
     words = [*symbols, *("".join(pair) for pair in merges), BEGIN, END]
     vocabulary = {word: i for i, word in enumerate(words)}
-    marks = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(marks), encoding="utf-8")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length} | marks
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-def write_scheduler(folder: Path) -> None:
-    """Stable Diffusion 1.5's noise schedule."""
-    PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    ).save_pretrained(folder)
+    write_configs((path for path in PATHS if path.startswith("tokenizer/")), folder.parent, sizes)
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
+from controlnet.conditioners import CONDITIONERS
+
 Sizes = dict[str, dict[str, Any]]
-"""By part, the arguments of its class; for "tokenizer" those of write_tokenizer()."""
+"""By part, the arguments of its class. For "tokenizer" the size of its vocabulary and the most tokens that it gives."""
 
 FULL: Sizes = {
     "unet": {
@@ -78,6 +80,7 @@ SMALL: Sizes = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (4, 4, 4, 4),
+        "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 2,
         "sample_size": 64,
@@ -101,8 +104,8 @@ SHARED_WITH_UNET = (
     "norm_num_groups",
 )
 """The settings that a ControlNet shares with the UNet, because it is a copy of the UNet's encoder."""
-POOLED = ("controlnet/shuffle",)
-"""ControlNets with global average pooling (ControlNet 1.1's shuffle)."""
+POOLED = tuple(f"controlnet/{conditioner.name}" for conditioner in CONDITIONERS if conditioner.pooled)
+"""ControlNets with global average pooling."""
 
 
 def build(part: str, sizes: Sizes) -> nn.Module:

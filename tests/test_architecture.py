@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "request": {"conditioners", "weights"},
     "pictures": {"request", "conditioners"},
     "maps": {"pictures", "request", "models", "conditioners"},
-    "bundle": {"maps", "request", "models", "weights"},
+    "bundle": {"maps", "request", "models", "conditioners", "weights"},
     "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "stopwatch"},
     "serving": {"weights"},
 } | {name: set() for name in LEAVES}

@@ -1,7 +1,9 @@
 """Opening bundles: the small random models, written as a bundle's files and read back by the real loading code."""
 
+import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,6 +16,7 @@ from support.small_models import parts, write_bundle
 
 import predict
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
+from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
 from controlnet.models.loading import WeightsMismatch, load_pretrained
 from controlnet.request.ask import Ask
@@ -102,6 +105,20 @@ def test_a_pickled_controlnet_is_opened_strictly_and_quietly(bundle, tmp_path, m
     with pytest.raises(UnpicklingError):
         load_pretrained(ControlNetModel, file.parent, "cpu")
     assert "was run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_controlnets_must_have_their_conditioners_pooling(bundle, tmp_path, monkeypatch, pooled: bool) -> None:
+    """A shuffle net without global_pool_conditions would take the layout of the image, and no tensor would differ."""
+    broken = copy_of(bundle, tmp_path)
+    config = broken.folder("controlnet/canny") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"global_pool_conditions": not pooled}))
+    monkeypatch.setitem(BY_NAME, "canny", replace(BY_NAME["canny"], pooled=pooled))
+    sentence = f"^controlnet/canny: its config.json has global_pool_conditions {not pooled}, expected {pooled}. It is "
+    with pytest.raises(WeightsMismatch, match=sentence):
+        broken.controlnets()
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"global_pool_conditions": pooled}))
+    assert broken.controlnets()["canny"].config["global_pool_conditions"] == pooled
 
 
 class Spell:

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 
 THREADS = 16
 """The largest number of threads that move bytes at the same time. A machine with fewer cores uses one per core."""
-TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
-"""Suffixes of the files that hold tensors."""
 T = TypeVar("T")
-_REPAIR = " Run script/verify-weights. If it finds no fault, install the versions in requirements.txt."
+_REPAIR = (
+    " Run script/verify-weights. If it finds no fault, install the versions in requirements.txt. If they are installed,"
+    " the file is one that this project does not know: name an older commit as its part's revision in the manifest."
+)
 
 
 class WeightsMismatch(RuntimeError):
@@ -46,12 +47,13 @@ def load_network(
     Raises WeightsMismatch, which names the tensors, if one is missing, unexpected or of another shape.
     """
     try:
-        tensors = dict(tensors_of(open_file(file)))
+        read = dict(tensors_of(open_file(file)))
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         raise WeightsMismatch(f"{file.name} does not hold a network's tensors.{_REPAIR}") from error
     with torch.device("meta"):
         network = build()
     expected = network.state_dict()
+    tensors = {name: tensor for name, tensor in read.items() if name in expected or not is_outdated(name)}
     # Only training reads BatchNorm's step counter. Files from before PyTorch 0.4.1 do not have it.
     missing = [name for name in expected if name not in tensors and not name.endswith(".num_batches_tracked")]
     reshaped = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
@@ -84,8 +86,9 @@ def load_pretrained(
         # In the file's precision nothing is copied: the model's tensors are those of the mapped file.
         **({"dtype": stored, "weights_only": True} if transformers else {"torch_dtype": stored}),
     )
+    unexpected = (name for name in report["unexpected_keys"] if not is_outdated(name))
     reshaped = (name for name, *_ in report["mismatched_keys"])
-    check_tensors(folder.name, report["missing_keys"], report["unexpected_keys"], reshaped)
+    check_tensors(folder.name, report["missing_keys"], unexpected, reshaped)
     return move(model.eval().requires_grad_(False), device, dtype or stored)
 
 
@@ -147,6 +150,11 @@ def read_ahead(files: Iterable[Path]) -> None:
     if hasattr(os, "posix_fadvise"):  # not on macOS
         # In a thread, because the call waits for the disk once the disk's queue is full.
         threading.Thread(target=advise, daemon=True).start()
+
+
+def is_outdated(name: str) -> bool:
+    """Whether a tensor is one that networks had once and now compute: the numbers 0, 1, 2 … in old files of CLIP."""
+    return name.endswith(".position_ids")
 
 
 def check_tensors(what: str, missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str]) -> None:

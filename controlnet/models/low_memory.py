@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from controlnet.models.loading import TENSOR_FILES, stored_dtype
+from controlnet.models.loading import stored_dtype
+from controlnet.weights.files import TENSOR_FILES
 from controlnet.weights.manifest import Manifest
 
 LOW_MEMORY = "CONTROLNET_LOW_MEMORY"

@@ -5,16 +5,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from controlnet.weights.download import download, lock
+from tqdm import tqdm
+
+from controlnet.weights.download import describe, download, lock
 from controlnet.weights.files import verify
-from controlnet.weights.lockfile import WeightsError, lock_path
+from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names
 
 
 def _download(manifest: Manifest, root: Path) -> str:
     if manifest.embedded:
         return f"{manifest.name} is embedded: its files are in git, and there is nothing to download."
-    download(manifest, root)
+    download(manifest, root, say=tqdm.write)
     return f"{manifest.name}: {len(manifest.needed_paths)} files in place and verified."
 
 
@@ -24,14 +26,11 @@ def _verify(manifest: Manifest, root: Path) -> str:
 
 
 def _lock(manifest: Manifest, root: Path) -> str:
-    written = lock(manifest, root)
-    size = sum(file.size for file in written.files)
-    path = lock_path(manifest, root)
-    return f"{manifest.name}: {len(written.files)} files, {size / 1e9:.2f} GB, locked in {root.name}/{path.name}."
+    return describe(lock(manifest, root), manifest, root)
 
 
 COMMANDS: dict[str, tuple[Callable[[Manifest, Path], str], str]] = {
-    "download": (_download, "Download and verify a bundle's weights, and write their lock if there is none."),
+    "download": (_download, "Download and verify a bundle's weights. If they have no lock, it is written first."),
     "verify": (_verify, "Compare the size and sha256 of a bundle's weights with its lock."),
     "lock": (_lock, "Write a bundle's lock from the hub's current files (embedded bundle: from its files on disk)."),
 }

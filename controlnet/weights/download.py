@@ -18,25 +18,35 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from controlnet.weights.files import check, repair_command, sha256
+from controlnet.weights.files import TENSOR_FILES, check, repair_command, sha256
 from controlnet.weights.hub import RemoteFile, Stopped, Transfer, fetch, repo_files
 from controlnet.weights.lockfile import Lock, LockedFile, LockedRepo, WeightsError, lock_path, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest
+from controlnet.weights.published import read_published
 
 STAGING = ".download"
 """Folder in the bundle's folder for files not yet verified. It is kept after a failure: the next run resumes there."""
 _WORKERS = 8
+_LISTED = 10
+"""How many of a repo's weight files an error lists."""
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-def download(manifest: Manifest, root: Path = WEIGHTS, *, require_lock: bool = False, progress: bool = True) -> None:
-    """Download and verify the files that the bundle needs. Write a lock of all its files if there is none.
+def download(
+    manifest: Manifest,
+    root: Path = WEIGHTS,
+    *,
+    require_lock: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Download and verify the files that the bundle needs. Write a lock of all its files first if there is none.
 
-    Right files are not fetched again, wrong files are replaced. With a lock, files come from the locked commits and
-    must have the locked hashes. Without one they come from the current commits of the manifest's revisions, unless
-    `require_lock` forbids it. An embedded bundle is only checked. Raises WeightsError; the next run resumes.
+    Files come from the locked commits and must have the locked hashes. Right files are not fetched again, wrong files
+    are replaced. A new lock is described to `say`; `require_lock` forbids to write one. An embedded bundle is only
+    checked. Raises WeightsError; the next run resumes.
     """
     if manifest.embedded:
         return check(manifest, root)
@@ -49,16 +59,16 @@ def download(manifest: Manifest, root: Path = WEIGHTS, *, require_lock: bool = F
     folder = root / manifest.name
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive_use(folder, manifest), _transfer(manifest, progress) as transfer:
-        files = _locked_files(manifest, pinned) if pinned else _published_files(manifest, transfer)
+        if pinned is None:
+            pinned = _lock_on_hub(manifest, root, folder, transfer)
+            pinned.write(lock_path(manifest, root))
+            say(f"{manifest.name} had no lock, so it was locked first. {describe(pinned, manifest, root)}")
         needed = set(manifest.needed_paths)
-        # Files without a sha256 on the hub are small, and the lock needs their hash.
-        to_fetch = _missing_or_wrong([file for file in files if file.path in needed or file.sha256 is None], folder)
+        to_fetch = _missing_or_wrong([file for file in _locked_files(manifest, pinned) if file.path in needed], folder)
         _check_space(to_fetch, folder)
         transfer.bar.reset(total=sum(file.size for file in to_fetch))
         _in_parallel(lambda file: _fetch_verified(file, folder, transfer), to_fetch, transfer)
         shutil.rmtree(folder / STAGING, ignore_errors=True)
-        if pinned is None:
-            _lock_of(manifest, files, folder).write(lock_path(manifest, root))
 
 
 def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> Lock:
@@ -70,13 +80,49 @@ def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> 
         written = _lock_on_disk(manifest, root)
     else:
         with _transfer(manifest, progress) as transfer, tempfile.TemporaryDirectory() as folder:
-            files = _published_files(manifest, transfer)
-            small = [file for file in files if file.sha256 is None]
-            transfer.bar.reset(total=sum(file.size for file in small))
-            _in_parallel(lambda file: _fetch_verified(file, Path(folder), transfer), small, transfer)
-            written = _lock_of(manifest, files, Path(folder))
+            written = _lock_on_hub(manifest, root, Path(folder), transfer)
     written.write(lock_path(manifest, root))
     return written
+
+
+def describe(lock: Lock, manifest: Manifest, root: Path) -> str:
+    """A new lock in words: its size, and which of its files nobody here knew beforehand."""
+    size, count = sum(file.size for file in lock.files) / 1e9, len(lock.files)
+    text = f"{manifest.name}: {count} files, {size:.2f} GB, locked in {root.name}/{lock_path(manifest, root).name}."
+    if manifest.embedded:
+        return text
+    published = read_published(manifest, root)
+    unknown = published.unknown(manifest)
+    if len(unknown) == count:
+        return f"{text}\nNo hash was known beforehand: all are locked as the hub has them now."
+    text += f"\n{count - len(unknown)} files have the hash that {published.name} lists."
+    if len(unknown) == 1:
+        text += " 1 was not known beforehand, and is locked as the hub has it now:"
+    elif unknown:
+        text += f" {len(unknown)} were not known beforehand, and are locked as the hub has them now:"
+    return "\n".join([text, *(f"  {path}" for path in unknown)])
+
+
+def _lock_on_hub(manifest: Manifest, root: Path, folder: Path, transfer: Transfer) -> Lock:
+    """The lock of the hub's current files, compared with what is known beforehand. Stages the small ones in `folder`.
+
+    Raises WeightsError if a file is not as known.
+    """
+    published = read_published(manifest, root)
+    files = _files_on_hub(manifest, transfer)
+    published.compare(files, manifest)
+    small = [file for file in files if file.sha256 is None]
+    transfer.bar.reset(total=sum(file.size for file in small))
+    _in_parallel(lambda file: _stage(file, folder, transfer), small, transfer)
+    files = [file if file.sha256 else replace(file, sha256=sha256(_staged(file, folder))) for file in files]
+    published.compare(files, manifest)
+    commits = {file.repo: file.commit for file in files}
+    sources = sorted({(part.repo, part.revision) for part in manifest.parts})
+    return Lock(
+        manifest.name,
+        tuple(LockedRepo(repo, revision, commits[repo]) for repo, revision in sources),
+        tuple(LockedFile(file.path, file.size, file.sha256 or "") for file in files),
+    )
 
 
 def _locked_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
@@ -87,12 +133,12 @@ def _locked_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
     ]
 
 
-def _published_files(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]:
+def _files_on_hub(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]:
     """The files of the manifest at the current commits of its revisions, one commit per repo."""
     sources = sorted({(part.repo, part.revision) for part in manifest.parts})
     found = _in_parallel(lambda source: repo_files(*source, transfer), sources, transfer)
     listings = dict(zip(sources, found, strict=True))
-    files, missing = [], []
+    files, missing, present = [], [], {}
     for part in manifest.parts:
         listing = listings[part.repo, part.revision]
         for path, repo_path in zip(part.paths, part.repo_paths, strict=True):
@@ -100,10 +146,22 @@ def _published_files(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]
                 files.append(replace(listing[repo_path], path=path))
             else:
                 missing.append(f"  {part.repo} at {part.revision}: no file {repo_path}")
+                has = f"  {part.repo} at {part.revision} has {_weight_files(listing, part.folder)}"
+                present.setdefault(part.repo, has)
     if missing:
         named = f"weights/{manifest.name}.toml"
-        raise WeightsError("\n".join([f"{named} names files that are not on the hub:", *missing]))
+        heading = f"{named} names files that are not on the hub:"
+        advice = f"Name files that are there in {named}, and run the same command again."
+        raise WeightsError("\n".join([heading, *missing, *present.values(), advice]))
     return files
+
+
+def _weight_files(listing: Iterable[str], folder: str) -> str:
+    """The repo's files of tensors in words, at most _LISTED of them, those in `folder` first."""
+    names = [name for name in listing if name.endswith(TENSOR_FILES)]
+    names.sort(key=lambda name: (not name.startswith(f"{folder}/"), name))
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"these weight files: {', '.join(names[:_LISTED])}{more}" if names else "no weight files"
 
 
 def _missing_or_wrong(files: list[RemoteFile], folder: Path) -> list[RemoteFile]:
@@ -115,14 +173,23 @@ def _missing_or_wrong(files: list[RemoteFile], folder: Path) -> list[RemoteFile]
 
 def _fetch_verified(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
     """Fetch one file, check it, and move it into place."""
+    _stage(file, folder, transfer)
+    _move(_staged(file, folder), folder / file.path)
+
+
+def _staged(file: RemoteFile, folder: Path) -> Path:
     # The commit is in the path, so a partial file of another commit is never resumed.
-    staged = folder / STAGING / file.commit / file.path
+    return folder / STAGING / file.commit / file.path
+
+
+def _stage(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
+    """Fetch one file into the staging folder, unless it is there already, and check it."""
+    staged = _staged(file, folder)
     transfer.advance(staged.stat().st_size if staged.exists() else 0)
     for _ in range(2):
         fetch(file, staged, transfer)
         fault = file.fault(staged)
         if fault is None:
-            _move(staged, folder / file.path)
             return
         transfer.advance(-staged.stat().st_size)
         staged.unlink()
@@ -180,17 +247,6 @@ def _check_space(files: list[RemoteFile], folder: Path) -> None:
             f"{folder.name} needs {needed / 1e9:.1f} GB more on disk, but only {free / 1e9:.1f} GB are free."
             " Free some space and run the same command again."
         )
-
-
-def _lock_of(manifest: Manifest, files: list[RemoteFile], folder: Path) -> Lock:
-    """The lock of `files`. Those whose sha256 the hub does not list must be in `folder`, verified."""
-    commits = {file.repo: file.commit for file in files}
-    sources = sorted({(part.repo, part.revision) for part in manifest.parts})
-    return Lock(
-        manifest.name,
-        tuple(LockedRepo(repo, revision, commits[repo]) for repo, revision in sources),
-        tuple(LockedFile(f.path, f.size, f.sha256 or sha256(folder / f.path)) for f in files),
-    )
 
 
 def _lock_on_disk(manifest: Manifest, root: Path) -> Lock:

@@ -14,6 +14,9 @@ from pathlib import Path
 from controlnet.weights.lockfile import Lock, WeightsError, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest, option_variable
 
+TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
+"""Suffixes of the files that hold tensors."""
+
 
 def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
     """Raise WeightsError with all faults unless every needed file is present and has the locked size.

@@ -40,7 +40,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, parse_r
 from tqdm import tqdm
 
 from controlnet.weights.files import size_fault
-from controlnet.weights.lockfile import WeightsError
+from controlnet.weights.lockfile import COMMIT, WeightsError
 
 ATTEMPTS = 5
 """Number of tries in a row without a new byte after which a request fails."""
@@ -123,11 +123,18 @@ def repo_files(repo: str, revision: str, transfer: Transfer) -> dict[str, Remote
         f"{repo} at {revision}",
         transfer,
     )
+    expected = revision if COMMIT.fullmatch(revision) else "a commit of 40 hexadecimal digits"
+    if info.sha is None or not COMMIT.fullmatch(info.sha) or expected == revision != info.sha:
+        # It becomes the name of a folder.
+        raise WeightsError(
+            f"{repo} at {revision}: expected {expected} from the hub, got {info.sha!r}."
+            " Check HF_ENDPOINT: it must be the hub or an exact mirror of it."
+        )
     files = {}
     for entry in info.siblings or []:
         size = entry.lfs.size if entry.lfs else entry.size
-        if info.sha is None or size is None:
-            raise WeightsError(f"{repo} at {revision}: the hub did not list the commit or the file sizes.")
+        if size is None:
+            raise WeightsError(f"{repo} at {revision}: the hub did not list the file sizes.")
         sha256 = entry.lfs.sha256 if entry.lfs else None
         files[entry.rfilename] = RemoteFile("", repo, info.sha, entry.rfilename, size, sha256, entry.blob_id)
     return files

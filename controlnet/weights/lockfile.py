@@ -13,8 +13,8 @@ from typing import Any
 
 from controlnet.weights.manifest import Manifest, Part
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class WeightsError(RuntimeError):
@@ -141,7 +141,7 @@ def _is_valid(lock: Lock, name: str) -> bool:
     return (
         lock.bundle == name
         and all(isinstance(value, str) for value in names)
-        and all(matches(_COMMIT, repo.commit) for repo in lock.repos)
-        and all(type(file.size) is int and file.size >= 0 and matches(_SHA256, file.sha256) for file in lock.files)
+        and all(matches(COMMIT, repo.commit) for repo in lock.repos)
+        and all(type(file.size) is int and file.size >= 0 and matches(SHA256, file.sha256) for file in lock.files)
         and len({file.path for file in lock.files}) == len(lock.files)
     )

@@ -146,6 +146,34 @@ def test_weights_mismatch_names_the_tensor(canny: Path, fault: str, dtype: torch
         load_pretrained(ControlNetModel, canny, CPU, dtype)
 
 
+def test_old_names_of_a_vaes_attention_load(root: Path, tmp_path: Path) -> None:
+    """Other repositories' copies of Stable Diffusion's VAE have them."""
+    shutil.copytree(root / "vae", tmp_path / "vae")
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(tmp_path / "vae" / FILE)
+    for new, old in names.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in tensors.items()}
+    assert "encoder.mid_block.attentions.0.query.weight" in tensors
+    save_file(tensors, tmp_path / "vae" / FILE, metadata={"format": "pt"})
+    assert equal(
+        load_pretrained(AutoencoderKL, tmp_path / "vae", CPU), load_pretrained(AutoencoderKL, root / "vae", CPU)
+    )
+
+
+def test_old_position_ids_are_dropped_and_other_extras_refused(canny: Path, tmp_path: Path) -> None:
+    """Files of CLIP models from before transformers 4.31 hold them. transformers ignores them, but not diffusers."""
+    position_ids = {"text_model.embeddings.position_ids": torch.arange(4)[None]}
+    expected = load_pretrained(ControlNetModel, canny, CPU)
+    save_file(load_file(canny / FILE) | position_ids, canny / FILE, metadata={"format": "pt"})
+    assert equal(load_pretrained(ControlNetModel, canny, CPU), expected)
+    saved = torch.nn.Linear(3, 2).state_dict()
+    torch.save(saved | position_ids, tmp_path / "net.pth")
+    assert torch.equal(load_network(lambda: torch.nn.Linear(3, 2), tmp_path / "net.pth", CPU).weight, saved["weight"])
+    torch.save(saved | position_ids | {"stray_position_ids": torch.zeros(2)}, tmp_path / "net.pth")
+    with pytest.raises(WeightsMismatch, match=r"^net\.pth does not fit its network \(unexpected: stray_position_ids\)"):
+        load_network(lambda: torch.nn.Linear(3, 2), tmp_path / "net.pth", CPU)
+
+
 def test_a_folder_without_weights_is_an_error_that_names_it(canny: Path) -> None:
     (canny / FILE).unlink()
     with pytest.raises(WeightsMismatch, match=r"^canny has no file of tensors\."):

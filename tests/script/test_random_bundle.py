@@ -1,14 +1,18 @@
 """script/make-random-bundle: the published sizes, names and files, and weights that have an effect."""
 
+import hashlib
+import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from annotator_weights import FULL_SIZE, MAKERS
+from annotator_weights import FULL_SIZE, MAKERS, make_part
 from diffusers import AutoencoderKL, ControlNetModel
-from random_bundle import write_bundle, write_tokenizer
+from published_configs import PATHS, config_text
+from random_bundle import position_ids, published_name, write_bundle, write_tokenizer
 from random_models import FULL, SMALL, build, random_tensors
 from safetensors.torch import load_file
 from support import ROOT
@@ -16,8 +20,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS, Manifest, Part
+from controlnet.weights.published import read_published
 
 SD15 = Manifest.read(WEIGHTS / "sd15.toml", {})
+PUBLISHED = read_published(SD15, WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,40 @@ SD15 = Manifest.read(WEIGHTS / "sd15.toml", {})
 def test_full_size_models_have_the_published_number_of_parameters(part: str, millions: float) -> None:
     count = sum(parameter.numel() for parameter in build(part, FULL).parameters())
     assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "safety_checker"])
+def test_full_size_files_have_the_published_size(part: str) -> None:
+    """To the byte, so the names of the tensors are the published ones, and there are no more and no fewer."""
+    model = build(part, FULL)
+    tensors = {published_name(part, name): (tensor.shape, "F16") for name, tensor in model.state_dict().items()}
+    tensors |= {name: (tensor.shape, "I64") for name, tensor in position_ids(part, model).items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, dtype) in sorted(tensors.items(), key=lambda item: (item[1][1] != "I64", item[0])):
+        end = offset + shape.numel() * (8 if dtype == "I64" else 2)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = len(json.dumps(header, separators=(",", ":")))
+    (published,) = (row for row in PUBLISHED.files if row.file.startswith(f"{part}/") and "fp16" in row.file)
+    assert 8 + (text + 7) // 8 * 8 + offset == published.size
+
+
+@pytest.mark.parametrize(("part", "file"), [("hed", "ControlNetHED.pth"), ("mlsd", "mlsd_large_512_fp32.pth"),
+                                            ("lineart", "sk_model.pth")])  # fmt: skip
+def test_annotators_files_have_about_the_published_size(part: str, file: str, tmp_path: Path) -> None:
+    """The precision is the published one. PyTorch's own bytes around the tensors vary with its version."""
+    (published,) = (row.size for row in PUBLISHED.files if row.file == file)
+    assert published and (make_part(f"annotator/{part}", tmp_path, full=True) / file).stat().st_size == pytest.approx(
+        published, rel=0.02
+    )
+
+
+def test_configs_of_the_published_sizes_are_the_published_files() -> None:
+    rows = {row.file: row for row in PUBLISHED.files}
+    for path in PATHS:
+        content = config_text(path, FULL).encode()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (rows[path].size, rows[path].sha256), path
 
 
 def test_a_random_bundle_has_exactly_the_files_of_the_manifest(sd15_root: Path) -> None:
@@ -91,9 +131,9 @@ def test_only_shuffle_has_global_pooling() -> None:
 
 
 def test_tensors_have_their_published_names(sd15_root: Path) -> None:
-    """They are older than the names in diffusers and transformers. Loading has to accept both."""
+    """Those of CLIP's models are older than the names in transformers. Loading has to accept both."""
     names = set(load_file(sd15_root / "sd15/vae/diffusion_pytorch_model.fp16.safetensors"))
-    assert "encoder.mid_block.attentions.0.query.weight" in names
+    assert "encoder.mid_block.attentions.0.to_q.weight" in names
     names = set(load_file(sd15_root / "sd15/text_encoder/model.fp16.safetensors"))
     assert {"text_model.embeddings.position_ids", "text_model.final_layer_norm.weight"} <= names
     names = set(load_file(sd15_root / "sd15/safety_checker/model.fp16.safetensors"))
@@ -109,8 +149,9 @@ def test_the_tokenizer_has_the_size_of_clips_and_its_end_tokens(sd15_root: Path,
     assert len(tokenizer) == SMALL["tokenizer"]["tokens"]
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) == (last - 1, last)
     assert tokenizer.decode(ids, skip_special_tokens=True) == "a red ball ébènes"
-    write_tokenizer(tmp_path, **FULL["tokenizer"])
-    assert len(CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)) == 49408
+    (tmp_path / "tokenizer").mkdir()
+    write_tokenizer(tmp_path / "tokenizer", FULL)
+    assert len(CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)) == 49408
 
 
 def test_every_full_size_annotator_replaces_a_small_one() -> None:

@@ -53,7 +53,8 @@ class Hub:
 
     def __init__(self) -> None:
         self.revisions: dict[tuple[str, str], str] = {}
-        self.commits: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.commits: dict[tuple[str, str], Mapping[str, bytes]] = {}
+        self.entries: dict[tuple[str, str], tuple[Mapping[str, bytes], list[dict[str, object]]]] = {}
         self.faults: dict[str, list[Fault]] = {}
         self.seen: list[Seen] = []
         self.stalled = threading.Event()
@@ -71,13 +72,14 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
-    def publish(self, repo: str, files: Mapping[str, bytes], revision: str = "main") -> str:
-        """Make `revision` a new commit with these files, and return the commit."""
-        digest = hashlib.sha1(repo.encode())
-        for name, content in sorted(files.items()):
-            digest.update(name.encode() + content)
-        commit = digest.hexdigest()
-        self.commits[repo, commit] = dict(files)
+    def publish(self, repo: str, files: Mapping[str, bytes], revision: str = "main", commit: str = "") -> str:
+        """Make `revision` a commit with these files, and return the commit: the one that is given, or a new one."""
+        if not commit:
+            digest = hashlib.sha1(repo.encode())
+            for name, content in sorted(files.items()):
+                digest.update(name.encode() + content)
+            commit = digest.hexdigest()
+        self.commits[repo, commit] = files
         self.revisions[repo, revision] = commit
         return commit
 
@@ -88,6 +90,13 @@ class Hub:
     def downloads(self, file: str = "") -> list[Seen]:
         """The requests for the content of files whose path ends in `file`."""
         return [seen for seen in self.seen if "/resolve/" in seen.path and seen.path.endswith(file)]
+
+    def listing(self, repo: str, commit: str) -> list[dict[str, object]]:
+        """The files of a commit with their sizes and hashes, computed once for the same files."""
+        files = self.commits[repo, commit]
+        if self.entries.get((repo, commit), (None,))[0] is not files:
+            self.entries[repo, commit] = (files, [_entry(name, content) for name, content in files.items()])
+        return self.entries[repo, commit][1]
 
     def next_fault(self, path: str) -> Fault:
         with self.lock:
@@ -127,9 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             known = any(name == repo for name, _ in self.hub.revisions)
             return self._answer(404, headers={"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"})
-        files = self.hub.commits[repo, commit]
-        entries = [_entry(name, content) for name, content in files.items()]
-        self._answer(200, json.dumps({"id": repo, "sha": commit, "siblings": entries}).encode())
+        listed = {"id": repo, "sha": commit, "siblings": self.hub.listing(repo, commit)}
+        self._answer(200, json.dumps(listed).encode())
 
     def _content(self, path: str) -> None:
         repo, _, rest = path.removeprefix("/").partition("/resolve/")

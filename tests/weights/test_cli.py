@@ -16,6 +16,7 @@ def test_lock_download_and_verify_commands(hub: Hub, root: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "small: 3 files, 0.00 GB, locked in weights/small.lock.",
+        "No hash was known beforehand: all are locked as the hub has them now.",
         "small: 3 files in place and verified.",
         "small: 3 files have the locked size and sha256.",
     ]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,34 @@ def test_all_files_missing_on_the_hub_are_named_first(hub: Hub, manifest: Manife
     message = failure(manifest, root)
     assert "someone/base at main: no file unet/config.json" in message
     assert "someone/base at main: no file unet/model.safetensors" in message
+    assert "someone/base at main has no weight files" in message
     assert not hub.downloads()
+
+
+def test_weight_files_on_the_hub_are_listed_if_one_is_missing(hub: Hub, manifest: Manifest, root: Path) -> None:
+    names = ["a/model.bin", "unet/model.fp16.safetensors", "unet/model.bin", "README.md", "unet/config.json", "z.pt"]
+    hub.publish("someone/base", dict.fromkeys(names, b"{}"))
+    assert failure(manifest, root).splitlines() == [
+        "weights/small.toml names files that are not on the hub:",
+        "  someone/base at main: no file unet/model.safetensors",
+        "  someone/base at main has these weight files: unet/model.bin, unet/model.fp16.safetensors, a/model.bin, z.pt",
+        "Name files that are there in weights/small.toml, and run the same command again.",
+    ]
+    hub.publish("someone/base", {"unet/config.json": b"{}"} | {f"{i:02}.bin": b"" for i in range(14)})
+    assert ": 00.bin, 01.bin, 02.bin, 03.bin, 04.bin, 05.bin, 06.bin, 07.bin, 08.bin, 09.bin and 4 more\n" in failure(
+        manifest, root
+    )
+
+
+@pytest.mark.parametrize("commit", ["../../../elsewhere", "main", "A" * 40, "a" * 41, "a" * 39 + "\n"])
+def test_commit_from_the_hub_must_be_40_hex_digits(hub: Hub, manifest: Manifest, root: Path, commit: str) -> None:
+    """It becomes a folder's name."""
+    hub.commits["someone/base", commit] = hub.commits["someone/base", hub.revisions["someone/base", "main"]]
+    hub.revisions["someone/base", "main"] = commit
+    message = failure(manifest, root)
+    assert message.startswith("someone/base at main: expected a commit of 40 hexadecimal digits from the hub, got ")
+    assert "HF_ENDPOINT" in message and "\n" not in message
+    assert not hub.downloads() and sorted(path.name for path in root.parent.iterdir()) == ["weights"]
 
 
 def test_unknown_repo_or_revision_is_one_message(hub: Hub, manifest: Manifest, root: Path) -> None:
@@ -216,12 +244,20 @@ def test_unknown_repo_or_revision_is_one_message(hub: Hub, manifest: Manifest, r
     assert failure(manifest, root).startswith("someone/annotators at main: the repository has no such revision")
 
 
+def test_pinned_commit_must_be_the_hubs(hub: Hub, manifest: Manifest, root: Path) -> None:
+    pinned = "a" * 40
+    hub.revisions["someone/base", pinned] = hub.revisions["someone/base", "main"]
+    parts = tuple(replace(p, revision=pinned) if p.repo == "someone/base" else p for p in manifest.parts)
+    message = failure(replace(manifest, parts=parts), root)
+    assert message.startswith(f"someone/base at {pinned}: expected {pinned} from the hub, got '")
+
+
 def test_full_disk_is_reported_before_the_download(
     hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     assert "GB are free" in failure(manifest, root)
-    assert not hub.downloads()
+    assert not hub.downloads("model.safetensors") and not hub.downloads("hed.pth")
 
 
 def test_second_download_at_the_same_time_is_refused(hub: Hub, manifest: Manifest, root: Path) -> None:

@@ -207,6 +207,15 @@ def test_sd15_has_every_conditioner() -> None:
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor"} <= parts
 
 
+def test_readme_and_manifest_say_whose_licence_annotators_have() -> None:
+    """lllyasviel/Annotators is licensed "other", so the manifest names the licences of the upstream projects."""
+    annotators = {part.repo: part.licence for part in Manifest.read(WEIGHTS / "sd15.toml").parts}
+    assert annotators["lllyasviel/Annotators"] in ("Apache-2.0", "MIT")
+    for text in ((WEIGHTS / "sd15.toml").read_text(), (WEIGHTS.parent / "README.md").read_text()):
+        (sentence,) = (part for part in " ".join(text.split()).split(". ") if "other" in part and "upstream" in part)
+        assert "lllyasviel/Annotators" in sentence
+
+
 def test_environment_variable_chooses_the_bundle() -> None:
     assert choose_bundle({"CONTROLNET_BUNDLE": "sd15"}, WEIGHTS) == ("sd15", "")
 

@@ -38,7 +38,7 @@ GREY = (128, 128, 128)
 
 
 def load(folder: Path, device: torch.device) -> PoseAnnotator:
-    """Raises WeightsMismatch if a file's tensors are not its network's."""
+    """Raises WeightsMismatch if a file's tensors do not fit its network. Only the face's file must have no others."""
     body = load_network(bodypose_model, folder / BODY_FILE, device, tensors_of=in_blocks(bodypose_model))
     hand = load_network(handpose_model, folder / HAND_FILE, device, tensors_of=in_blocks(handpose_model))
     face = load_network(FaceNet, folder / FACE_FILE, device)
@@ -48,10 +48,11 @@ def load(folder: Path, device: torch.device) -> PoseAnnotator:
 
 
 def in_blocks(build: Callable[[], torch.nn.Module]) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """A function that renames a published file's tensors: "conv1_1.weight" becomes "model0.conv1_1.weight"."""
+    """A function that renames the tensors of a published file: "conv1_1.weight" is "model0.conv1_1.weight" in the
+    network. It leaves out tensors that the network does not have, as controlnet_aux does."""
     with torch.device("meta"):
         names = {name.partition(".")[2]: name for name in build().state_dict()}
-    return lambda tensors: {names.get(name, name): tensor for name, tensor in tensors.items()}
+    return lambda tensors: {names[name]: tensor for name, tensor in tensors.items() if name in names}
 
 
 def find_bodies(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> list[Pose]:
