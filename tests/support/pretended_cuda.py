@@ -18,7 +18,7 @@ What it cannot show:
 - Threads: PyTorch keeps its modes per thread. So loading.in_parallel moves one tensor after the other here.
 
 PyTorch's FakeTensorMode is similar, but its tensors have no values. So it cannot run a sampler, which reads values, or
-anything that ends in a picture. It can run networks of full size (tests/generation/test_full_size.py).
+anything that ends in a picture. It can run networks of full size (tests/generation/test_fake_gpu.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping
