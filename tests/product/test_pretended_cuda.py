@@ -47,7 +47,6 @@ CONTROLS: dict[str, Inputs] = {
 }
 BEGINNINGS: dict[str, Inputs] = {
     "noise": {},
-    "an initial picture": {"init_image": "other", "prompt_strength": 0.5},
     "a mask": {"mask": "hard"},
     "a mask at strength 0.5": {"mask": "soft", "prompt_strength": 0.5},
 }
@@ -58,6 +57,7 @@ OTHERS: dict[str, Inputs] = {
     "a ready-made map": {"preprocess": False},
     "poses": {"conditioner": "openpose", "return_pose_json": True},
     "two outputs": {"num_outputs": 2},
+    "an initial picture": {"init_image": "other", "prompt_strength": 0.5},
     "an initial picture at strength 1": {"init_image": "other", "prompt_strength": 1.0},
     "a soft mask at strength 1": {"mask": "soft"},
     "a hard mask at strength 0.5": {"mask": "hard", "prompt_strength": 0.5},
@@ -149,6 +149,17 @@ def test_every_annotator_and_controlnet_runs_on_a_gpu(send, predictor, gpu, cond
 @pytest.mark.parametrize("mode", CONTROL_MODES)
 def test_every_control_mode_runs_on_a_gpu(send, mode: str, controls: str) -> None:
     assert send(control_mode=mode, **CONTROLS[controls])
+
+
+@pytest.mark.parametrize("controls", CONTROLS)
+def test_further_steps_move_no_tensor_to_the_gpu(send, gpu: Operations, controls: str) -> None:
+    """A step that does waits for the CPU."""
+    moved = []
+    for steps in (2, 4):
+        before = gpu.uploads
+        send(scheduler="DDIM", num_inference_steps=steps, mask="soft", **CONTROLS[controls])
+        moved.append(gpu.uploads - before)
+    assert moved[0] == moved[1] > 0
 
 
 @pytest.mark.parametrize("controls", CONTROLS)

@@ -56,7 +56,7 @@ class PretendedTensor(torch.Tensor):
     """A tensor that says cuda:0. Its numbers are in the CPU tensor `values`."""
 
     values: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> "PretendedTensor":
@@ -84,6 +84,8 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.count = 0
         """How many operations had a tensor on the pretended GPU."""
+        self.uploads = 0
+        """How many tensors were moved to it, not counting numbers."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -101,6 +103,7 @@ class Operations(TorchDispatchMode):
             to_gpu = isinstance(args[0], PretendedTensor)
         else:
             check(operation, given, numbers=torch.Tag.pointwise in operation.tags)
+        self.uploads += to_gpu and any(x.ndim and not isinstance(x, PretendedTensor) for x in given)
         if device is not None and to_gpu:
             kwargs = kwargs | {"device": CPU}
         result = operation(*map(on_cpu, args), **{name: on_cpu(value) for name, value in kwargs.items()})
