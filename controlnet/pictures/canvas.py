@@ -101,8 +101,8 @@ def lay_out(ask: Ask, most_pixels: int) -> Layout:
     """
     pictures = _pictures_of_controls(ask)
     first = pictures[0] if ask.init_image is None else open_input(ask.init_image, "init_image")
-    mask = _open_mask(ask.mask, "mask")
-    masks = [_open_mask(control.mask, control.input("mask")) for control in ask.controls]
+    mask = None if ask.mask is None else open_input(ask.mask, "mask", "L")
+    masks = [None if each.mask is None else open_input(each.mask, each.input("mask"), "L") for each in ask.controls]
     margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
     canvas = Canvas(canvas_size(first.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
     by_resolution = ask.width is None and ask.height is None and not margins
@@ -121,16 +121,13 @@ def _pictures_of_controls(ask: Ask) -> list[Image.Image]:
     return pictures
 
 
-def open_input(file: Path, name: str) -> Image.Image:
+def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
     """The picture that was sent for the input `name`. Raises ImageError, which names the input unless it is image."""
     try:
-        return open_image(file)
+        picture = open_image(file)
     except ImageError as error:
         raise error if name == "image" else ImageError(f"{name}: {error}") from None
-
-
-def _open_mask(file: Path | None, name: str) -> Image.Image | None:
-    return None if file is None else open_input(file, name).convert("L")
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _initial_picture(ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas) -> InitialPicture | None:
