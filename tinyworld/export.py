@@ -8,8 +8,6 @@ from torch import nn
 
 from tinyworld import models
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
 
 EVALUATOR = Path(__file__).resolve().parent / "evaluator"
 """Folder of the network that scores. It belongs to the evaluation, not to the bundle."""
