@@ -8,7 +8,6 @@ from torch import nn
 
 from tinyworld import models
 
-
 EVALUATOR = Path(__file__).resolve().parent / "evaluator"
 """Folder of the network that scores. It belongs to the evaluation, not to the bundle."""
 
