@@ -10,9 +10,9 @@ from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import Annotator, LoadedAnnotator, knobs_of
 from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.maps.cache import MapCache
-from controlnet.maps.drawing import draw_control_map
+from controlnet.maps.drawing import draw_control_map, seen_size
 from controlnet.pictures.canvas import ControlArea, Layout
-from controlnet.pictures.geometry import extend, filled, reshape
+from controlnet.pictures.geometry import extend, filled, fit, reshape
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.pose import FOUND_PARTS, SENT_PARTS, Pose, poses_to_json
 
@@ -126,8 +126,9 @@ class _Drawer:
         annotator = self.annotators[control.conditioner]
         finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
         assert isinstance(finder, PoseAnnotator)
-        seen = area.seen or area.size
-        picture = self.layout.canvas.lay(area.picture, seen)
+        shaped = reshape(area.picture, area.size, self.layout.canvas.mode)
+        seen = seen_size(annotator, shaped.size, area.size, self.ask.detect_resolution)
+        picture = fit(shaped, seen, Image.Resampling.LANCZOS)
         people = finder.poses(picture, self.ask.knobs.pose_parts or FOUND_PARTS)
         scaled = [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
         return poses_to_json(scaled, area.size)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image, ImageChops
 
 from controlnet.pictures.geometry import Margins, canvas_size, check_pixels, detect_size, extend, fit, in_steps, reshape
@@ -75,8 +77,6 @@ class ControlArea:
     """(width, height) of the map, without the margins."""
     region: Image.Image | None
     """Mode L, of the canvas' size: 255 where the control acts in full, 0 where not at all. None means everywhere."""
-    seen: tuple[int, int] | None
-    """(width, height) at which its annotator sees the picture. None if no annotator does."""
     people: tuple[Pose, ...] | None
     """The people of the request's pose_json, in pixels of the map. None if the map is not made of them."""
 
@@ -138,7 +138,20 @@ def _initial_picture(ask: Ask, picture: Image.Image, mask: Image.Image | None, c
     if not ask.repaints:
         return InitialPicture(laid, ask.prompt_strength)
     inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
-    return InitialPicture(laid, ask.prompt_strength, extend(inside, canvas.margins, blank=255))
+    repainted = feather(extend(inside, canvas.margins, blank=255), ask.mask_feather)
+    return InitialPicture(laid, ask.prompt_strength, repainted)
+
+
+def feather(mask: Image.Image, pixels: int) -> Image.Image:
+    """The mask, mode L, with soft edges: a Gaussian blur (σ is half of `pixels`) that reaches `pixels` to each side.
+
+    Farther from an edge, black stays 0 and white stays 255. ControlNet's demo of inpainting blurs its mask, too. A hard
+    edge shows as a seam, since the painted part never continues the kept one exactly.
+    """
+    if pixels == 0:
+        return mask
+    window = 2 * pixels + 1
+    return Image.fromarray(cv2.GaussianBlur(np.asarray(mask), (window, window), pixels / 2))
 
 
 def _area(
@@ -152,6 +165,7 @@ def _area(
         margins, size = canvas.margins, canvas.kept
         inside = extend(Image.new("L", size, 255), margins, blank=0)
         region = ImageChops.multiply(region, inside) if region else inside
-    seen = detect_size(size, ask.detect_resolution) if ask.annotates(control) else None
+    if ask.annotates(control):
+        detect_size(size, ask.detect_resolution)  # refuses too many pixels
     people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
-    return ControlArea(picture, margins, size, region, seen, people)
+    return ControlArea(picture, margins, size, region, people)

@@ -1,4 +1,4 @@
-"""A UNet that answers the true noise: whatever a sampler's steps are, its last latents must be the initial picture's."""
+"""A UNet that answers the true noise: the last latents of every sampler must be those of the initial picture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ SD15 = DDIMScheduler(
     timestep_spacing="leading",
     set_alpha_to_one=True,
 )
-"""Stable Diffusion 1.5's noise schedule. Its set_alpha_to_one is false, so DDIM and PNDM would leave 3% of the noise."""
+"""Stable Diffusion 1.5's schedule, except that it has no alpha of 1, so DDIM and PNDM leave 3% of the noise."""
 
 
 @pytest.fixture(scope="module")
