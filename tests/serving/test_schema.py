@@ -26,6 +26,11 @@ TEXT = "From above."
 TABLE = {"a": 1, "b": 2}
 REGISTRY = {"a": object(), "b": object()}
 MADE = [name for name in NAMES]
+SET = {"a", "b"}
+COMMENTED = [
+    "a",  # one
+    "b",
+]
 
 class Predictor(BasePredictor):
 """
@@ -164,6 +169,15 @@ def test_schema_has_the_fixed_paths_and_components() -> None:
         ("Union[str, int]", {"anyOf": [{"type": "string"}, {"type": "integer"}]}),
         ("str | float", {"anyOf": [{"type": "string"}, {"type": "number"}]}),
         (
+            "Optional[list[Path]] = Input(default=None)",
+            {"type": "array", "items": {"type": "string", "format": "uri"}, "default": None, "nullable": True},
+        ),
+        ("list[str] | None", {"type": "array", "items": {"type": "string"}, "nullable": True}),
+        (
+            'list[str] = Input(default=["a", "b",])',
+            {"type": "array", "items": {"type": "string"}, "default": ["a", "b"]},
+        ),
+        (
             "Optional[Union[str, int]] = Input(default=None)",
             {
                 "anyOf": [{"nullable": True, "type": "string"}, {"nullable": True, "type": "integer"}],
@@ -250,11 +264,26 @@ def test_output_types(returns: str, expected: dict[str, Any]) -> None:
         ("str = Input(default=IMPORTED)", "IMPORTED is not a literal constant"),
         ("int = Input(default=None)", "a default of None makes it required; write Optional[...]"),
         ('Literal["a", "b"]', 'Literal["a", "b"] is not a type that Cog takes'),
-        ("Optional[list[str]]", "Optional[list[str]] is not a type that Cog takes"),
         ("list[list[str]]", "list[list[str]] is not a type that Cog takes"),
         ("Union[Path, str]", "a union may hold str, int, float, bool, dict only"),
         ("set", "set is not a type that Cog takes"),
         ("None", "None is not a type that Cog takes"),
+        ("Union[str, Optional[int]]", "a union may hold str, int, float, bool, dict only"),
+        ("Union[str, Union[int, float]]", "a union may hold str, int, float, bool, dict only"),
+        ("Union[str, int] = Input(ge=1)", "a union takes no minimum"),
+        ('str | int = Input(choices=["a"])', "a union takes no choices"),
+        ("str | int = Input(max_length=9)", "a union takes no maxLength"),
+        ('str = Input(accept="image/*")', "accept is for inputs of type Path"),
+        (
+            'list[str] = Input(choices=["a"])',
+            "choices must be strings for a str, whole numbers for an int; its type is list",
+        ),
+        ('str = Input(choices={"a", "b"})', "Cog cannot resolve choices="),
+        ("str = Input(choices=SET)", "SET is not a literal constant"),
+        ("str = Input(choices=COMMENTED)", "COMMENTED is not a literal constant of this file without comments in it"),
+        ('str = Input(choices=[("a"), "b"])', "a comment, or an element in brackets"),
+        ('list[str] = Input(default=[ # one\n "a"])', "a comment, or an element in brackets"),
+        ('str = Input(choices=["a", # one\n "b"])', "a comment, or an element in brackets"),
         ('str = Input(description=f"At most {MAX_STEPS}.")', "write one literal string"),
         ('str = Input(description="One " + "two.")', "write one literal string"),
         ('str = Input(description="One " "two.")', "write one literal string"),
@@ -292,6 +321,35 @@ def test_a_signature_that_cog_does_not_accept_is_refused(parameters: str, return
     with pytest.raises(SchemaError, match=rf"^predict\.py line {LINE}: ") as caught:
         schemas(parameters, returns)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("parameter", ["self: str", "self=1"])
+def test_self_with_a_type_or_default_is_refused(parameter: str) -> None:
+    with pytest.raises(SchemaError, match="takes self without a type or default; Cog would make it an input"):
+        openapi_schema(source("x: int = 1").replace("(self,", f"({parameter},"))
+
+
+def test_methods_that_cog_would_read_in_its_place_are_refused() -> None:
+    method = "    def {}(self, y: int) -> str:\n        pass\n"
+    once = source("x: str")
+    for name, problem in [("run", "a method run\\(\\) too"), ("predict", "it is defined a second time")]:
+        with pytest.raises(SchemaError, match=rf"^predict\.py line {LINE + 2}: predict\(\): .*{problem}"):
+            openapi_schema(once + method.format(name))
+        with pytest.raises(SchemaError, match=problem):
+            openapi_schema(once + "    async " + method.format(name).lstrip())
+    with pytest.raises(SchemaError, match="a second class Predictor"):
+        openapi_schema(once + "class Predictor(BasePredictor):\n" + method.format("predict"))
+    with pytest.raises(SchemaError, match="no base class but BasePredictor"):
+        openapi_schema("class Base:\n" + method.format("run") + once.replace("(BasePredictor)", "(Base)"))
+
+
+def test_a_byte_order_mark_is_skipped_as_by_python() -> None:
+    assert openapi_schema("\ufeff" + source("x: int = 7")) == openapi_schema(source("x: int = 7"))
+
+
+def test_a_syntax_error_names_its_line() -> None:
+    with pytest.raises(SchemaError, match=r"^predict\.py line 2: "):
+        openapi_schema("x = 1\ndef predict(:\n")
 
 
 def test_a_file_without_a_predictor_is_refused() -> None:
