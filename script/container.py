@@ -127,6 +127,17 @@ def predict(url: str) -> float:
     return time.monotonic() - started
 
 
+def check_validation(url: str) -> None:
+    """Check that the image has the schema, without which Cog's server passes every input on unchecked."""
+    try:
+        answer = request(f"{url}/predictions", {"input": {"conditioner": "no such conditioner"}})
+    except ContainerError as error:
+        if "answered 422" in str(error):
+            return
+        raise
+    raise ContainerError(f"A request without the required inputs was not refused with 422: {answer}")
+
+
 def stop(name: str) -> float:
     """Stop the container. Returns the seconds that it took. Raises ContainerError if it had to be killed."""
     started = time.monotonic()
@@ -148,6 +159,7 @@ def drive(image: str, way: str, options: list[str]) -> Measured:
     try:
         wait_ready(name, url)
         ready = time.monotonic() - started
+        check_validation(url)
         first = predict(url)
         time.sleep(1)  # the server frees its slot after it has answered
         second = predict(url)

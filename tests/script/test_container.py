@@ -51,3 +51,15 @@ def test_a_server_that_had_to_be_killed_is_reported(tools: Path) -> None:
     stand_in(tools / "docker", '[ "$1" = inspect ] && echo 137; true')
     with pytest.raises(container.ContainerError, match="exit code 137"):
         container.stop("some-container")
+
+
+def test_an_image_that_does_not_validate_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "request", lambda url, body: {"status": "failed"})
+    with pytest.raises(container.ContainerError, match="was not refused with 422"):
+        container.check_validation("http://127.0.0.1:1")
+
+    def refuse(url: str, body: object) -> None:
+        raise container.ContainerError(f"{url} answered 422: a list of faults")
+
+    monkeypatch.setattr(container, "request", refuse)
+    container.check_validation("http://127.0.0.1:1")
