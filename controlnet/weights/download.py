@@ -57,7 +57,8 @@ def download(
             f" Run script/lock-weights {manifest.name} in a checkout and commit weights/{manifest.name}.lock."
         )
     folder = root / manifest.name
-    folder.mkdir(parents=True, exist_ok=True)
+    with _must_be_writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _exclusive_use(folder, manifest), _transfer(manifest, progress) as transfer:
         if pinned is None:
             pinned = _lock_on_hub(manifest, root, folder, transfer)
@@ -65,6 +66,9 @@ def download(
             say(f"{manifest.name} had no lock, so it was locked first. {describe(pinned, manifest, root)}")
         needed = set(manifest.needed_paths)
         to_fetch = _missing_or_wrong([file for file in _locked_files(manifest, pinned) if file.path in needed], folder)
+        if to_fetch:
+            with _must_be_writable(folder), tempfile.TemporaryFile(dir=folder):
+                pass
         _check_space(to_fetch, folder)
         transfer.bar.reset(total=sum(file.size for file in to_fetch))
         _in_parallel(lambda file: _fetch_verified(file, folder, transfer), to_fetch, transfer)
@@ -258,6 +262,19 @@ def _lock_on_disk(manifest: Manifest, root: Path) -> Lock:
         )
     rows = (LockedFile(path, (folder / path).stat().st_size, sha256(folder / path)) for path in manifest.paths)
     return Lock(manifest.name, (), tuple(rows))
+
+
+@contextmanager
+def _must_be_writable(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a WeightsError that says what to do, as in a container with a read-only root."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(
+            f"{folder.name} must be downloaded to {folder}, but it cannot be written to ({error.strerror})."
+            f" Mount a folder there that user {os.getuid()} can write to, or fetch them before building the image:"
+            f" script/download-weights {folder.name}."
+        ) from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The schema is the one that `cog build` writes. A predict.py that Cog cannot resolve is refused."""
+"""The schema is the one that `cog build` writes."""
 
 import inspect
 import json
@@ -7,38 +7,11 @@ from typing import Any
 
 import pytest
 from cog.input import FieldInfo
+from support.predict_sources import schemas, source
 
-from controlnet.serving.schema import SCHEMA_PATH, SchemaError, openapi_schema, write_schema
+from controlnet.serving.schema import SCHEMA_PATH, openapi_schema, write_schema
 from controlnet.serving.schema_cli import compare, differences
 from controlnet.serving.server import ROOT
-
-HEADER = """\
-from typing import Iterator, List, Literal, Optional, Union
-from cog import BasePredictor, Input, Path, Secret
-from elsewhere import CONDITIONERS as IMPORTED
-import settings
-
-NAMES = ["a", "b"]
-TUPLE = ("c", "d")
-TYPED: list[str] = ["e"]
-MAX_STEPS = 50
-TEXT = "From above."
-TABLE = {"a": 1, "b": 2}
-REGISTRY = {"a": object(), "b": object()}
-MADE = [name for name in NAMES]
-
-class Predictor(BasePredictor):
-"""
-LINE = HEADER.count("\n") + 1
-
-
-def source(parameters: str, returns: str = "list[Path]") -> str:
-    """A predict.py whose predict() is on line LINE and has these parameters."""
-    return f"{HEADER}    def predict(self, {parameters}){f' -> {returns}' if returns else ''}:\n        pass\n"
-
-
-def schemas(parameters: str, returns: str = "list[Path]") -> dict[str, Any]:
-    return openapi_schema(source(parameters, returns))["components"]["schemas"]
 
 
 def ref(name: str) -> dict[str, str]:
@@ -164,6 +137,15 @@ def test_schema_has_the_fixed_paths_and_components() -> None:
         ("Union[str, int]", {"anyOf": [{"type": "string"}, {"type": "integer"}]}),
         ("str | float", {"anyOf": [{"type": "string"}, {"type": "number"}]}),
         (
+            "Optional[list[Path]] = Input(default=None)",
+            {"type": "array", "items": {"type": "string", "format": "uri"}, "default": None, "nullable": True},
+        ),
+        ("list[str] | None", {"type": "array", "items": {"type": "string"}, "nullable": True}),
+        (
+            'list[str] = Input(default=["a", "b",])',
+            {"type": "array", "items": {"type": "string"}, "default": ["a", "b"]},
+        ),
+        (
             "Optional[Union[str, int]] = Input(default=None)",
             {
                 "anyOf": [{"nullable": True, "type": "string"}, {"nullable": True, "type": "integer"}],
@@ -221,82 +203,6 @@ def test_choices_of_integers() -> None:
 )
 def test_output_types(returns: str, expected: dict[str, Any]) -> None:
     assert schemas("x: str", returns)["Output"] == expected | {"title": "Output"}
-
-
-# ---- what Cog refuses or drops
-
-
-@pytest.mark.parametrize(
-    ("declaration", "problem"),
-    [
-        ("str = Input(choices=IMPORTED)", "IMPORTED is not a literal constant of this file"),
-        ("str = Input(choices=MADE)", "MADE is not a literal constant of this file"),
-        ("str = Input(choices=[n for n in NAMES])", "Cog cannot resolve choices=[n for n in NAMES]"),
-        ("str = Input(choices=TABLE.keys())", "Cog cannot resolve choices=TABLE.keys()"),
-        ("str = Input(choices=list(REGISTRY.keys()))", "Cog cannot resolve choices=list(REGISTRY.keys())"),
-        ("str = Input(choices=sorted(NAMES))", "Cog cannot resolve choices=sorted(NAMES)"),
-        ('str = Input(choices=("a", "b"))', 'Cog cannot resolve choices=("a", "b")'),
-        ("str = Input(choices=NAMES + IMPORTED)", "IMPORTED is not a literal constant"),
-        ("str = Input(choices=[])", "choices are empty"),
-        ("str = Input(choices=[1, 2])", "choices must be strings for a str"),
-        ("float = Input(choices=[0.5])", "choices must be strings for a str"),
-        ("int = Input(le=MAX_STEPS)", "the bound MAX_STEPS is not a plain decimal number"),
-        ("int = Input(ge=2**3)", "the bound 2**3 is not a plain decimal number"),
-        ("int = Input(le=4_096)", "the bound 4_096 is not a plain decimal number"),
-        ("int = Input(le=0xff)", "the bound 0xff is not a plain decimal number"),
-        ("int = Input(default=settings.STEPS)", "settings.STEPS is not a literal"),
-        ("int = Input(default=2**3)", "2**3 is not a literal"),
-        ("int = Input(default=9223372036854775808)", "9223372036854775808 is not a literal"),
-        ("str = Input(default=IMPORTED)", "IMPORTED is not a literal constant"),
-        ("int = Input(default=None)", "a default of None makes it required; write Optional[...]"),
-        ('Literal["a", "b"]', 'Literal["a", "b"] is not a type that Cog takes'),
-        ("Optional[list[str]]", "Optional[list[str]] is not a type that Cog takes"),
-        ("list[list[str]]", "list[list[str]] is not a type that Cog takes"),
-        ("Union[Path, str]", "a union may hold str, int, float, bool, dict only"),
-        ("set", "set is not a type that Cog takes"),
-        ("None", "None is not a type that Cog takes"),
-        ('str = Input(description=f"At most {MAX_STEPS}.")', "write one literal string"),
-        ('str = Input(description="One " + "two.")', "write one literal string"),
-        ('str = Input(description="One " "two.")', "write one literal string"),
-        ('str = Input(description="A \\"quote\\".")', "write one literal string"),
-        ('str = Input(description=("In brackets."))', "description is in brackets"),
-        ("str = Input(description=MAX_STEPS)", "its description is not a string"),
-        ("str = Input(regex=TEXT)", "write one literal string"),
-        ('str = Input("a default")', "Input() is read by keyword only"),
-        ("str = Input(**OPTIONS)", "Input() has no ** that Cog can read"),
-        ("str = Input(gt=1)", "Input() has no gt that Cog can read"),
-        ("list[str] = Input(default_factory=list)", "Input() has no default_factory that Cog can read"),
-        ("bool = Input(deprecated=1)", "deprecated must be True or False"),
-        ("str = cog.Input()", "cog.Input() is not a literal"),
-    ],
-)
-def test_an_input_that_cog_does_not_resolve_is_refused(declaration: str, problem: str) -> None:
-    with pytest.raises(SchemaError) as caught:
-        schemas(f"a: int, x: {declaration}")
-    assert str(caught.value).startswith(f"predict.py line {LINE}: input 'x': ")
-    assert problem in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "returns", "problem"),
-    [
-        ("x", "Path", "input 'x': has no type"),
-        ("x=1", "Path", "input 'x': has no type"),
-        ("*, x: str", "Path", "takes plain parameters only"),
-        ("**options", "Path", "takes plain parameters only"),
-        ("x: str", "", "the return type of predict(): is missing"),
-        ("x: str", "Optional[Path]", "Optional[Path] is not known here"),
-    ],
-)
-def test_a_signature_that_cog_does_not_accept_is_refused(parameters: str, returns: str, problem: str) -> None:
-    with pytest.raises(SchemaError, match=rf"^predict\.py line {LINE}: ") as caught:
-        schemas(parameters, returns)
-    assert problem in str(caught.value)
-
-
-def test_a_file_without_a_predictor_is_refused() -> None:
-    with pytest.raises(SchemaError, match="no class Predictor with a method predict"):
-        openapi_schema("class Other:\n    pass\n")
 
 
 # ---- writing and comparing

@@ -1,5 +1,6 @@
 """Downloading and locking weights, from a local stand-in for the hub with faults on demand."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -250,6 +251,27 @@ def test_pinned_commit_must_be_the_hubs(hub: Hub, manifest: Manifest, root: Path
     parts = tuple(replace(p, revision=pinned) if p.repo == "someone/base" else p for p in manifest.parts)
     message = failure(replace(manifest, parts=parts), root)
     assert message.startswith(f"someone/base at {pinned}: expected {pinned} from the hub, got '")
+
+
+@pytest.mark.parametrize("method", ["pathlib.Path.mkdir", "tempfile.TemporaryFile"])
+def test_a_read_only_folder_is_reported_before_the_download(
+    method: str, hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(manifest, root)
+    (root / "small/unet/config.json").unlink()
+    hub.seen.clear()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(method, refuse)
+    with pytest.raises(WeightsError, match=r"but it cannot be written to \(Read-only file system\)\. Mount a folder"):
+        download(manifest, root, require_lock=True, progress=False)
+    assert hub.seen == []
+    (root / "small/unet/config.json").write_bytes(CONFIG)
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    fetch(manifest, root)  # nothing is missing, so nothing has to be written
 
 
 def test_full_disk_is_reported_before_the_download(
