@@ -111,11 +111,11 @@ class _Drawer:
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
         detect_resolution = ask.detect_resolution if control.drawn else None
-        shaped = reshape(area.picture, area.size, mode)
+        shaped = area.picture if area.seen is not None else reshape(area.picture, area.size, mode)
         control_map = draw_control_map(
             name, shaped, area.size, control.preprocess, self.annotators, knobs, detect_resolution, self.cache
         )
-        free = filled(area.picture.size, area.size) if mode == "fill" else None
+        free = filled(area.sent, area.size) if mode == "fill" else None
         if free and (blank := BY_NAME[name].blank) is not None:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)

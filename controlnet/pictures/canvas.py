@@ -68,7 +68,9 @@ class ControlArea:
     """Where the map of one control lies on the canvas, and the picture that it is made from."""
 
     picture: Image.Image
-    """RGB, as it was sent, of any size."""
+    """RGB. As its annotator sees it, of the size `seen`. If no annotator does, as it was sent, of any size."""
+    sent: tuple[int, int]
+    """(width, height) of the picture before it was fitted to what its annotator sees."""
     margins: Margins
     """The part of the canvas on each side that its map does not cover: its picture does not have these margins."""
     size: tuple[int, int]
@@ -99,26 +101,16 @@ def lay_out(ask: Ask, most_pixels: int) -> Layout:
     `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; RequestError for
     a mask that does nothing; and PoseError for a pose_json with people far beyond the canvas.
     """
-    pictures = _pictures_of_controls(ask)
-    first = pictures[0] if ask.init_image is None else open_input(ask.init_image, "init_image")
-    mask = None if ask.mask is None else open_input(ask.mask, "mask", "L")
-    masks = [None if each.mask is None else open_input(each.mask, each.input("mask"), "L") for each in ask.controls]
+    # One picture is opened at a time, and reduced to what is needed of it before the next: a large one takes 100 MB.
+    first = open_input(ask.controls[0].image, ask.controls[0].input("image"))
+    begun = first if ask.init_image is None else open_input(ask.init_image, "init_image")
     margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
-    canvas = Canvas(canvas_size(first.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
+    canvas = Canvas(canvas_size(begun.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
     by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
-    initial = _initial_picture(ask, first, mask, canvas)
-    areas = tuple(_area(ask, *each, canvas) for each in zip(ask.controls, pictures, masks, strict=True))
-    return Layout(canvas, areas, initial)
-
-
-def _pictures_of_controls(ask: Ask) -> list[Image.Image]:
-    """Each control's picture. One that controls share is opened once."""
-    pictures: list[Image.Image] = []
-    for control in ask.controls:
-        shared = pictures and not control.has_own_image
-        pictures.append(pictures[0] if shared else open_input(control.image, control.input("image")))
-    return pictures
+    initial = _initial_picture(ask, begun, canvas)
+    del begun
+    return Layout(canvas, tuple(_area(ask, control, first, canvas) for control in ask.controls), initial)
 
 
 def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
@@ -130,21 +122,24 @@ def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _initial_picture(ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas) -> InitialPicture | None:
+def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges."""
     if ask.init_image is None and not ask.repaints:
         return None
     laid = extend(canvas.lay(picture, canvas.kept), canvas.margins)
     if not ask.repaints:
         return InitialPicture(laid, ask.prompt_strength)
-    inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
+    if ask.mask is None:
+        inside = Image.new("L", canvas.kept)
+    else:
+        inside = canvas.lay_mask(open_input(ask.mask, "mask", "L"), canvas.kept, "mask")
     return InitialPicture(laid, ask.prompt_strength, extend(inside, canvas.margins, blank=255))
 
 
-def _area(
-    ask: Ask, control: AskedControl, picture: Image.Image, mask: Image.Image | None, canvas: Canvas
-) -> ControlArea:
-    region = None if mask is None else canvas.lay_mask(mask, canvas.size, control.input("mask"))
+def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
+    """The area of one control. `first` is the first control's picture, which is used unless this one has its own."""
+    name = control.input("mask")
+    region = None if control.mask is None else canvas.lay_mask(open_input(control.mask, name, "L"), canvas.size, name)
     margins, size = Margins(), canvas.size
     shows_initial = ask.init_image is None and not control.has_own_image
     if canvas.margins and shows_initial and control.made_of != "holes":
@@ -154,4 +149,8 @@ def _area(
         region = ImageChops.multiply(region, inside) if region else inside
     seen = detect_size(size, ask.detect_resolution) if ask.annotates(control) else None
     people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
-    return ControlArea(picture, margins, size, region, seen, people)
+    picture = open_input(control.image, control.input("image")) if control.has_own_image else first
+    sent = picture.size
+    if seen is not None:
+        picture = fit(reshape(picture, size, canvas.mode), seen, Image.Resampling.LANCZOS)
+    return ControlArea(picture, sent, margins, size, region, seen, people)
