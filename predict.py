@@ -43,9 +43,11 @@ CONDITIONERS = [
 SCHEDULERS = [
     "DDIM",
     "DPMSolverMultistep",
+    "DPMSolverMultistepKarras",
     "HeunDiscrete",
     "K_EULER",
     "K_EULER_ANCESTRAL",
+    "K_EULER_KARRAS",
     "KLMS",
     "PNDM",
     "UniPCMultistep",
@@ -136,6 +138,10 @@ class Predictor(BasePredictor):
             le=255,
             description="canny: edges stronger than this are kept, and the weaker ones that touch them. Lower finds more. Left out: 200.",
         ),
+        hed_safe: Optional[bool] = Input(
+            default=None,
+            description="hed: edge strengths in three levels, without faint traces of the image's textures. Off: all strengths, finer. Left out: on.",
+        ),
         mlsd_score_threshold: Optional[float] = Input(
             default=None,
             ge=0,
@@ -147,6 +153,18 @@ class Predictor(BasePredictor):
             ge=0,
             le=20,
             description="mlsd: how long a line must be, in pixels of the network. Higher leaves out short ones. Left out: 0.1 with sd15, 6 with tiny.",
+        ),
+        shuffle_seed: Optional[int] = Input(
+            default=None,
+            ge=0,
+            le=4294967295,
+            description="shuffle: another number moves the colours to other places. Left out: the image itself decides.",
+        ),
+        tile_factor: Optional[float] = Input(
+            default=None,
+            ge=1,
+            le=16,
+            description="tile: by how much the image is reduced first, so that its details are dropped and painted anew. Left out: 1, it is shown whole.",
         ),
         pose_parts: Optional[str] = Input(
             default=None,
@@ -255,7 +273,13 @@ class Predictor(BasePredictor):
         mask: Optional[Path] = Input(
             default=None,
             accept="image/*",
-            description="What of init_image (or, without it, of image) is repainted: white where it is, black where each pixel is kept, grey in between. Best with the inpaint conditioner.",
+            description="What of init_image (or, without it, of image) is repainted: white where it is, black where it is kept, grey in between. Best with the inpaint conditioner.",
+        ),
+        mask_feather: int = Input(
+            default=4,
+            ge=0,
+            le=64,
+            description="Pixels over which the edge of mask or outpaint is softened to each side, so that no seam shows. Farther away, black keeps each pixel. 0: a hard edge.",
         ),
         outpaint_left: int = Input(
             default=0,

@@ -46,14 +46,17 @@ def _required(parameter: inspect.Parameter) -> bool:
 def test_names_and_order_of_inputs_are_final() -> None:
     of_a_control = ("conditioner", "image", "preprocess", "conditioning_scale", "control_start", "control_end")
     others = [f"{name}_{number}" for number in (2, 3) for name in (*of_a_control, "control_mask")]
-    knobs = ("low_threshold", "high_threshold", "mlsd_score_threshold", "mlsd_distance_threshold", "pose_parts")
+    knobs = (
+        "low_threshold", "high_threshold", "hed_safe", "mlsd_score_threshold", "mlsd_distance_threshold",
+        "shuffle_seed", "tile_factor", "pose_parts",
+    )  # fmt: skip
     assert list(PARAMETERS) == [
         "prompt", "image", "conditioner", "negative_prompt", "preprocess", "map_only", "conditioning_scale",
         "control_start", "control_end", "detect_resolution", *knobs, "pose_json", "control_mode", "control_mask",
-        *others, "init_image", "prompt_strength", "mask", "outpaint_left", "outpaint_right", "outpaint_top",
-        "outpaint_bottom", "num_outputs", "resolution", "width", "height", "resize_mode", "num_inference_steps",
-        "guidance_scale", "clip_skip", "scheduler", "seed", "return_control_map", "return_pose_json", "output_format",
-        "output_quality", "disable_safety_checker",
+        *others, "init_image", "prompt_strength", "mask", "mask_feather", "outpaint_left", "outpaint_right",
+        "outpaint_top", "outpaint_bottom", "num_outputs", "resolution", "width", "height", "resize_mode",
+        "num_inference_steps", "guidance_scale", "clip_skip", "scheduler", "seed", "return_control_map",
+        "return_pose_json", "output_format", "output_quality", "disable_safety_checker",
     ]  # fmt: skip
 
 
@@ -77,7 +80,7 @@ def test_every_input_is_described_in_whole_sentences(name: str) -> None:
     ("names", "bounds"),
     [
         (("resolution", "width", "height", "detect_resolution"), (SMALLEST, LARGEST)),
-        (("seed",), (0, SEEDS - 1)),
+        (("seed", "shuffle_seed"), (0, SEEDS - 1)),
         (("low_threshold", "high_threshold"), (0, STRONGEST)),
         (("mlsd_score_threshold",), (0, 1)),
         (("mlsd_distance_threshold",), (0, 20)),

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from controlnet.maps.annotators import tiny
+from controlnet.maps.annotators.canny import draw_canny
 from controlnet.maps.annotators.hed import safe_levels
 from controlnet.maps.annotators.lineart_standard import draw_lineart_standard
 from controlnet.maps.annotators.skeletons import draw_skeletons
@@ -80,7 +81,7 @@ def rows_with_people(dataset: Dataset) -> torch.Tensor:
 def canny_map(sample: Sample, rng: Random) -> np.ndarray:
     """Canny with random thresholds, as ControlNet was trained, and often with the annotator's 100 and 200."""
     low, high = (100, 200) if rng.random() < 0.4 else sorted(rng.uniform(40, 250, 2))
-    return cv2.Canny(cv2.cvtColor(sample.picture, cv2.COLOR_RGB2GRAY), low, high)
+    return np.asarray(draw_canny(Image.fromarray(sample.picture), low, high))
 
 
 def scribble_map(sample: Sample, rng: Random) -> np.ndarray:
@@ -116,9 +117,9 @@ def lineart_map(sample: Sample, rng: Random) -> np.ndarray:
 
 
 def tile_map(sample: Sample, rng: Random) -> np.ndarray:
-    """The annotator's map, or one that is blurred more or less."""
-    picture = Image.fromarray(sample.picture)
-    return np.asarray(draw_tile(picture, 8 if rng.random() < 0.5 else int(rng.integers(2, 17))))
+    """The picture itself, as the annotator shows it by default, or with few details or none: a factor of up to 16."""
+    factor = rng.choice((1, 8, float(rng.uniform(1, 16))), p=(0.4, 0.3, 0.3))
+    return np.asarray(draw_tile(Image.fromarray(sample.picture), factor))
 
 
 def inpaint_map(sample: Sample, rng: Random) -> np.ndarray:

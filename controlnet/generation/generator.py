@@ -128,7 +128,7 @@ class Generator:
         return pipeline(
             **base,
             controlnet=CompositeControlNet(nets, job.guided, CONTROL_MODES[job.control_mode], regions),
-            scheduler=make_scheduler(job.scheduler, self.base["scheduler"].config),
+            scheduler=make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped),
             safety_checker=none,
             feature_extractor=none,
             requires_safety_checker=False,

@@ -40,6 +40,14 @@ class Job:
         """Whether the first latents are noise alone, with nothing of an initial picture in them."""
         return self.initial is None or self.initial.is_overwritten
 
+    @property
+    def steps_skipped(self) -> int:
+        """How many of num_inference_steps are left out at the beginning, counted as diffusers counts them."""
+        if self.initial is None or self.begins_with_noise:
+            return 0
+        taken = int(self.num_inference_steps * self.initial.strength)
+        return self.num_inference_steps - min(taken, self.num_inference_steps)
+
     def parameters(self, i: int) -> dict[str, Any]:
         """The parameters that make picture `i` alone, for its file's metadata: plain values, no pictures."""
         begun = {} if self.initial is None else {"prompt_strength": self.initial.strength}

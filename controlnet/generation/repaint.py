@@ -33,8 +33,9 @@ class Repainting:
         self.latents = retrieve_latents(vae.encode(pixels), generator=generator) * vae.config.scaling_factor
         self.noise = randn_tensor(self.latents.shape, generator, self.latents.device, self.latents.dtype)
         mask = torch.from_numpy(np.array(initial.mask, np.float32) / 255)[None, None]
-        # A latent covers 8×8 pixels. It is repainted as much as the most repainted of them, so that no seam is left.
-        self.mask = F.max_pool2d(mask, STEP).to(self.latents)
+        # A latent covers 8×8 pixels. It is repainted as much as their mean, as in ControlNet's demo of inpainting. By
+        # the most repainted of them, the painted part would reach beyond the mask and be cut off at its edge.
+        self.mask = F.avg_pool2d(mask, STEP).to(self.latents)
 
     @torch.no_grad()
     def __call__(self, pipeline: Any, i: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -10,9 +10,9 @@ from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import Annotator, LoadedAnnotator, knobs_of
 from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.maps.cache import MapCache
-from controlnet.maps.drawing import draw_control_map
+from controlnet.maps.drawing import draw_control_map, seen_size
 from controlnet.pictures.canvas import ControlArea, Layout
-from controlnet.pictures.geometry import extend, filled, reshape
+from controlnet.pictures.geometry import extend, filled, fit, reshape
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.pose import FOUND_PARTS, SENT_PARTS, Pose, poses_to_json
 
@@ -111,11 +111,13 @@ class _Drawer:
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
         detect_resolution = ask.detect_resolution if control.drawn else None
-        shaped = area.picture if area.seen is not None else reshape(area.picture, area.size, mode)
-        control_map = draw_control_map(
-            name, shaped, area.size, control.preprocess, self.annotators, knobs, detect_resolution, self.cache
-        )
-        free = filled(area.sent, area.size) if mode == "fill" else None
+        picture = area.sent.open()
+        free = filled(picture.size, area.size) if mode == "fill" else None
+        settings = (control.preprocess, self.annotators, knobs, detect_resolution, self.cache)
+        # No name for the shaped picture, which may be large: it goes when the annotator's smaller one is made.
+        shaped = [reshape(picture, area.size, mode)]
+        del picture
+        control_map = draw_control_map(name, shaped.pop(), area.size, *settings)
         if free and (blank := BY_NAME[name].blank) is not None:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
@@ -126,8 +128,9 @@ class _Drawer:
         annotator = self.annotators[control.conditioner]
         finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
         assert isinstance(finder, PoseAnnotator)
-        seen = area.seen or area.size
-        picture = self.layout.canvas.lay(area.picture, seen)
+        shaped = reshape(area.sent.open(), area.size, self.layout.canvas.mode)
+        seen = seen_size(annotator, shaped.size, area.size, self.ask.detect_resolution)
+        picture = fit(shaped, seen, Image.Resampling.LANCZOS)
         people = finder.poses(picture, self.ask.knobs.pose_parts or FOUND_PARTS)
         scaled = [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
         return poses_to_json(scaled, area.size)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -14,15 +15,50 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+
+class LMSFromAnyStep(LMSDiscreteScheduler):
+    """LMS that may begin midway, as a job with an initial picture does.
+
+    diffusers takes the order of a step from its place in the whole schedule, as if all earlier steps had been taken
+    (github.com/huggingface/diffusers/issues/5630). The order can only be as high as the number of outputs so far.
+    """
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, order: int = 4, return_dict: bool = True) -> Any:
+        return super().step(model_output, timestep, sample, min(order, len(self.derivatives) + 1), return_dict)
+
+
+class PNDMFromAnyStep(PNDMScheduler):
+    """PNDM that may begin midway, as a job with an initial picture does.
+
+    PNDM computes its first step twice, the second time from the place that the first one led to. So diffusers has the
+    second timestep of the whole schedule twice. The one to be repeated is the second of those that are used.
+    """
+
+    skipped = 0
+    """How many steps are left out at the beginning."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        super().set_timesteps(num_inference_steps, device)
+        each = list(dict.fromkeys(self.timesteps.tolist()))
+        doubled = self.skipped + 1
+        timesteps = each[:doubled] + 2 * each[doubled : doubled + 1] + each[doubled + 1 :]
+        self.timesteps = torch.tensor(timesteps, device=device)
+
+
+KARRAS = {"use_karras_sigmas": True}
+"""Noise levels of T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022."""
+
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "DDIM": (DDIMScheduler, {}),
     "DPMSolverMultistep": (DPMSolverMultistepScheduler, {}),
+    "DPMSolverMultistepKarras": (DPMSolverMultistepScheduler, KARRAS),
     "HeunDiscrete": (HeunDiscreteScheduler, {}),
     "K_EULER": (EulerDiscreteScheduler, {}),
     "K_EULER_ANCESTRAL": (EulerAncestralDiscreteScheduler, {}),
-    "KLMS": (LMSDiscreteScheduler, {}),
+    "K_EULER_KARRAS": (EulerDiscreteScheduler, KARRAS),
+    "KLMS": (LMSFromAnyStep, {}),
     # The Runge-Kutta warm-up would add a dozen steps that nobody asked for. Latent diffusion has always skipped it.
-    "PNDM": (PNDMScheduler, {"skip_prk_steps": True}),
+    "PNDM": (PNDMFromAnyStep, {"skip_prk_steps": True}),
     "UniPCMultistep": (UniPCMultistepScheduler, {}),
 }
 
@@ -31,15 +67,19 @@ class SchedulerError(ValueError):
     """There is no scheduler of that name."""
 
 
-def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+def make_scheduler(name: str, config: Mapping[str, Any], skipped: int = 0) -> Any:
     """A new scheduler of that name with the bundle's noise schedule, `config`. Raises SchedulerError.
 
-    A scheduler keeps state during a run (step index, earlier outputs), so every picture needs a new one.
+    `skipped` is the number of steps that are left out at the beginning. A scheduler keeps state during a run (step
+    index, earlier outputs), so every picture needs a new one.
     """
     if name not in SCHEDULERS:
         raise SchedulerError(f"scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}.")
     scheduler_class, options = SCHEDULERS[name]
-    return scheduler_class.from_config(dict(config), **options)
+    scheduler = scheduler_class.from_config(dict(config), **options)
+    if isinstance(scheduler, PNDMFromAnyStep):
+        scheduler.skipped = skipped
+    return scheduler
 
 
 def steps_of(name: str, config: Mapping[str, Any], num_inference_steps: int, skipped: int = 0) -> int:
@@ -47,6 +87,6 @@ def steps_of(name: str, config: Mapping[str, Any], num_inference_steps: int, ski
 
     That is more often than once a step for samplers of second order (HeunDiscrete). Raises SchedulerError.
     """
-    scheduler = make_scheduler(name, config)
+    scheduler = make_scheduler(name, config, skipped)
     scheduler.set_timesteps(num_inference_steps)
     return len(scheduler.timesteps[skipped * scheduler.order :])

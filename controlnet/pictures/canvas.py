@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image, ImageChops
 
 from controlnet.pictures.geometry import Margins, canvas_size, check_pixels, detect_size, extend, fit, in_steps, reshape
@@ -63,22 +65,36 @@ class InitialPicture:
         return made if self.mask is None else Image.composite(made, self.picture, self.mask)
 
 
+MOST_KEPT = 8_000_000
+"""Pixels of a second or third control's picture that is kept in memory. A larger one is opened again for its map."""
+
+
+@dataclass(frozen=True)
+class SentPicture:
+    """A picture that was sent, and can be opened."""
+
+    file: Path
+    name: str
+    """The name of its input."""
+    kept: Image.Image | None
+    """None if it is too large to be kept."""
+
+    def open(self) -> Image.Image:
+        """RGB, as it was sent, of any size."""
+        return open_input(self.file, self.name) if self.kept is None else self.kept
+
+
 @dataclass(frozen=True)
 class ControlArea:
     """Where the map of one control lies on the canvas, and the picture that it is made from."""
 
-    picture: Image.Image
-    """RGB. As its annotator sees it, of the size `seen`. If no annotator does, as it was sent, of any size."""
-    sent: tuple[int, int]
-    """(width, height) of the picture before it was fitted to what its annotator sees."""
+    sent: SentPicture
     margins: Margins
     """The part of the canvas on each side that its map does not cover: its picture does not have these margins."""
     size: tuple[int, int]
     """(width, height) of the map, without the margins."""
     region: Image.Image | None
     """Mode L, of the canvas' size: 255 where the control acts in full, 0 where not at all. None means everywhere."""
-    seen: tuple[int, int] | None
-    """(width, height) at which its annotator sees the picture. None if no annotator does."""
     people: tuple[Pose, ...] | None
     """The people of the request's pose_json, in pixels of the map. None if the map is not made of them."""
 
@@ -133,7 +149,20 @@ def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas) -> InitialP
         inside = Image.new("L", canvas.kept)
     else:
         inside = canvas.lay_mask(open_input(ask.mask, "mask", "L"), canvas.kept, "mask")
-    return InitialPicture(laid, ask.prompt_strength, extend(inside, canvas.margins, blank=255))
+    repainted = feather(extend(inside, canvas.margins, blank=255), ask.mask_feather)
+    return InitialPicture(laid, ask.prompt_strength, repainted)
+
+
+def feather(mask: Image.Image, pixels: int) -> Image.Image:
+    """The mask, mode L, with soft edges: a Gaussian blur (σ is half of `pixels`) that reaches `pixels` to each side.
+
+    Farther from an edge, black stays 0 and white stays 255. ControlNet's demo of inpainting blurs its mask, too. A hard
+    edge shows as a seam, since the painted part never continues the kept one exactly.
+    """
+    if pixels == 0:
+        return mask
+    window = 2 * pixels + 1
+    return Image.fromarray(cv2.GaussianBlur(np.asarray(mask), (window, window), pixels / 2))
 
 
 def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
@@ -147,10 +176,14 @@ def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -
         margins, size = canvas.margins, canvas.kept
         inside = extend(Image.new("L", size, 255), margins, blank=0)
         region = ImageChops.multiply(region, inside) if region else inside
-    seen = detect_size(size, ask.detect_resolution) if ask.annotates(control) else None
+    if ask.annotates(control):
+        detect_size(size, ask.detect_resolution)  # refuses too many pixels
     people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
-    picture = open_input(control.image, control.input("image")) if control.has_own_image else first
-    sent = picture.size
-    if seen is not None:
-        picture = fit(reshape(picture, size, canvas.mode), seen, Image.Resampling.LANCZOS)
-    return ControlArea(picture, sent, margins, size, region, seen, people)
+    return ControlArea(_sent_picture(control, first), margins, size, region, people)
+
+
+def _sent_picture(control: AskedControl, first: Image.Image) -> SentPicture:
+    name = control.input("image")
+    picture = open_input(control.image, name) if control.has_own_image else first
+    is_small = picture.width * picture.height <= MOST_KEPT
+    return SentPicture(control.image, name, picture if is_small or not control.has_own_image else None)

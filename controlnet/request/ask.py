@@ -94,6 +94,8 @@ class Ask:
     """Share of the steps to take, 0–1. It is 1 if the request begins with noise alone."""
     mask: Path | None
     """The file of the picture that is white where the initial picture is repainted."""
+    mask_feather: int
+    """Pixels, 0–64, over which the mask's edge is softened to each side; that of the outpainted margins too."""
     outpaint_left: int
     """Pixels to paint beyond the left edge, 0–1024, before rounding up to a multiple of 8."""
     outpaint_right: int

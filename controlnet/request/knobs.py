@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-KnobValue = int | float | str
+KnobValue = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,16 @@ class Knobs:
     """canny: gradient strength, 0–255, above which a pixel continues an edge."""
     high_threshold: int | None = None
     """canny: gradient strength, 0–255, above which an edge begins."""
+    hed_safe: bool | None = None
+    """hed: whether edge strengths are quantised to three levels, ControlNet 1.1's "safe" form."""
     mlsd_score_threshold: float | None = None
     """mlsd: least score of a line, 0–1."""
     mlsd_distance_threshold: float | None = None
     """mlsd: least length of a line, 0–20 pixels of the network's output."""
+    shuffle_seed: int | None = None
+    """shuffle: seed of the random flow, 0 to 2³² − 1."""
+    tile_factor: float | None = None
+    """tile: by how much the picture is reduced before it is enlarged again, 1–16."""
     pose_parts: str | None = None
     """openpose: which parts of people are found and drawn, a key of controlnet.request.pose.POSE_PARTS."""
 

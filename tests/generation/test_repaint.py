@@ -70,7 +70,7 @@ def test_img2img_latents_equal_those_of_diffusers(generator, monkeypatch, condit
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_inpainting_equals_diffusers_for_masks_of_whole_latents(generator, monkeypatch, strength) -> None:
-    """diffusers takes every eighth pixel of a mask, we the largest of 8×8 pixels. Here both are the same."""
+    """diffusers takes every eighth pixel of a mask, we the mean of 8×8 pixels. Here both are the same."""
     ours = latents_of(generator, monkeypatch, initial=InitialPicture(PICTURE, strength, mask()))
     own = diffusers_own(StableDiffusionControlNetInpaintPipeline, "canny", strength, mask_image=mask())
     assert (ours - own).abs().max() <= 1e-4

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
 
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS, AnnotatorKind, LoadedAnnotator
@@ -57,6 +58,7 @@ def test_a_dark_picture_on_white_is_no_line_map() -> None:
         assert draw_control_map(name, paper, (64, 64), False, {name: never}).tobytes() == paper.tobytes()
 
 
+COLOURS = Image.fromarray(data.astronaut()).resize((60, 40), Image.Resampling.LANCZOS)
 CANNY = {"canny": LoadedAnnotator(ANNOTATORS["canny"], draw_canny), "hed": never}
 
 
@@ -71,18 +73,18 @@ class Recorder:
         return picture.convert("RGB")
 
 
-def loaded(recorder: Recorder, *knobs: str) -> LoadedAnnotator:
-    kind = AnnotatorKind("recorder", "", (), lambda folder_of, device: recorder, knobs)
+def loaded(recorder: Recorder, *knobs: str, own_side: int | None = None) -> LoadedAnnotator:
+    kind = AnnotatorKind("recorder", "", (), lambda folder_of, device: recorder, knobs, own_side=own_side)
     return LoadedAnnotator(kind, recorder)
 
 
 def test_knobs_reach_the_annotator_or_keep_their_default() -> None:
     def drawn(**knobs) -> bytes:
-        return draw_control_map("canny", PICTURE, (60, 40), True, CANNY, knobs).tobytes()
+        return draw_control_map("canny", COLOURS, (60, 40), True, CANNY, knobs).tobytes()
 
-    assert drawn() == draw_canny(PICTURE).tobytes()
-    assert drawn(low_threshold=150) == draw_canny(PICTURE, 150).tobytes() != drawn()
-    assert drawn(high_threshold=240) == draw_canny(PICTURE, high_threshold=240).tobytes() != drawn()
+    assert drawn() == draw_canny(COLOURS).tobytes()
+    assert drawn(low_threshold=190) == draw_canny(COLOURS, 190).tobytes() != drawn()
+    assert drawn(high_threshold=240) == draw_canny(COLOURS, high_threshold=240).tobytes() != drawn()
 
 
 def test_detect_resolution_sets_picture_and_short_side() -> None:
@@ -93,6 +95,28 @@ def test_detect_resolution_sets_picture_and_short_side() -> None:
         assert recorder.calls.pop() == ((192, 128), settings)
     draw_control_map("depth", PICTURE, (96, 64), True, {"depth": loaded(recorder, "short_side")})
     assert recorder.calls == [((96, 64), {})], "the network must choose if no resolution is sent"
+
+
+@pytest.mark.parametrize(
+    ("picture_size", "map_size", "seen"),
+    [
+        ((1600, 1200), (256, 192), (683, 512)),  # the network's size, which the picture has
+        ((400, 300), (256, 192), (400, 300)),  # the picture has less
+        ((128, 96), (256, 192), (256, 192)),  # enlarging it further would show nothing more
+        ((1600, 1200), (1024, 768), (1024, 768)),
+    ],
+)
+def test_a_small_map_is_drawn_from_a_picture_of_the_networks_size(picture_size, map_size, seen) -> None:
+    recorder = Recorder()
+    annotator, picture = loaded(recorder, "short_side", own_side=512), Image.new("RGB", picture_size)
+    assert draw_control_map("depth", picture, map_size, True, {"depth": annotator}).size == map_size
+    assert recorder.calls == [(seen, {})]
+
+
+def test_annotators_with_a_network_know_its_size() -> None:
+    sides = {name: kind.own_side for name, kind in ANNOTATORS.items()}
+    assert {name for name, side in sides.items() if side} == {kind.name for kind in ANNOTATORS.values() if kind.parts}
+    assert all(sides[name] == (128 if name.startswith("tiny_") else 512) for name in sides if sides[name])
 
 
 def test_canny_lines_stay_lines_at_any_detect_resolution() -> None:

@@ -16,14 +16,17 @@ STEPS = (1, 2, 5)
 CLASSES: dict[str, Any] = {
     "DDIM": diffusers.DDIMScheduler,
     "DPMSolverMultistep": diffusers.DPMSolverMultistepScheduler,
+    "DPMSolverMultistepKarras": diffusers.DPMSolverMultistepScheduler,
     "HeunDiscrete": diffusers.HeunDiscreteScheduler,
     "K_EULER": diffusers.EulerDiscreteScheduler,
     "K_EULER_ANCESTRAL": diffusers.EulerAncestralDiscreteScheduler,
+    "K_EULER_KARRAS": diffusers.EulerDiscreteScheduler,
     "KLMS": diffusers.LMSDiscreteScheduler,
     "PNDM": diffusers.PNDMScheduler,
     "UniPCMultistep": diffusers.UniPCMultistepScheduler,
 }
-OPTIONS = {"PNDM": {"skip_prk_steps": True}}
+KARRAS = {"use_karras_sigmas": True}
+OPTIONS = {"PNDM": {"skip_prk_steps": True}, "DPMSolverMultistepKarras": KARRAS, "K_EULER_KARRAS": KARRAS}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def diffusers_latents(scheduler: str, steps: int) -> torch.Tensor:
 def test_every_call_gives_a_new_scheduler_with_the_bundles_config(name: str) -> None:
     config = parts()["scheduler"].config
     one, other = make_scheduler(name, config), make_scheduler(name, config)
-    assert type(one) is CLASSES[name] and one is not other
+    assert isinstance(one, CLASSES[name]) and one is not other
     for key in ("beta_end", "beta_schedule", "prediction_type", "num_train_timesteps"):
         assert one.config[key] == config[key], key
 

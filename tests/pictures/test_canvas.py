@@ -71,7 +71,7 @@ def test_init_image_is_changed_and_a_mask_repaints(tmp_path: Path) -> None:
 
 def test_outpainting_grows_the_canvas_and_masks_the_margins(tmp_path: Path) -> None:
     pictures = {"image": noise(64, 64)}
-    layout = laid_out(tmp_path, pictures, outpaint_left=9, outpaint_bottom=16)[1]
+    layout = laid_out(tmp_path, pictures, outpaint_left=9, outpaint_bottom=16, mask_feather=0)[1]
     assert layout.canvas.size == (80, 80) and layout.canvas.kept == (64, 64)  # 9 becomes 16
     initial = layout.initial
     assert initial and initial.mask is not None and initial.strength == 1.0
@@ -113,11 +113,29 @@ def test_a_detect_resolution_too_high_for_the_canvas_is_refused(tmp_path: Path) 
 def test_a_mask_is_extended_by_the_margins(tmp_path: Path) -> None:
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 8, 8))
-    initial = laid_out(tmp_path, {"image": noise(64, 64), "mask": mask}, outpaint_right=8)[1].initial
+    initial = laid_out(tmp_path, {"image": noise(64, 64), "mask": mask}, outpaint_right=8, mask_feather=0)[1].initial
     assert initial and initial.mask is not None
     expected = np.zeros((64, 72), np.uint8)
     expected[:8, :8] = expected[:, 64:] = 255
     assert np.array_equal(np.asarray(initial.mask), expected)
+
+
+@pytest.mark.parametrize(("sent", "reach"), [({}, 4), ({"mask_feather": 10}, 10), ({"mask_feather": 0}, 0)])
+def test_mask_feather_softens_the_edge_and_reaches_no_further(tmp_path: Path, sent: dict, reach: int) -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    initial = laid_out(tmp_path, {"image": noise(64, 64), "mask": mask}, **sent)[1].initial
+    assert initial and initial.mask is not None
+    row = np.asarray(initial.mask)[20].astype(int)
+    assert (row[: 32 - reach] == 255).all() and (row[32 + reach :] == 0).all()
+    assert (np.diff(row) <= 0).all() and set(row[32 - reach : 32 + reach] % 255 > 0) <= {True}
+
+
+def test_mask_feather_softens_the_edge_of_an_outpainted_margin(tmp_path: Path) -> None:
+    initial = laid_out(tmp_path, {"image": noise(64, 64)}, outpaint_right=16)[1].initial
+    assert initial and initial.mask is not None
+    row = np.asarray(initial.mask)[20]
+    assert (row[:60] == 0).all() and (row[68:] == 255).all() and (row[60:68] % 255 > 0).all()
 
 
 @pytest.mark.parametrize("name", ["mask", "control_mask", "control_mask_2"])
@@ -144,7 +162,7 @@ def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
     noise(64, 64).save(file)
     layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20)
     assert layout.initial is not None and layout.initial.mask is not None and layout.controls[0].region is not None
-    assert (layout.controls[0].picture.mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
+    assert (layout.controls[0].sent.open().mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
         "RGB", "L", "L",
     )  # fmt: skip
 
@@ -160,4 +178,4 @@ def test_sent_poses_are_laid_out_and_no_annotator_sees_the_picture(tmp_path: Pat
     pose = '{"people": [{"pose_keypoints_2d": [0.5, 0.25, 1' + ", 0" * 51 + "]}]}"
     sent = {"conditioner": "openpose", "pose_json": pose, "detect_resolution": 2048}
     (area,) = laid_out(tmp_path, {"image": noise(256, 64)}, **sent, outpaint_left=32)[1].controls
-    assert area.seen is None and area.people is not None and area.people[0].body[0] == (128, 16)
+    assert area.people is not None and area.people[0].body[0] == (128, 16)

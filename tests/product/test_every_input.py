@@ -87,6 +87,9 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
     ({"conditioner": "openpose"}, {"pose_json": POSE}),
     ({"conditioner": "openpose"}, {"return_pose_json": True}),
     ({"conditioner": "openpose", "pose_json": POSE}, {"pose_parts": "body"}),
+    ({"conditioner": "hed"}, {"hed_safe": False}),
+    ({"conditioner": "tile"}, {"tile_factor": 8.0}),
+    ({"mask": HALF}, {"mask_feather": 0}),
     ({"conditioner": "mlsd"}, {"mlsd_score_threshold": 0.1}),
     ({"conditioner": "mlsd", "image": HOUSE}, {"mlsd_distance_threshold": 20.0}),
     ({"init_image": PHOTO}, {"prompt_strength": 0.5}),
@@ -99,7 +102,10 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
 ]
 """Inputs that need another one: the inputs of both requests, and the input that only the second request has."""
 CASES = [({}, changed) for changed in ALONE] + WITH_ANOTHER
-UNSEEN = {"disable_safety_checker": "tiny has no safety checker; the walk in test_combinations.py sends it"}
+UNSEEN = {
+    "disable_safety_checker": "tiny has no safety checker; the walk in test_combinations.py sends it",
+    "shuffle_seed": "tiny has no shuffle; tests/maps/annotators/test_pictures.py draws with it",
+}
 
 
 @pytest.fixture(scope="module")

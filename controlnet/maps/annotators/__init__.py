@@ -27,6 +27,10 @@ Annotator = Callable[..., Image.Image]
 
 SHORT_SIDE = "short_side"
 """The knob that every annotator with a private resolution has: the picture's short side there, in pixels."""
+TRAINED_SHORT_SIDE = 512
+"""Pixels. The ControlNet 1.1 annotators run at this size, and their line widths are meant for it."""
+TINY_SHORT_SIDE = 128
+"""Pixels. The size that the tiny bundle's network was trained at."""
 
 
 Fault = Callable[[Mapping[str, KnobValue]], str | None]
@@ -53,6 +57,8 @@ class AnnotatorKind:
     knobs: tuple[str, ...] = ()
     """The keyword arguments that the loaded annotator takes."""
     fault: Fault = _no_fault
+    own_side: int | None = None
+    """Short side in pixels of the pictures that its network was trained on. None if it has no network."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,17 @@ def knobs_of(annotator: Annotator) -> tuple[str, ...]:
     return annotator.kind.knobs if isinstance(annotator, LoadedAnnotator) else ()
 
 
+def own_side_of(annotator: Annotator) -> int | None:
+    """The short side in pixels that an annotator's network was trained at; None if it has no network."""
+    return annotator.kind.own_side if isinstance(annotator, LoadedAnnotator) else None
+
+
 def _kind(name: str, help: str, *parts: str, knobs: tuple[str, ...] = (), fault: Fault = _no_fault) -> AnnotatorKind:
     def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
         module = import_module(f"{__name__}.{name}")
         return module.load(*(folder_of(part) for part in parts), device=device)
 
-    return AnnotatorKind(name, help, parts, load, knobs, fault)
+    return AnnotatorKind(name, help, parts, load, knobs, fault, TRAINED_SHORT_SIDE if parts else None)
 
 
 def _tiny_kind(
@@ -87,7 +98,8 @@ def _tiny_kind(
     def load(folder_of: Callable[[str], Path], device: "torch.device") -> Annotator:
         return import_module(f"{__name__}.tiny").load(draws, folder_of(part), device)
 
-    return AnnotatorKind(f"tiny_{draws}", f"{help}, by the tiny bundle's own network.", (part,), load, knobs, fault)
+    help = f"{help}, by the tiny bundle's own network."
+    return AnnotatorKind(f"tiny_{draws}", help, (part,), load, knobs, fault, TINY_SHORT_SIDE)
 
 
 def _canny_fault(knobs: Mapping[str, KnobValue]) -> str | None:
@@ -106,6 +118,7 @@ def _bodies_only(knobs: Mapping[str, KnobValue]) -> str | None:
 
 PRIVATE = (SHORT_SIDE,)
 POSE = ("pose_parts",)
+HED = ("hed_safe",)
 MLSD = ("mlsd_score_threshold", "mlsd_distance_threshold")
 
 ANNOTATORS: dict[str, AnnotatorKind] = {
@@ -120,9 +133,9 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
         _kind("xdog", "Rough strokes by thresholded difference of Gaussians; a doodle is used as it is."),
         _kind(
             "hed",
-            "Soft edges by HED, in the quantised form that ControlNet was trained on.",
+            "Soft edges by HED, quantised unless hed_safe is off.",
             "annotator/hed",
-            knobs=PRIVATE,
+            knobs=PRIVATE + HED,
         ),
         _kind(
             "hed_scribble",
@@ -172,10 +185,14 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
         ),
         _kind("lineart_standard", "Lines as a soft pen draws them, by difference of Gaussians.", knobs=PRIVATE),
         _kind("lineart_anime", "Lines as in anime, by Anime2Sketch.", "annotator/lineart_anime", knobs=PRIVATE),
-        _kind("shuffle", "The picture's colours and textures, moved about by a smooth random flow."),
-        _kind("tile", "The picture at an eighth of its sides, enlarged again."),
+        _kind(
+            "shuffle",
+            "The picture's colours and textures, moved about by a smooth random flow.",
+            knobs=("shuffle_seed",),
+        ),
+        _kind("tile", "The picture itself, or with tile_factor without its details.", knobs=("tile_factor",)),
         _kind("raw", "The picture itself."),
-        _tiny_kind("hed", "Soft edges in quantised form"),
+        _tiny_kind("hed", "Soft edges, quantised unless hed_safe is off", PRIVATE + HED),
         _tiny_kind("mlsd", "Straight lines", PRIVATE + MLSD),
         _tiny_kind("depth", "Depth: near is white"),
         _tiny_kind("openpose", "People's skeletons in OpenPose's colours", POSE, _bodies_only),

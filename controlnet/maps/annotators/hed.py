@@ -11,8 +11,8 @@ from PIL import Image
 
 from controlnet.models.loading import load_network
 
-from . import Annotator
-from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
+from . import TRAINED_SHORT_SIDE, Annotator
+from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
 
 with quiet_controlnet_aux():
     from controlnet_aux.hed import ControlNetHED_Apache2
@@ -32,14 +32,20 @@ def load_hed(folder: Path, device: torch.device) -> torch.nn.Module:
     return load_network(ControlNetHED_Apache2, folder / FILE, device)
 
 
-def draw_hed(network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE) -> Image.Image:
-    """RGB picture -> its edges in quantised strengths. short_side is the network's private resolution in pixels.
+def draw_hed(
+    network: torch.nn.Module, image: Image.Image, short_side: int = TRAINED_SHORT_SIDE, hed_safe: bool = True
+) -> Image.Image:
+    """RGB picture -> its edges, in quantised strengths if hed_safe. short_side is the network's private resolution in
+    pixels.
+
+    Quantised is the default. ControlNet 1.1's authors rank the plain form first in quality and last in robustness: it
+    has faint traces of the picture's textures, and sometimes of the picture itself, which the net paints back.
 
     controlnet_aux's HEDdetector quantises first and then resizes, which blurs the levels. Here the strengths are
     resized to the picture's size before they are quantised. If no resizing is needed, both give the same map.
     """
     edges = restore_soft(edge_strength(network, private_pixels(image, short_side, STRIDE)), image.size)
-    return Image.fromarray(safe_levels(edges)).convert("RGB")
+    return Image.fromarray(levels_of(edges, hed_safe)).convert("RGB")
 
 
 def edge_strength(network: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
@@ -51,6 +57,11 @@ def edge_strength(network: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     resized = [cv2.resize(side, (width, height), interpolation=cv2.INTER_LINEAR) for side in sides]
     logits = np.mean(np.stack(resized, axis=2), axis=2).astype(np.float64)
     return 1 / (1 + np.exp(-logits))
+
+
+def levels_of(edges: np.ndarray, safe: bool) -> np.ndarray:
+    """Edge strength 0 to 1 -> uint8, in safe_levels if `safe`."""
+    return safe_levels(edges) if safe else (edges * 255).clip(0, 255).astype(np.uint8)
 
 
 def safe_levels(edges: np.ndarray) -> np.ndarray:

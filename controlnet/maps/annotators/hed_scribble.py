@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import Annotator
+from . import TRAINED_SHORT_SIDE, Annotator
 from .doodle import find_strokes
 from .hed import STRIDE, edge_strength, load_hed
-from .network import TRAINED_SHORT_SIDE, private_pixels, quiet_controlnet_aux, restore_exact
+from .network import private_pixels, quiet_controlnet_aux, restore_exact
 
 with quiet_controlnet_aux():
     from controlnet_aux.util import nms

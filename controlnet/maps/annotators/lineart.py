@@ -10,8 +10,8 @@ from PIL import Image
 
 from controlnet.models.loading import load_network
 
-from . import Annotator
-from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
+from . import TRAINED_SHORT_SIDE, Annotator
+from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
 
 with quiet_controlnet_aux():
     from controlnet_aux.lineart import Generator

@@ -13,9 +13,9 @@ from PIL import Image
 
 from controlnet.models.loading import load_network
 
-from . import Annotator
+from . import TRAINED_SHORT_SIDE, Annotator
 from .lineart import white_lines
-from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
+from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
 
 with quiet_controlnet_aux():
     from controlnet_aux.lineart_anime import UnetGenerator

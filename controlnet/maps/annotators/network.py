@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-TRAINED_SHORT_SIDE = 512
-"""Pixels. The ControlNet 1.1 annotators run at this size, and their line widths are meant for it."""
-
 LONGEST_ASPECT = 4
 """Longest side of a private picture, in short sides. Otherwise an enlarged 64 × 2048 strip would not fit in memory."""
 

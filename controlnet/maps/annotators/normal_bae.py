@@ -14,8 +14,8 @@ from torchvision.transforms.functional import normalize
 
 from controlnet.models.loading import load_network
 
-from . import Annotator
-from .network import TRAINED_SHORT_SIDE, as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
+from . import TRAINED_SHORT_SIDE, Annotator
+from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
 
 with quiet_controlnet_aux():
     from controlnet_aux.normalbae.nets.NNET import NNET

@@ -18,7 +18,8 @@ from PIL import Image
 from controlnet.models.loading import load_network
 from controlnet.request.pose import Joint, Pose
 
-from .network import LONGEST_ASPECT, TRAINED_SHORT_SIDE, private_pixels, quiet_controlnet_aux
+from . import TRAINED_SHORT_SIDE
+from .network import LONGEST_ASPECT, private_pixels, quiet_controlnet_aux
 from .skeletons import PoseAnnotator
 
 with quiet_controlnet_aux():

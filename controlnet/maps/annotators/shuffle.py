@@ -18,15 +18,17 @@ def load(device: object) -> Annotator:
     return draw_shuffle
 
 
-def draw_shuffle(image: Image.Image) -> Image.Image:
+def draw_shuffle(image: Image.Image, shuffle_seed: int | None = None) -> Image.Image:
     """RGB picture -> the same picture, moved by a smooth random flow: each pixel comes from where the flow points.
 
     The flow is that of controlnet_aux's ContentShuffleDetector. The detector takes its numbers from NumPy's global
-    generator, so it gives a different map each time. Here they come from a local generator, seeded with the pixels.
+    generator, so it gives a different map each time. Here they come from a local generator. Without a seed, 0 to
+    2³² − 1, it is seeded with the pixels.
     """
     pixels = np.array(image.convert("RGB"))
     # RandomState instead of default_rng: NumPy keeps its numbers the same in all versions (NEP 19).
-    across, down = shuffle_flow(image.size, np.random.RandomState(zlib.crc32(pixels.tobytes())))
+    seed = zlib.crc32(pixels.tobytes()) if shuffle_seed is None else shuffle_seed
+    across, down = shuffle_flow(image.size, np.random.RandomState(seed))
     return Image.fromarray(cv2.remap(pixels, across, down, cv2.INTER_LINEAR))
 
 

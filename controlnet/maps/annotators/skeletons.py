@@ -8,7 +8,8 @@ from PIL import Image
 
 from controlnet.request.pose import FOUND_PARTS, POSE_PARTS, Joint, Pose
 
-from .network import TRAINED_SHORT_SIDE, private_size, quiet_controlnet_aux, restore_exact
+from . import TRAINED_SHORT_SIDE
+from .network import private_size, quiet_controlnet_aux, restore_exact
 
 with quiet_controlnet_aux():
     from controlnet_aux.open_pose import BodyResult, Keypoint, PoseResult

@@ -14,17 +14,15 @@ from skimage.morphology import skeletonize
 from controlnet.models.loading import load_pretrained
 from controlnet.request.pose import Pose
 
-from . import Annotator
+from . import TINY_SHORT_SIDE, Annotator
 from .depth_anything import depth_map
-from .hed import safe_levels
+from .hed import levels_of
 from .network import as_batch, device_of, private_pixels, restore_soft
 from .normal_bae import normal_map
 from .skeletons import PoseAnnotator, draw_poses
 from .tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
 from .upernet import label_map, segmentation_map
 
-TINY_SHORT_SIDE = 128
-"""Pixels: the network was trained on pictures of this size."""
 LINE_THRESHOLD = 0.5
 """Smallest probability of a line's pixel."""
 SHORTEST_LINE = 6
@@ -60,10 +58,12 @@ def see(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHO
         return network(pixels)
 
 
-def draw_hed(network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE) -> Image.Image:
-    """RGB picture -> its edges in ControlNet 1.1's three "safe" strengths."""
+def draw_hed(
+    network: TinyVisionModel, image: Image.Image, short_side: int = TINY_SHORT_SIDE, hed_safe: bool = True
+) -> Image.Image:
+    """RGB picture -> its edges, in ControlNet 1.1's three "safe" strengths if hed_safe."""
     strength = see(network, image, short_side).outlines.sigmoid()[0, 0].cpu().numpy()
-    return Image.fromarray(safe_levels(restore_soft(strength, image.size))).convert("RGB")
+    return Image.fromarray(levels_of(restore_soft(strength, image.size), hed_safe)).convert("RGB")
 
 
 def draw_mlsd(

@@ -11,8 +11,8 @@ from PIL import Image
 
 from controlnet.models.loading import WeightsMismatch, load_pretrained
 
-from . import Annotator
-from .network import TRAINED_SHORT_SIDE, device_of, load_processor, private_pixels, quiet_controlnet_aux
+from . import TRAINED_SHORT_SIDE, Annotator
+from .network import device_of, load_processor, private_pixels, quiet_controlnet_aux
 
 with quiet_controlnet_aux():
     from controlnet_aux.util import ade_palette

@@ -80,8 +80,7 @@ def test_declared_knobs_are_optional_arguments_of_the_annotator(kind: str, loade
     parameters = inspect.signature(loaded(kind)).parameters
     for knob in ANNOTATORS[kind].knobs:
         assert parameters[knob].default is not inspect.Parameter.empty
-    # tile's factor is not a knob, because its net was trained on one factor.
-    assert set(parameters) - {"image", "factor"} == set(ANNOTATORS[kind].knobs)
+    assert set(parameters) - {"image"} == set(ANNOTATORS[kind].knobs)
 
 
 def test_a_loaded_annotator_has_the_knobs_of_its_kind(loaded: Callable[[str], Annotator]) -> None:

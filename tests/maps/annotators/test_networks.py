@@ -53,6 +53,7 @@ def test_hed_equals_controlnet_aux(network_of: Callable) -> None:
     net = network_of("hed")
     theirs = HEDdetector(net)
     assert same(hed.draw_hed(net, photo(), 128), theirs(photo(), safe=True, **AT_OWN_SIZE))
+    assert same(hed.draw_hed(net, photo(), 128, hed_safe=False), theirs(photo(), safe=False, **AT_OWN_SIZE))
     scribble = hed_scribble.draw_hed_scribble(net, photo(), 128)
     assert same(scribble, theirs(photo(), scribble=True, **AT_OWN_SIZE))
 

@@ -47,6 +47,11 @@ def test_shuffle_does_not_use_the_global_generator_of_numpy() -> None:
     assert shuffle.draw_shuffle(photo()).tobytes() == first.tobytes()
 
 
+def test_a_shuffle_seed_chooses_the_flow() -> None:
+    maps = [shuffle.draw_shuffle(photo(), seed).tobytes() for seed in (None, 0, 1, 2**32 - 1)]
+    assert len(set(maps)) == 4 and shuffle.draw_shuffle(photo(), 1).tobytes() == maps[2]
+
+
 def test_different_pictures_are_shuffled_differently() -> None:
     flows = []
     for mark in (0, 255):
@@ -103,9 +108,9 @@ def fine(image: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
-def test_tile_keeps_coarse_shapes_and_drops_details(name: str) -> None:
+def test_tile_with_a_factor_keeps_coarse_shapes_and_drops_details(name: str) -> None:
     image = photo(name)
-    tiled = tile.draw_tile(image)
+    tiled = tile.draw_tile(image, 8)
     coarse = [cv2.resize(pixels(one), (16, 12), interpolation=cv2.INTER_AREA) for one in (image, tiled)]
     assert np.abs(coarse[0] - coarse[1]).mean() < 3
     assert likeness(tiled, image) > 0.85
@@ -115,13 +120,22 @@ def test_tile_keeps_coarse_shapes_and_drops_details(name: str) -> None:
 def test_tile_has_no_blocks() -> None:
     """Nearest-neighbour enlargement would leave edges every eight pixels, which the net would keep."""
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 256).astype(np.uint8), (64, 1))).convert("RGB")
-    steps = np.abs(np.diff(pixels(tile.draw_tile(ramp))[32, :, 0]))
+    steps = np.abs(np.diff(pixels(tile.draw_tile(ramp, 8))[32, :, 0]))
     assert steps.max() <= 3
 
 
-def test_tile_hardly_changes_an_enlarged_picture() -> None:
+def test_tile_is_the_picture_itself_by_default() -> None:
+    assert tile.draw_tile(photo()).tobytes() == photo().tobytes()
+
+
+def test_a_higher_tile_factor_drops_more_details() -> None:
+    details = [fine(tile.draw_tile(photo(), factor)) for factor in (1, 1.5, 2, 4, 8, 16)]
+    assert details == sorted(details, reverse=True) and details[0] > 1.5 * details[2]
+
+
+def test_tile_with_a_factor_hardly_changes_an_enlarged_picture() -> None:
     enlarged = photo(size=(64, 48)).resize((512, 384), Image.Resampling.LANCZOS)
-    assert np.abs(pixels(tile.draw_tile(enlarged)) - pixels(enlarged)).mean() < 4
+    assert np.abs(pixels(tile.draw_tile(enlarged, 8)) - pixels(enlarged)).mean() < 4
 
 
 def test_the_raw_map_is_the_picture() -> None:
