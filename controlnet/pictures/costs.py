@@ -96,8 +96,8 @@ def _slow_fault(picture_format: str, size: int, pixels: int) -> str | None:
     if pixels <= MOST_SLOW_PIXELS and size <= MOST_SLOW_BYTES:
         return None
     return (
-        f"expected at most {MOST_SLOW_PIXELS // 1_000_000} megapixels and {MOST_SLOW_BYTES // 2**20} MB in a"
-        f" {picture_format}, please make it smaller or send a JPEG"
+        f"expected at most {MOST_SLOW_PIXELS // 1_000_000} megapixels and {MOST_SLOW_BYTES // 2**20} MB"
+        f" ({picture_format}), please make it smaller or send a JPEG"
     )
 
 

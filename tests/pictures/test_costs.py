@@ -51,7 +51,7 @@ def test_large_pictures_of_slow_formats_are_refused(
     for limit in ("MOST_SLOW_PIXELS", "MOST_SLOW_BYTES"):
         with monkeypatch.context() as patch:
             patch.setattr(costs, limit, 100)
-            assert f"in a {pillow_format}" in refusal(path, patch)
+            assert f"MB ({pillow_format}), please" in refusal(path, patch)
     assert open_image(path).size == (80, 60)
 
 
