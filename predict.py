@@ -19,7 +19,8 @@ from controlnet.generation.safety import open_safety_checker, withhold
 from controlnet.maps.cache import MapCache
 from controlnet.maps.controls import draw_controls, found_poses
 from controlnet.pictures.canvas import lay_out
-from controlnet.pictures.output import sweep, write_pictures
+from controlnet.pictures.output import write_pictures
+from controlnet.pictures.temporary import sweep, use_home
 from controlnet.request.ask import Ask
 from controlnet.stopwatch import Stopwatch
 
@@ -72,6 +73,7 @@ class Predictor(BasePredictor):
         self.safety_checker = open_safety_checker(self.bundle)
         self.bundle.log.summarise()
         self.generator.warm_up()
+        use_home()
         self.bundle.log.ready()
 
     def predict(
@@ -391,7 +393,7 @@ class Predictor(BasePredictor):
 
     def _answer(self, ask: Ask) -> list[Path]:
         """The steps of a request: open its pictures, draw its control maps, generate, check, write."""
-        sweep()
+        sweep(keep=ask.files)
         layout = lay_out(ask, self.bundle.manifest.limits.pixels)
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cv2
 import torch
 
 
@@ -41,11 +42,14 @@ def plain_errors() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """On the GPU, or in main memory as reported by Python, PyTorch's CPU allocator or the system."""
+    """On the GPU, or in main memory as reported by Python, OpenCV, PyTorch's CPU allocator or the system."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, cv2.error):
+        # Not by its code, which OpenCV keeps on the class: it is that of the last error anywhere.
+        return f"({cv2.Error.StsNoMem}:" in str(error)
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 

@@ -2,6 +2,8 @@ import errno
 import gc
 import weakref
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from cog import CancelationException
@@ -37,7 +39,10 @@ def test_our_own_errors_and_cancellations_pass(error_class: type[BaseException])
         raise error_class("as it is")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("at /home/me/x.py"), OSError(2, "no", "/etc/x"), ValueError("/etc/x")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("at /home/me/x.py"), cv2.error("at /x.cpp"), OSError(2, "no", "/etc/x"), ValueError("/etc/x")],
+)
 def test_library_errors_are_logged_but_not_shown_to_clients(error, capsys) -> None:
     with pytest.raises(ServerFault) as caught, plain_errors():
         raise error
@@ -47,12 +52,22 @@ def test_library_errors_are_logged_but_not_shown_to_clients(error, capsys) -> No
     assert "Traceback" in logged and str(error) in logged
 
 
+def out_of_memory_in_opencv() -> cv2.error:
+    """What OpenCV raises for 10 million gigabytes."""
+    try:
+        cv2.copyMakeBorder(np.zeros((10, 10), np.uint8), 0, 10**8, 0, 10**8, cv2.BORDER_REPLICATE)
+    except cv2.error as error:
+        return error
+    raise AssertionError("OpenCV had enough memory")
+
+
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
+        out_of_memory_in_opencv(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
     ids=lambda error: type(error).__name__,

@@ -111,11 +111,13 @@ class _Drawer:
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
         detect_resolution = ask.detect_resolution if control.drawn else None
-        shaped = reshape(area.picture, area.size, mode)
-        control_map = draw_control_map(
-            name, shaped, area.size, control.preprocess, self.annotators, knobs, detect_resolution, self.cache
-        )
-        free = filled(area.picture.size, area.size) if mode == "fill" else None
+        picture = area.sent.open()
+        free = filled(picture.size, area.size) if mode == "fill" else None
+        settings = (control.preprocess, self.annotators, knobs, detect_resolution, self.cache)
+        # No name for the shaped picture, which may be large: it goes when the annotator's smaller one is made.
+        shaped = [reshape(picture, area.size, mode)]
+        del picture
+        control_map = draw_control_map(name, shaped.pop(), area.size, *settings)
         if free and (blank := BY_NAME[name].blank) is not None:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
@@ -126,7 +128,7 @@ class _Drawer:
         annotator = self.annotators[control.conditioner]
         finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
         assert isinstance(finder, PoseAnnotator)
-        shaped = reshape(area.picture, area.size, self.layout.canvas.mode)
+        shaped = reshape(area.sent.open(), area.size, self.layout.canvas.mode)
         seen = seen_size(annotator, shaped.size, area.size, self.ask.detect_resolution)
         picture = fit(shaped, seen, Image.Resampling.LANCZOS)
         people = finder.poses(picture, self.ask.knobs.pose_parts or FOUND_PARTS)

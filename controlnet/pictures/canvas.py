@@ -65,12 +65,30 @@ class InitialPicture:
         return made if self.mask is None else Image.composite(made, self.picture, self.mask)
 
 
+MOST_KEPT = 8_000_000
+"""Pixels of a second or third control's picture that is kept in memory. A larger one is opened again for its map."""
+
+
+@dataclass(frozen=True)
+class SentPicture:
+    """A picture that was sent, and can be opened."""
+
+    file: Path
+    name: str
+    """The name of its input."""
+    kept: Image.Image | None
+    """None if it is too large to be kept."""
+
+    def open(self) -> Image.Image:
+        """RGB, as it was sent, of any size."""
+        return open_input(self.file, self.name) if self.kept is None else self.kept
+
+
 @dataclass(frozen=True)
 class ControlArea:
     """Where the map of one control lies on the canvas, and the picture that it is made from."""
 
-    picture: Image.Image
-    """RGB, as it was sent, of any size."""
+    sent: SentPicture
     margins: Margins
     """The part of the canvas on each side that its map does not cover: its picture does not have these margins."""
     size: tuple[int, int]
@@ -99,26 +117,16 @@ def lay_out(ask: Ask, most_pixels: int) -> Layout:
     `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; RequestError for
     a mask that does nothing; and PoseError for a pose_json with people far beyond the canvas.
     """
-    pictures = _pictures_of_controls(ask)
-    first = pictures[0] if ask.init_image is None else open_input(ask.init_image, "init_image")
-    mask = None if ask.mask is None else open_input(ask.mask, "mask", "L")
-    masks = [None if each.mask is None else open_input(each.mask, each.input("mask"), "L") for each in ask.controls]
+    # One picture is opened at a time, and reduced to what is needed of it before the next: a large one takes 100 MB.
+    first = open_input(ask.controls[0].image, ask.controls[0].input("image"))
+    begun = first if ask.init_image is None else open_input(ask.init_image, "init_image")
     margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
-    canvas = Canvas(canvas_size(first.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
+    canvas = Canvas(canvas_size(begun.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
     by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
-    initial = _initial_picture(ask, first, mask, canvas)
-    areas = tuple(_area(ask, *each, canvas) for each in zip(ask.controls, pictures, masks, strict=True))
-    return Layout(canvas, areas, initial)
-
-
-def _pictures_of_controls(ask: Ask) -> list[Image.Image]:
-    """Each control's picture. One that controls share is opened once."""
-    pictures: list[Image.Image] = []
-    for control in ask.controls:
-        shared = pictures and not control.has_own_image
-        pictures.append(pictures[0] if shared else open_input(control.image, control.input("image")))
-    return pictures
+    initial = _initial_picture(ask, begun, canvas)
+    del begun
+    return Layout(canvas, tuple(_area(ask, control, first, canvas) for control in ask.controls), initial)
 
 
 def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
@@ -130,14 +138,17 @@ def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _initial_picture(ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas) -> InitialPicture | None:
+def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges."""
     if ask.init_image is None and not ask.repaints:
         return None
     laid = extend(canvas.lay(picture, canvas.kept), canvas.margins)
     if not ask.repaints:
         return InitialPicture(laid, ask.prompt_strength)
-    inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
+    if ask.mask is None:
+        inside = Image.new("L", canvas.kept)
+    else:
+        inside = canvas.lay_mask(open_input(ask.mask, "mask", "L"), canvas.kept, "mask")
     repainted = feather(extend(inside, canvas.margins, blank=255), ask.mask_feather)
     return InitialPicture(laid, ask.prompt_strength, repainted)
 
@@ -154,10 +165,10 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
     return Image.fromarray(cv2.GaussianBlur(np.asarray(mask), (window, window), pixels / 2))
 
 
-def _area(
-    ask: Ask, control: AskedControl, picture: Image.Image, mask: Image.Image | None, canvas: Canvas
-) -> ControlArea:
-    region = None if mask is None else canvas.lay_mask(mask, canvas.size, control.input("mask"))
+def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
+    """The area of one control. `first` is the first control's picture, which is used unless this one has its own."""
+    name = control.input("mask")
+    region = None if control.mask is None else canvas.lay_mask(open_input(control.mask, name, "L"), canvas.size, name)
     margins, size = Margins(), canvas.size
     shows_initial = ask.init_image is None and not control.has_own_image
     if canvas.margins and shows_initial and control.made_of != "holes":
@@ -168,4 +179,11 @@ def _area(
     if ask.annotates(control):
         detect_size(size, ask.detect_resolution)  # refuses too many pixels
     people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
-    return ControlArea(picture, margins, size, region, people)
+    return ControlArea(_sent_picture(control, first), margins, size, region, people)
+
+
+def _sent_picture(control: AskedControl, first: Image.Image) -> SentPicture:
+    name = control.input("image")
+    picture = open_input(control.image, name) if control.has_own_image else first
+    is_small = picture.width * picture.height <= MOST_KEPT
+    return SentPicture(control.image, name, picture if is_small or not control.has_own_image else None)

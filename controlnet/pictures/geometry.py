@@ -14,6 +14,8 @@ SMALLEST = 64
 """Pixels: the UNet halves the latents three times more, so a side has at least 8 latents."""
 LARGEST = 2048
 """Pixels: the longest side that a request can ask for by resolution, width, height or detect_resolution."""
+MOST_EXTENDED = 25_000_000
+"""Pixels that a picture may have when "fill" adds margins to it. A larger one is shrunk first."""
 MOST_DETECTED = LARGEST * LARGEST
 """Pixels of the largest picture that an annotator is shown."""
 
@@ -79,8 +81,9 @@ def extend(image: Image.Image, margins: Margins, blank: int | None = None) -> Im
 def reshape(image: Image.Image, size: tuple[int, int], mode: str, blank: int | None = None) -> Image.Image:
     """`image` in the aspect ratio of `size`, up to a pixel. The pixels that are kept do not change.
 
-    `mode` is a key of RESIZE_MODES. `blank` is the grey of what "fill" adds; None continues the image's edges. If
-    `size` is the canvas size of the image itself, it is returned unchanged: only rounding makes the ratios differ.
+    Only "fill" shrinks an image that would have more than MOST_EXTENDED pixels with its margins. `mode` is a key of
+    RESIZE_MODES. `blank` is the grey of what "fill" adds; None continues the image's edges. If `size` is the canvas
+    size of the image itself, it is returned unchanged: only rounding makes the ratios differ.
     """
     if canvas_size(image.size, min(size)) == size:
         return image
@@ -106,11 +109,26 @@ def _crop(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image
 
 
 def _fill(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:
-    """The whole image with margins on two sides."""
+    """The whole image with margins on two sides. It is shrunk first if both together have over MOST_EXTENDED pixels.
+
+    With margins at its own scale, an 8000×2000 picture on a canvas of 64×2048 would have two billion pixels.
+    """
+    image = _shrunk_to_extend(image, size)
     scale = max(image.width / size[0], image.height / size[1])
     width, height = (max(own, round(side * scale)) for own, side in zip(image.size, size, strict=True))
     left, top = (width - image.width) // 2, (height - image.height) // 2
     return extend(image, Margins(left, top, width - image.width - left, height - image.height - top), blank)
+
+
+def _shrunk_to_extend(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image, small enough for margins that bring it to the aspect ratio of `size`. Never below its place there."""
+    scale = max(image.width / size[0], image.height / size[1])
+    extended = scale * scale * size[0] * size[1]
+    if extended <= MOST_EXTENDED:
+        return image
+    shrink = math.sqrt(MOST_EXTENDED / extended)
+    width, height = (max(1, round(side * shrink)) for side in image.size)
+    return fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def _stretch(image: Image.Image, size: tuple[int, int], blank: int | None) -> Image.Image:

@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,9 +14,14 @@ import cog
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-PREFIX = "controlnet-"
+from controlnet.pictures.temporary import home
+
 PARAMETERS = "parameters"
 """Key in a picture's info. Its value, a dict of plain values, says how the picture was made. The file gets it too."""
+MOST_EXIF_TEXT = 64_000
+"""Bytes of the parameters in a JPEG: its EXIF data have at most 65,533 with all headers."""
+SHORTENED = "shortened"
+"""Key in the parameters of a file whose prompts are cut off: the names of those."""
 
 
 class OutputError(RuntimeError):
@@ -43,9 +47,6 @@ OUTPUT_FORMATS = {
     "png": _Format("PNG", lambda quality: _PNG, lambda quality: _PNG),
 }
 """Output formats by file extension. They are the choices of the input output_format."""
-
-_homes: dict[int, Path] = {}
-"""Process id → the folder in which that process writes all its files."""
 
 
 def write_pictures(
@@ -76,7 +77,7 @@ def write_pictures(
     }
     folder = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix="request-", dir=_home()))
+        folder = Path(tempfile.mkdtemp(prefix="request-", dir=home()))
         files = [folder / name for name in encoded]
         for file, data in zip(files, encoded.values(), strict=True):
             file.write_bytes(data)
@@ -87,28 +88,6 @@ def write_pictures(
             raise OutputError(_reason(error)) from None
         raise
     return [cog.Path(file) for file in files]
-
-
-def sweep() -> None:
-    """Remove the files that earlier requests of this process left on disk. Called at the start of each request.
-
-    The server removes the files that it returned, and a failed write cleans up. But a cancellation can come between any
-    two instructions, even during that cleanup. All folders are made inside one that is known in advance, so emptying it
-    removes everything. Only safe with one request at a time, as here.
-    """
-    home = _homes.get(os.getpid())
-    if home is not None and home.is_dir():
-        for folder in home.iterdir():
-            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed must not fail this request
-
-
-def _home() -> Path:
-    # Known before anything is written into it. A cancellation in this function can leave at most one empty folder.
-    process = os.getpid()
-    if process not in _homes:
-        _homes[process] = Path(tempfile.mkdtemp(prefix=PREFIX))
-    _homes[process].mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary files may have removed it
-    return _homes[process]
 
 
 def _encode(image: Image.Image, pillow_format: str, options: dict[str, Any]) -> bytes:
@@ -125,6 +104,8 @@ def _metadata(parameters: dict[str, Any] | None, pillow_format: str) -> dict[str
     if parameters is None:
         return {}
     text = json.dumps(parameters)  # ASCII, as EXIF requires
+    if pillow_format == "JPEG" and len(text) > MOST_EXIF_TEXT:
+        text = json.dumps(_shortened(parameters))
     if pillow_format == "PNG":
         chunk = PngInfo()
         chunk.add_text(PARAMETERS, text)
@@ -132,6 +113,17 @@ def _metadata(parameters: dict[str, Any] | None, pillow_format: str) -> dict[str
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = text
     return {"exif": exif}
+
+
+def _shortened(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with their longest texts cut off so they fit into a JPEG, and the names of those texts."""
+    texts = sorted(name for name, value in parameters.items() if isinstance(value, str))
+    rest = {name: value for name, value in parameters.items() if name not in texts} | {SHORTENED: texts}
+    room = (MOST_EXIF_TEXT - len(json.dumps(rest | dict.fromkeys(texts, "")))) // max(1, len(texts))
+    cut = [name for name in texts if len(json.dumps(parameters[name])) > room]
+    # A character is written as at most 12 (two \\uxxxx).
+    short = {name: parameters[name][: room // 12] for name in cut}
+    return parameters | short | {SHORTENED: cut}
 
 
 def _reason(error: OSError) -> str:

@@ -160,6 +160,14 @@ class Ask:
         return control.drawn and not (control.made_of == "poses" and self.pose_json is not None)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of all pictures of the request, some of them twice if controls share one."""
+        files = [self.init_image, self.mask]
+        for control in self.controls:
+            files += [control.image, control.mask]
+        return tuple(file for file in files if file is not None)
+
+    @property
     def repaints(self) -> bool:
         """Whether a part of the initial picture is repainted, or painted beyond its edges."""
         margins = (self.outpaint_left, self.outpaint_right, self.outpaint_top, self.outpaint_bottom)

@@ -162,7 +162,7 @@ def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
     noise(64, 64).save(file)
     layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20)
     assert layout.initial is not None and layout.initial.mask is not None and layout.controls[0].region is not None
-    assert (layout.controls[0].picture.mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
+    assert (layout.controls[0].sent.open().mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
         "RGB", "L", "L",
     )  # fmt: skip
 
@@ -179,3 +179,11 @@ def test_sent_poses_are_laid_out_and_no_annotator_sees_the_picture(tmp_path: Pat
     sent = {"conditioner": "openpose", "pose_json": pose, "detect_resolution": 2048}
     (area,) = laid_out(tmp_path, {"image": noise(256, 64)}, **sent, outpaint_left=32)[1].controls
     assert area.people is not None and area.people[0].body[0] == (128, 16)
+
+
+def test_a_large_picture_of_a_second_control_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = {"image": noise(64, 64), "image_2": noise(80, 64, 1), "image_3": noise(16, 16, 2)}
+    monkeypatch.setattr("controlnet.pictures.canvas.MOST_KEPT", 1000)
+    controls = laid_out(tmp_path, pictures, conditioner_2="depth", conditioner_3="hed")[1].controls
+    assert [control.sent.kept is None for control in controls] == [False, True, False]
+    assert [control.sent.open() for control in controls] == list(pictures.values())

@@ -3,10 +3,20 @@
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from controlnet.pictures.geometry import SizeError, canvas_size, check_pixels, detect_size, fit
+from controlnet.pictures.geometry import (
+    MOST_EXTENDED,
+    SizeError,
+    canvas_size,
+    check_pixels,
+    detect_size,
+    filled,
+    fit,
+    reshape,
+)
 
 
 @pytest.mark.parametrize(
@@ -117,3 +127,24 @@ def test_detect_size_keeps_aspect_ratio_within_a_limit() -> None:
         detect_size(canvas, allowed)
         with pytest.raises(SizeError):
             detect_size(canvas, allowed + 1)
+
+
+def test_fill_extends_no_picture_beyond_its_limit() -> None:
+    """With margins at its own scale this one would have 2 billion pixels, and take 14 GB."""
+    wide = Image.linear_gradient("L").rotate(90).resize((8000, 2000)).convert("RGB")
+    shaped = reshape(wide, (64, 2048), "fill")
+    assert shaped.width * shaped.height <= 1.01 * MOST_EXTENDED and min(shaped.size) > 64
+    laid = np.asarray(fit(shaped, (64, 2048), Image.Resampling.LANCZOS)).astype(int)
+    direct = np.asarray(fit(wide, (64, 16), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(laid[1018:1030] - direct[2:14]).max() <= 3
+    margins = filled(wide.size, (64, 2048))
+    assert margins.top == margins.bottom == 1016
+    assert np.abs(laid[:1000] - direct[0]).max() <= 3 and np.abs(laid[1048:] - direct[-1]).max() <= 3
+
+
+def test_fill_keeps_the_pixels_of_ordinary_pictures() -> None:
+    picture = Image.linear_gradient("L").resize((400, 100))
+    for size in ((64, 64), (64, 256), (512, 768)):
+        shaped = reshape(picture, size, "fill")
+        top = (shaped.height - 100) // 2
+        assert shaped.crop((0, top, 400, top + 100)) == picture

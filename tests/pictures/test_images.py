@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from support import icc_profiles
 from support.picture_files import difference, picture, pixel, png, save, write
 
+from controlnet.pictures import colours, images
 from controlnet.pictures.images import READABLE_FORMATS, open_image, white_on_black
 
 
@@ -239,3 +240,41 @@ def test_dark_on_white_line_map_is_inverted_once(mode: str) -> None:
     assert difference(doodle, kept) == 0
     again = white_on_black(turned)
     assert difference(again, turned) == 0 and again is not turned
+
+
+# Large pictures
+
+
+@pytest.mark.parametrize("pillow_format", ["JPEG", "PNG", "TIFF"])
+def test_a_picture_beyond_the_full_size_is_halved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pillow_format: str
+) -> None:
+    path = save(picture((97, 700)), tmp_path, pillow_format=pillow_format)
+    monkeypatch.setattr(images, "MOST_ASPECT", 10)
+    whole = open_image(path)
+    assert whole.size == (97, 700)  # of more than one strip
+    monkeypatch.setattr(images, "FULL_SIZE", 97 * 700 - 1)
+    halved = open_image(path)
+    assert halved.size == (49, 350)
+    assert difference(halved, whole.reduce(2)) <= (40 if pillow_format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_strips_give_the_same_pixels_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (70, 40, 4), dtype=np.uint8)
+    deep = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+    if mode in deep:
+        stored = Image.fromarray((values[..., 0].astype(np.int64) * 250).astype(deep[mode]))
+    else:
+        stored = Image.fromarray(values, "RGBA").convert(mode)
+    profile = icc_profiles.swapped_srgb() if mode == "RGB" else None
+    path = save(stored, tmp_path, pillow_format="TIFF", icc_profile=profile)
+    whole = open_image(path)
+    monkeypatch.setattr(colours, "STRIP", 16)
+    assert open_image(path) == whole
+
+
+def test_transparency_is_composited_before_a_picture_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Image.new("RGBA", (32, 32))  # black, fully transparent
+    monkeypatch.setattr(images, "FULL_SIZE", 100)
+    assert open_image(save(stored, tmp_path)).getextrema() == ((255, 255),) * 3

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from controlnet.pictures import output
-from controlnet.pictures.output import PARAMETERS, OutputError, sweep, write_pictures
+from controlnet.pictures.output import PARAMETERS, OutputError, write_pictures
+from controlnet.pictures.temporary import sweep
 
 FORMATS = tuple(output.OUTPUT_FORMATS)
 
@@ -23,7 +24,8 @@ FORMATS = tuple(output.OUTPUT_FORMATS)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for temporary files, in which this process has not written anything yet."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(output, "_homes", {})
+    monkeypatch.setattr("controlnet.pictures.temporary._homes", {})
+    monkeypatch.setattr("controlnet.pictures.temporary.COGLET", tmp_path / "coglet")
     return tmp_path
 
 
@@ -38,7 +40,7 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def files_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".claim"]
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -104,41 +106,6 @@ def test_output_folders_are_private_and_recognisable(temporary: Path) -> None:
     assert temporary in file.parents
     assert [folder.name.startswith("controlnet-") for folder in temporary.iterdir()] == [True]
     assert file.parent.stat().st_mode & 0o77 == 0
-
-
-def test_sweep_removes_what_earlier_requests_left(temporary: Path) -> None:
-    write_pictures([noise(0)], [noise(1)], "png", 80)
-    write_pictures([], [noise(1)], "webp", 80)
-    stranger = temporary / "controlnet-of-another-process"
-    stranger.mkdir()
-    (stranger / "file").write_bytes(b"kept")
-    sweep()
-    assert files_below(temporary) == [stranger / "file"]
-    (file,) = write_pictures([], [noise(2)], "png", 80)
-    assert file.exists()
-
-
-def test_sweep_before_the_first_output_does_nothing(temporary: Path) -> None:
-    sweep()
-    assert list(temporary.iterdir()) == []
-
-
-def test_the_output_folder_may_vanish_between_requests() -> None:
-    (file,) = write_pictures([], [noise(0)], "png", 80)
-    file.unlink()
-    file.parent.rmdir()
-    file.parent.parent.rmdir()
-    sweep()
-    (again,) = write_pictures([], [noise(0)], "png", 80)
-    assert again.exists()
-
-
-def test_a_forked_process_has_its_own_output_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    (file,) = write_pictures([], [noise(0)], "png", 80)
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    (other,) = write_pictures([], [noise(0)], "png", 80)
-    sweep()
-    assert file.exists() and not other.exists()
 
 
 def fail_at_second_file(error: BaseException) -> Callable[[Path, bytes], int]:
@@ -215,3 +182,30 @@ def test_parameters_of_a_picture_are_in_its_file(output_format: str) -> None:
         with Image.open(plain) as bare:
             assert np.array_equal(np.asarray(opened), np.asarray(bare)), "the pixels are the same"
     assert b"secret" not in marked.read_bytes() and b"Hut" not in plain.read_bytes()
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
+def test_very_long_prompts_are_cut_off_only_in_a_jpeg(output_format: str) -> None:
+    """EXIF data have at most 64 KB in a JPEG."""
+    prompts = {"prompt": "a \U0001f3a9 " * 20_000, "negative_prompt": "grey " * 20_000}
+    parameters = prompts | {"scheduler": "DDIM", "seed": 7}
+    picture = noise(0)
+    picture.info = {PARAMETERS: parameters}
+    (file,) = write_pictures([], [picture], output_format, 80)
+    with Image.open(file) as opened:
+        written = json.loads(opened.text["parameters"] if output_format == "png" else opened.getexif()[0x010E])
+    if output_format != "jpg":
+        assert written == parameters
+        return
+    assert written.pop("shortened") == ["negative_prompt", "prompt"]
+    for name in ("prompt", "negative_prompt"):
+        assert len(written[name]) > 1000 and prompts[name].startswith(written.pop(name))
+    assert written == {"scheduler": "DDIM", "seed": 7}
+
+
+def test_a_prompt_that_fits_into_a_jpeg_is_not_cut_off() -> None:
+    picture = noise(0)
+    picture.info = {PARAMETERS: {"prompt": "x" * 63_000}}
+    (file,) = write_pictures([], [picture], "jpg", 80)
+    with Image.open(file) as opened:
+        assert json.loads(opened.getexif()[0x010E]) == picture.info[PARAMETERS]

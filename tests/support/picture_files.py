@@ -1,5 +1,6 @@
 """Picture files for tests, written as needed."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -44,3 +45,32 @@ def difference(one: Image.Image, other: Image.Image) -> int:
 
 def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
     return tuple(int(value) for value in np.asarray(image)[y, x])
+
+
+def tiff(
+    width: int,
+    height: int,
+    bits: int = 8,
+    sample_format: int = 1,
+    white_is_zero: bool = False,
+    tile: int = 0,
+    strips: int = 1,
+) -> bytes:
+    """The header of an uncompressed greyscale TIFF, with its pixels after it. `strips` is how many it says it has.
+
+    With `tile` it declares square tiles of that side, and has no pixels.
+    """
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 277: 1, 339: sample_format}
+    tags |= {322: tile, 323: tile, 324: 0, 325: 0} if tile else {273: 0, 278: height, 279: width * height * bits // 8}
+    end = 8 + 2 + 12 * len(tags) + 4
+    tags |= {324: end, 325: 3000} if tile else {273: end}
+    entries = [struct.pack("<HHLL", tag, 4, strips if tag in (273, 279) else 1, tags[tag]) for tag in sorted(tags)]
+    return b"II\x2a\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+
+
+def many_scans(size: int, scans: int) -> bytes:
+    """A progressive JPEG of one colour whose last scan is repeated until there are that many."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "teal").save(buffer, "JPEG", progressive=True)
+    data, end = buffer.getvalue()[:-2], buffer.getvalue()[-2:]
+    return data + data[data.rindex(b"\xff\xda") :] * (scans - data.count(b"\xff\xda")) + end
