@@ -45,9 +45,9 @@ def _resolve(prop: Json, schemas: Json) -> Json:
 def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
     """Turn "name=value" strings into the JSON input of a request, by the types in `schemas` (components/schemas).
 
-    A file input takes @path or a URL. A value that does not fit its type is sent as text, and the server says what is
-    wrong with it. Raises ArgumentError for an unknown name (which the server would silently drop), a name given twice,
-    a missing required name and a file that cannot be read.
+    A file input takes @path or a URL; a text input takes @path for the text of a UTF-8 file. A value that does not fit
+    its type is sent as text, and the server says what is wrong with it. Raises ArgumentError for an unknown name (which
+    the server would silently drop), a name given twice, a missing required name and a file that cannot be read.
     """
     properties = schemas["Input"]["properties"]
     inputs: Json = {}
@@ -79,7 +79,15 @@ def _parse_value(name: str, text: str, schema: Json) -> Any:
                 return VALUE_PARSERS[json_type](text)
             except (KeyError, ValueError):
                 continue
-    return text
+    is_text = "string" in types and "enum" not in schema
+    return _text_of_file(name, text[1:]) if is_text and text.startswith("@") else text
+
+
+def _text_of_file(name: str, path: str) -> str:
+    try:
+        return _read(name, path).decode()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"Cannot read {path!r} for the input {name!r}: expected text in UTF-8.") from error
 
 
 VALUE_PARSERS: dict[str, Callable[[str], Any]] = {
@@ -96,13 +104,16 @@ def _file_value(name: str, text: str) -> str:
         if re.match(r"(https?|data|s3|gs|az):", text):
             return text
         raise ArgumentError(f"The input {name!r} is a file: write -i {name}=@{text} or give a URL.")
-    path = Path(text[1:]).expanduser()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArgumentError(f"Cannot read {text[1:]!r} for the input {name!r}: {error.strerror}.") from error
-    mime = mimetypes.guess_type(path.name, strict=False)[0] or "application/octet-stream"
+    content = _read(name, text[1:])
+    mime = mimetypes.guess_type(Path(text[1:]).name, strict=False)[0] or "application/octet-stream"
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ArgumentError(f"Cannot read {path!r} for the input {name!r}: {error.strerror}.") from error
 
 
 # ---- outputs
@@ -264,7 +275,9 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=f"inputs:\n{describe_inputs(schemas)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-i", "--input", action="append", default=[], metavar="name=value", help="file: name=@path")
+    parser.add_argument(
+        "-i", "--input", action="append", default=[], metavar="name=value", help="file or text: name=@path"
+    )
     parser.add_argument("-o", "--output", default="output", metavar="DIR", help="where files go (default: output)")
     parser.add_argument("--folder", default=".", help=argparse.SUPPRESS)  # script/env leaves the user's folder
     options = parser.parse_args(arguments)

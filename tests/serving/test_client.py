@@ -33,7 +33,6 @@ def data_url(content: bytes, mime: str) -> str:
     [
         ("prompt=a=b, 1", "a=b, 1"),
         ("prompt=7", "7"),
-        ("prompt=@home", "@home"),
         ("prompt=", ""),
         ("count=3", 3),
         ("count=three", "three"),
@@ -64,6 +63,17 @@ def test_an_input_file_becomes_a_data_url_with_its_mime_type(
     assert url == data_url(b"\x00\xff", f"image/{image_type}" if image_type else "application/octet-stream")
 
 
+def test_a_text_input_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("ein Häuschen\n", encoding="utf-8")
+    assert parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS) == {"prompt": "ein Häuschen\n"}
+
+
+def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"\xff")
+    with pytest.raises(ArgumentError, match=r"'prompt': expected text in UTF-8\.$"):
+        parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS)
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
@@ -71,6 +81,7 @@ def test_an_input_file_becomes_a_data_url_with_its_mime_type(
         (["prompt=x", "zzz=1"], "There is no input 'zzz'; the inputs are prompt, image, mode, count, seconds, loud."),
         (["prompt=x", "prompt=y"], "The input 'prompt' is given twice."),
         (["prompt"], "-i takes name=value, got 'prompt'."),
+        (["prompt=@none.txt"], "Cannot read 'none.txt' for the input 'prompt': No such file or directory."),
         (["count=2"], "Missing: -i prompt=..."),
         (["prompt=x", "image=a.png"], "The input 'image' is a file: write -i image=@a.png or give a URL."),
         (["prompt=x", "image=@none.png"], "Cannot read 'none.png' for the input 'image': No such file or directory."),
