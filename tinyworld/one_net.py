@@ -17,8 +17,8 @@ from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.hints import HINTS
 from tinyworld.stages import Plan, begin_as
 
-PLAN = Plan(450, 24, 6e-4)
-"""About six minutes on two cores, after the scenes are rendered."""
+PLAN = Plan(500, 24, 4e-4)
+"""About four minutes on one core, after the scenes are rendered."""
 NO_STEPS = Plan(0, 1, 1e-3)
 FIRST_NET = "canny"
 """The conditioner whose net every other begins as a copy of, unless the bundle has one of its name already."""
