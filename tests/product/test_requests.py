@@ -112,14 +112,28 @@ def test_metrics_have_the_time_of_each_phase_and_the_settings(server: Server) ->
     assert metrics["device"] in ("cpu", "cuda")
 
 
-def test_progress_is_in_the_log(server: Server) -> None:
+PROGRESS = re.compile(r"^\s*(?P<percentage>\d+)%\s*\|.+?\|\s*(?P<current>\d+)\/(?P<total>\d+)")
+"""The pattern of replicate's Python client 1.0.7 (replicate/prediction.py), for single lines of the log."""
+
+
+def test_the_log_has_progress_that_replicates_client_can_read(server: Server) -> None:
     answer = server.run(**(FAST | {"image": PHOTO, "num_outputs": 2}))
-    assert "picture 1/2: 100%" in answer.logs and "picture 2/2: 100%" in answer.logs
+    assert "\r" not in answer.logs
+    bars = [[match for match in _progress(answer.logs) if f"picture {i}/2" in match.string] for i in (1, 2)]
+    assert sum(map(len, bars)) == len(_progress(answer.logs))
+    for bar in bars:
+        percentages = [int(match["percentage"]) for match in bar]
+        assert percentages == sorted(percentages) and {0, 100} <= {*percentages}
+        assert all(match["total"] == "2" for match in bar)
+
+
+def _progress(logs: str) -> list[re.Match[str]]:
+    return [match for line in logs.split("\n") if (match := PROGRESS.match(line.strip()))]
 
 
 def test_the_log_names_the_bundle_and_has_no_useless_warnings(server: Server) -> None:
     run(server)
-    said = [line for line in server.logs.splitlines() if line.strip() and not line.startswith(("seed: ", "picture "))]
+    said = [line for line in server.logs.splitlines() if line.strip() and not re.match(r"seed: |\s*\d+%\|", line)]
     assert said[0] == f"bundle: tiny on {'cuda in float16' if torch.cuda.is_available() else 'cpu in float32'}"
     assert not [line for line in said if re.search("warn|ignored|deprecat|expected", line, re.IGNORECASE)]
 
