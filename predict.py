@@ -394,6 +394,7 @@ class Predictor(BasePredictor):
     def _answer(self, ask: Ask) -> list[Path]:
         """The steps of a request: open its pictures, draw its control maps, generate, check, write."""
         sweep(keep=ask.files)
+        self._say_ignored(ask)
         layout = lay_out(ask, self.bundle.manifest.limits.pixels)
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
@@ -413,7 +414,13 @@ class Predictor(BasePredictor):
             returned = maps if ask.return_control_map else []
             return write_pictures(returned, allowed, ask.output_format, ask.output_quality, poses)
 
-    def _record(self, **figures: int) -> None:
+    def _say_ignored(self, ask: Ask) -> None:
+        """Name the inputs that have no effect: in one line of the log with the reasons, and in the metrics."""
+        if ask.ignored:
+            print(f"ignored: {'; '.join(map(str, ask.ignored))}")
+        self._record(ignored=[name for each in ask.ignored for name in each.names])
+
+    def _record(self, **figures: int | list[str]) -> None:
         """Put figures of this request into the metrics of its response, with the bundle and the device."""
         about = {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type}
         for name, value in (about | figures).items():

@@ -15,6 +15,7 @@ from PIL import Image
 from controlnet.bundle import Bundle
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.job import Job
+from controlnet.generation.progress import LogLines
 from controlnet.generation.prompts import encode_prompts
 from controlnet.generation.repaint import Repainting
 from controlnet.maps.controls import Control
@@ -69,8 +70,9 @@ class Generator:
             prompt, negative = encode_prompts(job.prompt, job.negative_prompt, tokenizer, text_encoder, job.clip_skip)
         for i in range(job.num_outputs):
             pipeline = self._pipeline(job, timed)
+            # After the bar, because replicate's clients read progress from lines that begin with the percentage.
             name = f"picture {i + 1}/{job.num_outputs}"
-            pipeline.set_progress_bar_config(desc=name, leave=True, disable=not progress)
+            pipeline.set_progress_bar_config(postfix=name, leave=True, disable=not progress, file=LogLines())
             with timed("denoise"):
                 result: Any = pipeline(
                     prompt_embeds=prompt,

@@ -9,6 +9,7 @@ from typing import Any
 from controlnet.conditioners import BY_NAME, Source
 from controlnet.request.bundle_facts import BundleFacts
 from controlnet.request.combinations import check_combinations
+from controlnet.request.ignored import Ignored, find_ignored
 from controlnet.request.inputs import check_inputs, declared_defaults
 from controlnet.request.knobs import KNOBS, Knobs
 from controlnet.request.pose import SentPoses, read_poses
@@ -28,6 +29,7 @@ CONTROL_INPUTS: Mapping[str, str] = {
 """For each field of AskedControl that comes from an input, the name of that input, without its suffix."""
 SEEDS = 2**32
 """Seeds are 0 to 2³² − 1. The one after the last is 0."""
+NOBODY = SentPoses((), None)
 INITIAL_STRENGTH = 0.8
 """Default of prompt_strength if only init_image is sent: the picture keeps its layout, and much else changes."""
 
@@ -137,23 +139,30 @@ class Ask:
     disable_safety_checker: bool
     """Whether the safety checker is skipped."""
     sent: tuple[str, ...]
-    """Names of the inputs that have another value than their declared default, in the order of the signature."""
+    """Names of the inputs that have another value than their declared default, in the order of the signature. Those
+    in `ignored` are left out."""
     orphans: tuple[tuple[str, tuple[str, ...]], ...]
-    """For each conditioner that is missing, the name of its input, and those that were sent although it is."""
-    notes: tuple[str, ...] = ()
-    """What the client should know about its inputs, a sentence each."""
+    """For each conditioner that is missing, the name of its input, and those that were sent although it is. Empty once
+    the request is read."""
+    ignored: tuple[Ignored, ...] = ()
+    """Inputs that were sent and have no effect. All other fields are those of a request without them."""
 
     @classmethod
     def read(cls, predict: Callable[..., Any], values: Mapping[str, Any], bundle: BundleFacts) -> "Ask":
         """Read a request from `values`, the locals() of `predict`. Checks it against signature, rules and bundle.
 
+        Inputs that have no effect are left out: the result is that of a request without them, apart from `ignored`.
         Raises InputError for values that the signature does not allow, PoseError for a pose_json that cannot be read,
         and RequestError for inputs that do not go together or that the bundle cannot serve. InputError and
         RequestError name all faults at once. What depends on pixels is refused later, when the pictures are opened.
         """
-        inputs = check_inputs(predict, values)
-        ask = _fill(inputs, declared_defaults(predict), bundle.defaults)
-        return replace(ask, notes=check_combinations(ask, bundle))
+        inputs, declared = check_inputs(predict, values), declared_defaults(predict)
+        # First without reading a pose_json, which may be one of the ignored inputs.
+        ignored = find_ignored(_fill(inputs, declared, bundle.defaults, lambda text: NOBODY), bundle)
+        inputs |= {name: declared[name] for each in ignored for name in each.names}
+        ask = replace(_fill(inputs, declared, bundle.defaults, read_poses), ignored=ignored)
+        check_combinations(ask, bundle)
+        return ask
 
     def annotates(self, control: AskedControl) -> bool:
         """Whether an annotator sees the control's picture: not if its map is ready-made, or made of what is sent."""
@@ -179,14 +188,19 @@ class Ask:
         return min(int(self.num_inference_steps * self.prompt_strength), self.num_inference_steps)
 
 
-def _fill(inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defaults) -> Ask:
-    """The request with all defaults. `inputs` already has those that predict() declares; the bundle has the others."""
+def _fill(
+    inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defaults, read: Callable[[str], SentPoses]
+) -> Ask:
+    """The request with all defaults. `inputs` already has those that predict() declares; the bundle has the others.
+
+    `read` reads a pose_json.
+    """
     of_bundle = asdict(defaults)
     values: dict[str, Any] = {name: of_bundle.get(name) if v is None else v for name, v in inputs.items()}
     values |= {
         "controls": _controls(inputs, declared),
         "knobs": Knobs(**{name: inputs[name] for name in KNOBS}),
-        "pose_json": None if inputs["pose_json"] is None else read_poses(inputs["pose_json"]),
+        "pose_json": None if inputs["pose_json"] is None else read(inputs["pose_json"]),
         "prompt_strength": 1.0,
         "seed": secrets.randbelow(SEEDS) if inputs["seed"] is None else inputs["seed"],
         "sent": tuple(name for name, value in inputs.items() if value != declared[name]),

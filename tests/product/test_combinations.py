@@ -4,6 +4,7 @@ import itertools
 import random
 import time
 from functools import cache
+from string import ascii_lowercase
 from typing import Any
 
 from PIL import Image
@@ -40,16 +41,18 @@ TABLE = ROOT / "docs" / "combinations.md"
 HEAD = """# What combines with what
 
 Made by `tests/product/test_combinations.py`, which sends every pair to a server and looks at what comes back. ✓: both
-act on the picture. •: both are values of one input, so only one can be sent. A number: refused, with the words below.
+act on the picture. •: both are values of one input, so only one can be sent. A number: refused, with the words below,
+because the two contradict each other. A letter: served without the inputs below, which have no effect.
 """
 
 
-def test_every_pair_of_features_acts_or_is_clearly_refused(server: Server, update_table: bool) -> None:
+def test_every_pair_of_features_acts_or_is_ignored_or_refused(server: Server, update_table: bool) -> None:
     @cache
     def send(*names: str) -> Answer:
         return answer(server, **{"num_inference_steps": 3} | _inputs_of(*names))
 
     refusals: list[str] = []
+    ignored: list[str] = []
     cells: dict[tuple[str, str], str] = {}
     for first, second in itertools.combinations(FEATURES, 2):
         drawn = [name for name in (first, second) if name not in RETURNED]
@@ -59,7 +62,12 @@ def test_every_pair_of_features_acts_or_is_clearly_refused(server: Server, updat
             _check_returned(together, *drawn)
             assert not drawn or differ(together.files[-2:], send(*RETURNED).files[-2:]), f"{drawn} is ignored"
             cells[first, second] = "✓"
-        elif (both := send(first, second)).status == "succeeded":
+        elif reasons := _ignored(both := send(first, second)):
+            kept = {k: v for k, v in _inputs_of(first, second).items() if k not in both.metrics["ignored"]}
+            assert not differ(both.files, answer(server, **{"num_inference_steps": 3} | kept).files)
+            ignored += [reasons] if reasons not in ignored else []
+            cells[first, second] = ascii_lowercase[ignored.index(reasons)]
+        elif both.status == "succeeded":
             assert differ(both.files, send(first).files), f"{second} is ignored next to {first}"
             assert differ(both.files, send(second).files), f"{first} is ignored next to {second}"
             cells[first, second] = "✓"
@@ -68,9 +76,10 @@ def test_every_pair_of_features_acts_or_is_clearly_refused(server: Server, updat
             cells[first, second] = str(refusals.index(both.error) + 1)
     alone = {name: send(name) for name in FEATURES}
     assert all(one.status == "succeeded" for one in alone.values()), {name: one.error for name, one in alone.items()}
+    assert not any(map(_ignored, alone.values()))
     for refusal in refusals:
         assert refusal.endswith(".") and "Traceback" not in refusal and "failed to make" not in refusal, refusal
-    table = _table(cells, refusals)
+    table = _table(cells, refusals, ignored)
     if update_table:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(table, encoding="utf-8")
@@ -81,21 +90,29 @@ def _inputs_of(*names: str) -> Inputs:
     return dict(item for name in names for item in FEATURES[name].items())
 
 
+def _ignored(got: Answer) -> str:
+    """What the log says of the inputs that had no effect. Empty if all have one, or if the request was refused."""
+    return next((line.removeprefix("ignored: ") for line in got.logs.splitlines() if line.startswith("ignored: ")), "")
+
+
 def _check_returned(got: Answer, *names: str) -> None:
     """`got` has the map of each control, then two different pictures, all as JPEG."""
     maps = 1 + sum(name.startswith("conditioner_") for name in _inputs_of(*names))
+    assert not _ignored(got)
     assert got.endings == [".jpg"] * (maps + 2), (names, got.endings)
     assert differ(got.files[-1:], got.files[-2:-1]), f"{names}: both pictures are the same"
     assert differ(got.files[:1], got.files[-2:-1]), f"{names}: the control map is the picture"
 
 
-def _table(cells: dict[tuple[str, str], str], refusals: list[str]) -> str:
+def _table(cells: dict[tuple[str, str], str], refusals: list[str], ignored: list[str]) -> str:
     names = list(FEATURES)
     rows = [["", *names[1:]], ["---"] * len(names)]
     for i, first in enumerate(names[:-1]):
         rows.append([first, *[""] * i, *(cells[first, second] for second in names[i + 1 :])])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([HEAD, *lines, "", *(f"{number}. {refusal}" for number, refusal in enumerate(refusals, 1)), ""])
+    lines += ["", *(f"{number}. {refusal}" for number, refusal in enumerate(refusals, 1)), ""]
+    lines += [f"- {letter}: {reasons}" for letter, reasons in zip(ascii_lowercase, ignored, strict=False)]
+    return "\n".join([HEAD, *lines, ""])
 
 
 # ---- no trace, over all features
@@ -108,9 +125,10 @@ OTHERS: list[Inputs] = [
     {"guidance_scale": 0, "conditioning_scale": 0},
     {"map_only": True, "conditioner": "scribble"},
     {"prompt": "word " * 100},
+    {"image_2": PHOTO, "pose_parts": "all", "prompt_strength": 0.5},
 ]
 REFUSED: list[Inputs] = [
-    {"image_2": PHOTO},
+    {"conditioner": "inpaint"},
     {"control_end": 0.01},
     {"mask": url(Image.new("L", (32, 32)))},
     {"image": data_url(b"not a picture")},

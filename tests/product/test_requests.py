@@ -112,14 +112,52 @@ def test_metrics_have_the_time_of_each_phase_and_the_settings(server: Server) ->
     assert metrics["device"] in ("cpu", "cuda")
 
 
-def test_progress_is_in_the_log(server: Server) -> None:
+def test_ignored_inputs_change_no_byte_and_are_named(server: Server) -> None:
+    """A negative prompt of several chunks used to change the prompt's embedding, even without guidance."""
+    kept = {"image": PHOTO, "guidance_scale": 1, "output_format": "png"}
+    left_over = {
+        "negative_prompt": "a green room " * 60, "low_threshold": 5, "high_threshold": 10, "preprocess": False,
+        "image_2": data_url(b"not a picture"), "prompt_strength": 0.1, "output_quality": 3, "pose_json": "not JSON",
+    }  # fmt: skip
+    expected = server.run(**(FAST | kept | {"preprocess": False}))
+    got = server.run(**(FAST | kept | left_over))
+    assert got.status == "succeeded", got.error
+    assert got.files == expected.files
+    assert {*got.metrics["ignored"]} == left_over.keys() - {"preprocess"} and expected.metrics["ignored"] == []
+    (line,) = [line for line in got.logs.splitlines() if line.startswith("ignored")]
+    assert "low_threshold (preprocess off)" in line and "image_2 (no conditioner_2)" in line
+    assert "ignored" not in expected.logs
+
+
+def test_ignored_inputs_of_a_map_are_named(server: Server) -> None:
+    got = server.run(**(FAST | {"image": PHOTO, "map_only": True, "control_mask": data_url(b"not a picture")}))
+    assert got.status == "succeeded", got.error
+    assert {*got.metrics["ignored"]} == {"control_mask", "num_inference_steps", "seed"}
+
+
+PROGRESS = re.compile(r"^\s*(?P<percentage>\d+)%\s*\|.+?\|\s*(?P<current>\d+)\/(?P<total>\d+)")
+"""The pattern of replicate's Python client 1.0.7 (replicate/prediction.py), for single lines of the log."""
+
+
+def test_the_log_has_progress_that_replicates_client_can_read(server: Server) -> None:
     answer = server.run(**(FAST | {"image": PHOTO, "num_outputs": 2}))
-    assert "picture 1/2: 100%" in answer.logs and "picture 2/2: 100%" in answer.logs
+    assert "\r" not in answer.logs
+    bars = [[match for match in _progress(answer.logs) if f"picture {i}/2" in match.string] for i in (1, 2)]
+    assert sum(map(len, bars)) == len(_progress(answer.logs))
+    for bar in bars:
+        percentages = [int(match["percentage"]) for match in bar]
+        assert percentages == sorted(percentages) and {0, 100} <= {*percentages}
+        assert all(match["total"] == "2" for match in bar)
+
+
+def _progress(logs: str) -> list[re.Match[str]]:
+    return [match for line in logs.split("\n") if (match := PROGRESS.match(line.strip()))]
 
 
 def test_the_log_names_the_bundle_and_has_no_useless_warnings(server: Server) -> None:
     run(server)
-    said = [line for line in server.logs.splitlines() if line.strip() and not line.startswith(("seed: ", "picture "))]
+    usual = re.compile(r"seed: |ignored: |\s*\d+%\||\s*$")
+    said = [line for line in server.logs.splitlines() if not usual.match(line)]
     assert said[0] == f"bundle: tiny on {'cuda in float16' if torch.cuda.is_available() else 'cpu in float32'}"
     assert not [line for line in said if re.search("warn|ignored|deprecat|expected", line, re.IGNORECASE)]
 

@@ -19,7 +19,7 @@ from controlnet.request.pose import PoseError
 
 OTHER = Path("other.png")
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
-GROUPED = {"controls", "knobs", "sent", "orphans", "notes"}
+GROUPED = {"controls", "knobs", "sent", "orphans", "ignored"}
 """Fields of Ask that are not inputs."""
 
 
@@ -52,7 +52,7 @@ def test_absent_inputs_get_the_bundles_or_declared_default() -> None:
     ask = asked()
     assert (ask.resolution, ask.num_inference_steps, ask.guidance_scale, ask.scheduler) == (64, 4, 4.0, "DDIM")
     assert (ask.control_mode, ask.num_outputs, ask.output_format, ask.width) == ("balanced", 1, "webp", None)
-    assert ask.knobs == Knobs() and ask.sent == ("prompt", "image") and ask.notes == ()
+    assert ask.knobs == Knobs() and ask.sent == ("prompt", "image") and ask.ignored == ()
     assert ask.controls == (AskedControl("canny", FILE, True, 1.0, 0.0, 1.0, None, "", has_own_image=False),)
 
 

@@ -1,6 +1,6 @@
 """Requests as predict() reads them, for a bundle that has no models, and pictures for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import cog
@@ -33,13 +33,17 @@ class FakeBundle:
     """BundleFacts without files."""
 
     defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
-    conditioners = tuple(ANNOTATOR_OF)
+    annotator_of: Mapping[str, str] = ANNOTATOR_OF
+
+    @property
+    def conditioners(self) -> Collection[str]:
+        return self.annotator_of
 
     def knobs(self, conditioner: str) -> tuple[str, ...]:
-        return ANNOTATORS[ANNOTATOR_OF[conditioner]].knobs
+        return ANNOTATORS[self.annotator_of[conditioner]].knobs
 
     def knob_fault(self, conditioner: str, knobs: Mapping[str, KnobValue]) -> str | None:
-        return ANNOTATORS[ANNOTATOR_OF[conditioner]].fault(knobs)
+        return ANNOTATORS[self.annotator_of[conditioner]].fault(knobs)
 
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return "clip_skip is too high." if clip_skip > 2 else None
@@ -48,9 +52,9 @@ class FakeBundle:
         return steps_of(scheduler, {}, num_inference_steps, skipped)
 
 
-def asked(**sent) -> Ask:
+def asked(bundle: FakeBundle = FakeBundle(), /, **sent) -> Ask:
     """The request with these inputs. Prompt and image are sent if `sent` does not have them."""
-    return Ask.read(predict.Predictor.predict, {"prompt": "a red ball", "image": FILE} | sent, FakeBundle())
+    return Ask.read(predict.Predictor.predict, {"prompt": "a red ball", "image": FILE} | sent, bundle)
 
 
 def laid_out(folder: Path, pictures: Mapping[str, Image.Image], **sent) -> tuple[Ask, Layout]:

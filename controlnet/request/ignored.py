@@ -1,0 +1,134 @@
+"""Inputs that have no effect in a request. They are left out before it is served, as if they had not been sent.
+
+A form sends the values that people left in its fields, so these are no reason to refuse. An input is ignored only if
+nothing depends on it, and nothing does: its value is not checked against others, and its file is not opened.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from controlnet.conditioners import CONDITIONERS
+from controlnet.request.bundle_facts import BundleFacts
+
+if TYPE_CHECKING:  # ask.py applies the rules, and so imports this module
+    from controlnet.request.ask import Ask, AskedControl
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Inputs that have no effect, all for one reason."""
+
+    names: tuple[str, ...]
+    reason: str
+    """A few words for the log, such as "only for canny"."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names)} ({self.reason})"
+
+
+Rule = Callable[["Ask", BundleFacts], Iterator[Ignored]]
+
+
+def find_ignored(ask: "Ask", bundle: BundleFacts) -> tuple[Ignored, ...]:
+    """The inputs that the request sends and that have no effect in it, by reason. Each is named once."""
+    left, found = {*ask.sent}, dict[str, list[str]]()
+    for candidates in (each for rule in RULES for each in rule(ask, bundle)):
+        names = [name for name in candidates.names if name in left]
+        left -= {*names}
+        if names:
+            found.setdefault(candidates.reason, []).extend(names)
+    return tuple(Ignored(tuple(names), reason) for reason, names in found.items())
+
+
+# Each rule yields inputs that would have no effect, sent or not.
+
+
+def _absent_controls(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    for missing, names in ask.orphans:
+        yield Ignored(names, f"no {missing}")
+
+
+def _size(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    """width and height are more exact than resolution, so they win."""
+    if sides := [name for name in ("width", "height") if name in ask.sent]:
+        yield Ignored(("resolution",), f"{' and '.join(sides)} {'sets' if len(sides) == 1 else 'set'} the size")
+
+
+def _map_only(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    """What only acts when pictures are made. disable_safety_checker is not here: a refusal of it has no exception."""
+    if not ask.map_only:
+        return
+    names = [
+        *("negative_prompt", "control_mode", "prompt_strength", "num_outputs", "num_inference_steps"),
+        *("guidance_scale", "clip_skip", "scheduler", "seed"),
+    ]
+    for control in ask.controls:
+        names += [control.input(field) for field in ("scale", "start", "end", "mask")]
+    if not any(control.made_of == "holes" for control in ask.controls):
+        names += ["mask", "mask_feather"]
+    yield Ignored(tuple(names), "map_only makes no pictures")
+
+
+def _initial_picture(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    if not ask.repaints:
+        yield Ignored(("mask_feather",), "nothing is repainted")
+        if ask.init_image is None:
+            yield Ignored(("prompt_strength",), "no init_image, mask or outpaint")
+
+
+def _guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    """Without guidance there is no half of the batch that sees the negative prompt."""
+    if ask.guidance_scale <= 1:
+        yield Ignored(("negative_prompt",), f"no guidance with guidance_scale {ask.guidance_scale:g}")
+
+
+def _holes(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    """The map of inpaint is the picture itself, with or without preprocess. Web UIs offer it with no preprocessor."""
+    for control in (control for control in ask.controls if control.made_of == "holes"):
+        yield Ignored((control.input("preprocess"),), f"{control.conditioner} has no annotator")
+
+
+def _poses(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    posed = [control for control in ask.controls if control.made_of == "poses"]
+    if not posed:
+        names = " or ".join(conditioner.name for conditioner in CONDITIONERS if conditioner.made_of == "poses")
+        yield Ignored(("pose_json", "return_pose_json"), f"only for {names}")
+    elif not any(control.drawn for control in posed):
+        # A pose_json is refused then: it and the ready-made map are two maps for one control.
+        yield Ignored(("return_pose_json",), _ready_made(posed))
+
+
+def _knobs(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    """A knob acts on the maps that are drawn by an annotator that takes it."""
+    served = [control for control in ask.controls if control.conditioner in bundle.conditioners]
+    for knob in ask.knobs.sent():
+        takers = [name for name in bundle.conditioners if knob in bundle.knobs(name)]
+        own = [control for control in served if control.conditioner in takers]
+        if not any(control.drawn for control in own):
+            only = f"only for {' or '.join(takers)}" if takers else "no annotator of the bundle takes it"
+            yield Ignored((knob,), _ready_made(own) if own else only)
+    if not any(ask.annotates(control) for control in served):
+        yield Ignored(("detect_resolution",), "no annotator is used")
+
+
+def _ready_made(controls: "Sequence[AskedControl]") -> str:
+    return f"{' and '.join(control.input('preprocess') for control in controls)} off"
+
+
+def _quality(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    if ask.output_format == "png":
+        yield Ignored(("output_quality",), "png is lossless")
+
+
+RULES: tuple[Rule, ...] = (
+    _absent_controls,
+    _size,
+    _map_only,
+    _initial_picture,
+    _guidance,
+    _holes,
+    _poses,
+    _knobs,
+    _quality,
+)
