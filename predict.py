@@ -40,6 +40,23 @@ CONDITIONERS = [
     "inpaint",
     "ip2p",
 ]
+OTHER_CONDITIONERS = [
+    "none",
+    "canny",
+    "hed",
+    "mlsd",
+    "depth",
+    "openpose",
+    "scribble",
+    "seg",
+    "normal",
+    "lineart",
+    "lineart_anime",
+    "shuffle",
+    "tile",
+    "inpaint",
+    "ip2p",
+]
 SCHEDULERS = [
     "DDIM",
     "DPMSolverMultistep",
@@ -187,8 +204,8 @@ class Predictor(BasePredictor):
         ),
         conditioner_2: Optional[str] = Input(
             default=None,
-            choices=CONDITIONERS,
-            description="A second control beside the first: which structure it takes. Left out: there is none, and no other input that ends with _2 may be sent.",
+            choices=OTHER_CONDITIONERS,
+            description="A second control beside the first: which structure it takes. none, or left out: there is no second control, and the other inputs that end with _2 have no effect.",
         ),
         image_2: Optional[Path] = Input(
             default=None,
@@ -224,8 +241,8 @@ class Predictor(BasePredictor):
         ),
         conditioner_3: Optional[str] = Input(
             default=None,
-            choices=CONDITIONERS,
-            description="A third control beside the first: which structure it takes. Left out: there is none, and no other input that ends with _3 may be sent.",
+            choices=OTHER_CONDITIONERS,
+            description="A third control beside the first: which structure it takes. none, or left out: there is no third control, and the other inputs that end with _3 have no effect.",
         ),
         image_3: Optional[Path] = Input(
             default=None,

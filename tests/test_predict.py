@@ -12,7 +12,7 @@ from controlnet.maps.annotators.canny import STRONGEST
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import LARGEST, RESIZE_MODES, SMALLEST
 from controlnet.pictures.output import OUTPUT_FORMATS
-from controlnet.request.ask import INITIAL_STRENGTH, SEEDS
+from controlnet.request.ask import INITIAL_STRENGTH, NO_CONDITIONER, SEEDS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.request.pose import POSE_PARTS
 from controlnet.weights.manifest import Manifest
@@ -23,6 +23,7 @@ PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).para
 def test_choices_equal_the_registries_they_name() -> None:
     """A choice that the code does not know would crash on the first client that makes it."""
     assert [conditioner.name for conditioner in CONDITIONERS] == predict.CONDITIONERS
+    assert [NO_CONDITIONER, *predict.CONDITIONERS] == predict.OTHER_CONDITIONERS
     assert list(SCHEDULERS) == predict.SCHEDULERS
     assert list(OUTPUT_FORMATS) == predict.OUTPUT_FORMATS
     assert list(CONTROL_MODES) == predict.CONTROL_MODES

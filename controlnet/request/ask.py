@@ -17,6 +17,8 @@ from controlnet.weights.manifest import Defaults
 
 SUFFIXES = ("", "_2", "_3")
 """The endings of the input names of the first, second and third control."""
+NO_CONDITIONER = "none"
+"""The choice of conditioner_2 and conditioner_3 that means the same as leaving them out; a form can send it."""
 CONTROL_INPUTS: Mapping[str, str] = {
     "conditioner": "conditioner",
     "image": "image",
@@ -157,6 +159,7 @@ class Ask:
         RequestError name all faults at once. What depends on pixels is refused later, when the pictures are opened.
         """
         inputs, declared = check_inputs(predict, values), declared_defaults(predict)
+        inputs |= {name: None for suffix in SUFFIXES if inputs[name := f"conditioner{suffix}"] == NO_CONDITIONER}
         # First without reading a pose_json, which may be one of the ignored inputs.
         ignored = find_ignored(_fill(inputs, declared, bundle.defaults, lambda text: NOBODY), bundle)
         inputs |= {name: declared[name] for each in ignored for name in each.names}

@@ -56,6 +56,12 @@ def test_absent_inputs_get_the_bundles_or_declared_default() -> None:
     assert ask.controls == (AskedControl("canny", FILE, True, 1.0, 0.0, 1.0, None, "", has_own_image=False),)
 
 
+@pytest.mark.parametrize("name", ["conditioner_2", "conditioner_3"])
+def test_the_conditioner_none_means_no_control(name: str) -> None:
+    one, other = asked(seed=3, **{name: "none"}), asked(seed=3)
+    assert one == other and len(one.controls) == 1
+
+
 def test_a_second_control_defaults_to_what_the_first_declares() -> None:
     """Not to what was sent for the first."""
     ask = asked(conditioning_scale=0.3, control_end=0.5, preprocess=False, conditioner_3="depth")
