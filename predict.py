@@ -7,6 +7,7 @@
 # pyright: reportArgumentType=false
 # (Cog declares choices as a list of str | int, which a list of str is not to a type checker.)
 
+from collections.abc import Sequence
 from typing import Optional
 
 from cog import BasePredictor, Input, Path
@@ -17,7 +18,7 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import make_job
 from controlnet.generation.safety import open_safety_checker, withhold
 from controlnet.maps.cache import MapCache
-from controlnet.maps.controls import draw_controls, found_poses
+from controlnet.maps.controls import Control, draw_controls, found_poses
 from controlnet.pictures.canvas import lay_out
 from controlnet.pictures.output import write_pictures
 from controlnet.pictures.temporary import sweep, use_home
@@ -416,6 +417,7 @@ class Predictor(BasePredictor):
         timed = Stopwatch(self.record_metric)
         with timed("preprocess"):
             controls = draw_controls(ask, layout, self.annotators, self.maps)
+        self._say_people(ask, controls)
         maps, poses = [control.control_map for control in controls], found_poses(controls)
         if ask.map_only:
             return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)
@@ -436,6 +438,17 @@ class Predictor(BasePredictor):
         if ask.ignored:
             print(f"ignored: {'; '.join(map(str, ask.ignored))}")
         self._record(ignored=[name for each in ask.ignored for name in each.names])
+
+    def _say_people(self, ask: Ask, controls: Sequence[Control]) -> None:
+        """Record how many people each openpose map shows, and say in the log if there are none."""
+        for asked, control in zip(ask.controls, controls, strict=True):
+            if control.people is None:
+                continue
+            self._record(**{f"people{asked.suffix}": control.people})
+            if control.people == 0:
+                picture = asked.input("image") if asked.has_own_image else "image"
+                source = picture if ask.pose_json is None else "pose_json"
+                print(f"{asked.conditioner}: nobody in {source}, so its control map is empty")
 
     def _record(self, **figures: int | list[str]) -> None:
         """Put figures of this request into the metrics of its response, with the bundle and the device."""

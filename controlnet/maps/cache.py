@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -13,10 +14,11 @@ MOST_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class _Kept:
-    """An RGB map as immutable bytes."""
+    """An RGB map as immutable bytes, and its info."""
 
     size: tuple[int, int]
     pixels: bytes
+    info: Mapping[Any, Any]
 
 
 class MapCache:
@@ -44,10 +46,12 @@ class MapCache:
         if kept is not None:
             self.hits += 1
             self._maps.move_to_end(key)
-            return Image.frombytes("RGB", kept.size, kept.pixels)
+            again = Image.frombytes("RGB", kept.size, kept.pixels)
+            again.info.update(kept.info)
+            return again
         self.misses += 1
         control_map = draw()
-        self._keep(key, _Kept(control_map.size, control_map.convert("RGB").tobytes()))
+        self._keep(key, _Kept(control_map.size, control_map.convert("RGB").tobytes(), dict(control_map.info)))
         return control_map
 
     def __len__(self) -> int:

@@ -7,14 +7,14 @@ from typing import Any
 from PIL import Image
 
 from controlnet.conditioners import BY_NAME
-from controlnet.maps.annotators import Annotator, LoadedAnnotator, knobs_of
-from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
+from controlnet.maps.annotators import Annotator, knobs_of
+from controlnet.maps.annotators.skeletons import PEOPLE, draw_poses
 from controlnet.maps.cache import MapCache
-from controlnet.maps.drawing import draw_control_map, seen_size
+from controlnet.maps.drawing import draw_control_map
 from controlnet.pictures.canvas import ControlArea, Layout
-from controlnet.pictures.geometry import extend, filled, fit, reshape
+from controlnet.pictures.geometry import extend, filled, reshape
 from controlnet.request.ask import Ask, AskedControl
-from controlnet.request.pose import FOUND_PARTS, SENT_PARTS, Pose, poses_to_json
+from controlnet.request.pose import SENT_PARTS, Pose, poses_to_json
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Control:
     """Mode L, of the map's size: where it is not 0 the net sees −1 in place of a colour. inpaint's net paints there."""
     pose_json: str | None = None
     """The people of an openpose map as OpenPose's JSON. None unless the request asks for it."""
+    people: int | None = None
+    """How many people an openpose map shows. None if they are not known, as in a ready-made map."""
 
     def parameters(self) -> dict[str, Any]:
         """Its plain values, without pictures."""
@@ -47,7 +49,8 @@ class _Shown:
 
     control_map: Image.Image
     holes: Image.Image | None = None
-    pose_json: str | None = None
+    people: tuple[Pose, ...] | None = None
+    """In pixels of the map. None if they are not known."""
 
 
 def draw_controls(
@@ -62,7 +65,7 @@ def draw_controls(
 
 
 def found_poses(controls: Sequence[Control]) -> str | None:
-    """The poses of the request's openpose map as JSON. None unless the request asks for them."""
+    """The poses of the request's first openpose map as JSON. None unless the request asks for them."""
     return next((control.pose_json for control in controls if control.pose_json is not None), None)
 
 
@@ -82,7 +85,7 @@ class _Drawer:
             shown = self._of_sent_people(area.people, area)
         else:
             shown = self._of_picture(control, area)
-        control_map, blank = shown.control_map, BY_NAME[control.conditioner].blank
+        control_map, people, blank = shown.control_map, shown.people, BY_NAME[control.conditioner].blank
         return Control(
             conditioner=control.conditioner,
             control_map=extend(control_map, area.margins, blank) if area.margins else control_map,
@@ -91,7 +94,8 @@ class _Drawer:
             end=control.end,
             region=area.region,
             holes=shown.holes,
-            pose_json=shown.pose_json,
+            pose_json=None if people is None or not self.ask.return_pose_json else poses_to_json(people, area.size),
+            people=None if people is None else sum(any(True for _ in person.joints()) for person in people),
         )
 
     def _with_holes(self) -> _Shown:
@@ -102,12 +106,10 @@ class _Drawer:
         return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
 
     def _of_sent_people(self, people: Sequence[Pose], area: ControlArea) -> _Shown:
-        drawn = draw_poses(people, area.size, self.ask.knobs.pose_parts or SENT_PARTS)
-        return _Shown(drawn, pose_json=poses_to_json(people, area.size) if self.ask.return_pose_json else None)
+        return _Shown(draw_poses(people, area.size, self.ask.knobs.pose_parts or SENT_PARTS), people=tuple(people))
 
     def _of_picture(self, control: AskedControl, area: ControlArea) -> _Shown:
         ask, name, mode = self.ask, control.conditioner, self.layout.canvas.mode
-        people = self._found_people(control, area) if ask.return_pose_json and control.made_of == "poses" else None
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
         detect_resolution = ask.detect_resolution if control.drawn else None
@@ -118,19 +120,17 @@ class _Drawer:
         shaped = [reshape(picture, area.size, mode)]
         del picture
         control_map = draw_control_map(name, shaped.pop(), area.size, *settings)
+        people = _found_people(control_map)
         if free and (blank := BY_NAME[name].blank) is not None:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
-        return _Shown(control_map, pose_json=people)
+        return _Shown(control_map, people=people)
 
-    def _found_people(self, control: AskedControl, area: ControlArea) -> str:
-        """The people that the annotator finds in the control's picture, in pixels of the map, as JSON."""
-        annotator = self.annotators[control.conditioner]
-        finder = annotator.draw if isinstance(annotator, LoadedAnnotator) else annotator
-        assert isinstance(finder, PoseAnnotator)
-        shaped = reshape(area.sent.open(), area.size, self.layout.canvas.mode)
-        seen = seen_size(annotator, shaped.size, area.size, self.ask.detect_resolution)
-        picture = fit(shaped, seen, Image.Resampling.LANCZOS)
-        people = finder.poses(picture, self.ask.knobs.pose_parts or FOUND_PARTS)
-        scaled = [person.scaled(area.size[0] / seen[0], area.size[1] / seen[1]) for person in people]
-        return poses_to_json(scaled, area.size)
+
+def _found_people(control_map: Image.Image) -> tuple[Pose, ...] | None:
+    """The people that an annotator has found, in pixels of the map that it drew."""
+    if PEOPLE not in control_map.info:
+        return None
+    people, seen = control_map.info[PEOPLE]
+    across, down = (side / before for side, before in zip(control_map.size, seen, strict=True))
+    return tuple(person.scaled(across, down) for person in people)

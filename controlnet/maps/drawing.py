@@ -28,7 +28,8 @@ def draw_control_map(
     With `preprocess` the bundle's annotator draws it from `picture`, which it sees at its seen_size. Without, `picture`
     already is a control map: it is only resized, and inverted if the conditioner's maps are white on black and this one
     is not. `annotators` are the bundle's, by conditioner. `knobs` are settings that the annotator takes; it has a
-    default for each. Maps are taken from `cache` if they are in it, and added if not.
+    default for each. Maps are taken from `cache` if they are in it, and added if not. The map has the info that the
+    annotator gave it.
 
     Raises SizeError as detect_size does.
     """
@@ -45,7 +46,9 @@ def draw_control_map(
             control_map = annotator(picture, **settings)
         else:
             control_map = white_on_black(picture) if conditioner.lines else picture
-        return resize_map(control_map, size, conditioner.form)
+        resized = resize_map(control_map, size, conditioner.form)
+        resized.info.update(control_map.info)
+        return resized
 
     if cache is None:
         return draw()

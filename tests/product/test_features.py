@@ -11,6 +11,8 @@ from support.server import Server
 
 from controlnet.maps.annotators.skeletons import draw_skeletons
 
+FLAT = url(Image.new("RGB", (64, 64), "grey"))
+
 
 def one(server: Server, **inputs) -> np.ndarray:
     (picture,) = made(server, **inputs)
@@ -89,6 +91,21 @@ def test_return_pose_json_changes_no_other_file(server: Server) -> None:
     asked = openpose() | {"detect_resolution": 200}
     control_map, _, picture = made(server, **asked, return_control_map=True, return_pose_json=True)
     assert made(server, **asked, return_control_map=True) == [control_map, picture]
+
+
+def test_openpose_says_how_many_people_its_map_shows(server: Server) -> None:
+    people = answer(server, **openpose(), map_only=True)
+    again = answer(server, **openpose(), map_only=True, return_pose_json=True)  # the map comes from the cache
+    assert people.metrics["people"] == again.metrics["people"] == len(json.loads(again.files[1])["people"]) > 0
+    assert "nobody" not in people.logs
+    nobody = answer(server, image=FLAT, conditioner="openpose", conditioner_2="openpose", image_2=openpose()["image"])
+    assert nobody.status == "succeeded" and nobody.metrics["people"] == 0 and nobody.metrics["people_2"] > 0
+    assert "openpose: nobody in image, so its control map is empty\n" in nobody.logs
+    sent = answer(server, conditioner_3="openpose", pose_json='{"people": []}', map_only=True)
+    assert sent.metrics["people_3"] == 0 and "openpose: nobody in pose_json" in sent.logs
+    ready = answer(server, **openpose(), preprocess=False, return_pose_json=True, map_only=True)
+    assert len(ready.files) == 1 and "people" not in ready.metrics
+    assert "people" not in answer(server, map_only=True).metrics
 
 
 def test_poses_of_an_outpainted_picture_are_on_its_own_canvas(server: Server) -> None:

@@ -16,6 +16,11 @@ with quiet_controlnet_aux():
     from controlnet_aux.open_pose import draw_poses as draw_keypoints
 
 
+PEOPLE = "people"
+"""Key in the info of a map that a PoseAnnotator has drawn. Its value is the people as a tuple of Pose, and the (width,
+height) of the picture that they were found in."""
+
+
 @dataclass(frozen=True)
 class PoseAnnotator:
     """An annotator that can also say which poses it draws. Both calls leave the picture untouched."""
@@ -26,8 +31,11 @@ class PoseAnnotator:
     """For "hands" and "face", if it finds them: the picture and a person -> the person with those."""
 
     def __call__(self, image: Image.Image, pose_parts: str = FOUND_PARTS) -> Image.Image:
-        """RGB picture -> the skeletons of the people in it, on black."""
-        return draw_poses(self.poses(image, pose_parts), image.size, pose_parts)
+        """RGB picture -> the skeletons of the people in it, on black. Its info has PEOPLE."""
+        people = self.poses(image, pose_parts)
+        drawn = draw_poses(people, image.size, pose_parts)
+        drawn.info[PEOPLE] = (tuple(people), image.size)
+        return drawn
 
     def poses(self, image: Image.Image, pose_parts: str = FOUND_PARTS) -> list[Pose]:
         """RGB picture -> the people in it, in its pixels, with the parts of POSE_PARTS[pose_parts], all in `more`."""
