@@ -92,11 +92,10 @@ def obey(sent: dict[str, Any]) -> dict[str, Any]:
     """The inputs, changed to keep the rules that cog-safe-push.yaml gives to the fuzzer."""
     sent = {name: value for name, value in sent.items() if name not in ("pose_json", "pose_parts")}
     for suffix in SUFFIXES:
-        start, end = sent.get(f"control_start{suffix}"), sent.get(f"control_end{suffix}")
-        if start is not None:
-            sent[f"control_start{suffix}"] = 0.3 * start
-        if end is not None:
-            sent[f"control_end{suffix}"] = 0.7 + 0.3 * end
+        # At least 0.4 apart, and anywhere.
+        start = 0.6 * sent.pop(f"control_start{suffix}", 0.0)
+        end = start + 0.4 + (0.6 - start) * sent.pop(f"control_end{suffix}", 1.0)
+        sent |= {f"control_start{suffix}": start, f"control_end{suffix}": min(end, 1.0)}
         if suffix and sent.get(f"conditioner{suffix}") == "inpaint":
             sent[f"conditioner{suffix}"] = "tile"
     for name, least in (("num_inference_steps", 10), ("prompt_strength", 0.5), ("guidance_scale", 1.1)):
