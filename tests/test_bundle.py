@@ -159,9 +159,11 @@ def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
     assert list(bundle.conditioners) == list(bundle.annotators()) == list(bundle.controlnets())
     assert all(bundle.knobs(name) == knobs_of(annotator) for name, annotator in bundle.annotators().items())
     assert bundle.steps("HeunDiscrete", 10, 0) == 19 and bundle.steps("DDIM", 10, 8) == 2
+    assert [str(each) for each in read(conditioner="hed", low_threshold=1).ignored] == [
+        "low_threshold (only for canny)"
+    ]
     for sent, sentence in (
         ({"conditioner": "shuffle"}, "no shuffle conditioner. It has canny, hed"),
-        ({"conditioner": "hed", "low_threshold": 1}, "hed takes no low_threshold: leave it out, or choose canny"),
         ({"low_threshold": 250}, "canny cannot work with low_threshold 250 and high_threshold 200"),
         ({"conditioner": "openpose", "pose_parts": "all"}, "finds people's bodies and no hands or face"),
         ({"control_end": 0.01}, "covers none of the 20 steps"),

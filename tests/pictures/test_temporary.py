@@ -138,12 +138,10 @@ def test_sweep_removes_empty_folders_of_cogs_server() -> None:
     assert (temporary.COGLET / "file").exists() and (temporary.COGLET / "link").exists()
 
 
-def test_sweep_is_quick_with_thousands_of_folders() -> None:
+def test_one_sweep_removes_at_most_500_folders() -> None:
     for number in range(1500):
         coglets(str(number))
-    start = time.monotonic()
     sweep()
-    assert time.monotonic() - start < 1
     assert len(list(temporary.COGLET.iterdir())) == 1000
 
 

@@ -44,7 +44,7 @@ WRONG = [
         for value in values
     ],
     ({"control_start": 0.6, "control_end": 0.6}, "control_start must be below control_end"),
-    ({"control_start": 1, "control_end": 0, "map_only": True}, "control_start must be below control_end"),
+    ({"control_start": 1, "control_end": 0}, "control_start must be below control_end"),
     ({"control_end": 0.1}, "covers none of the 2 steps"),
     ({"prompt": "red " * 2000}, "shorten it"),
     ({"image": data_url(b"hello")}, "not a picture"),

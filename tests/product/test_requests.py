@@ -125,7 +125,7 @@ def test_ignored_inputs_change_no_byte_and_are_named(server: Server) -> None:
     assert got.files == expected.files
     assert {*got.metrics["ignored"]} == left_over.keys() - {"preprocess"} and expected.metrics["ignored"] == []
     (line,) = [line for line in got.logs.splitlines() if line.startswith("ignored")]
-    assert "low_threshold (preprocess off)" in line and "image_2 (no conditioner_2)" in line
+    assert "low_threshold, high_threshold (preprocess off)" in line and "image_2 (no conditioner_2)" in line
     assert "ignored" not in expected.logs
 
 
