@@ -22,7 +22,8 @@ NUMBERS = np.array([number for _, number in CLASSES])
 LEAST = {"scribble": 0.5, "canny": 0.25, "lineart": 0.25, "tile": 0.85, "mlsd": 0.95}
 LEAST |= dict.fromkeys(("hed", "depth", "normal", "seg"), 0.99)
 """The least score of the true map, if not 0.9. A doodle wobbles by up to two pixels, canny maps have random thresholds
-and edges between colours of one brightness, which the network does not see, lineart draws what is darker than its surroundings (in one scene mostly texture), and tile maps are blurred variably."""
+and edges between colours of one brightness, which the network does not see, lineart draws what is darker than its
+surroundings (in one scene mostly texture), and tile maps are blurred variably."""
 
 
 def perfect_view(sample: Sample) -> Seen:
