@@ -14,9 +14,6 @@ from controlnet.models.loading import load_network
 from . import TRAINED_SHORT_SIDE, Annotator
 from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
 
-with quiet_controlnet_aux():
-    from controlnet_aux.hed import ControlNetHED_Apache2
-
 FILE = "ControlNetHED.pth"
 STRIDE = 16
 """The network halves its input four times."""
@@ -29,6 +26,8 @@ def load(folder: Path, device: torch.device) -> Annotator:
 
 def load_hed(folder: Path, device: torch.device) -> torch.nn.Module:
     """The HED network from a folder that contains ControlNetHED.pth. Raises WeightsMismatch as load does."""
+    with quiet_controlnet_aux():  # not at the top: tiny.py imports this module, and controlnet_aux takes a second
+        from controlnet_aux.hed import ControlNetHED_Apache2
     return load_network(ControlNetHED_Apache2, folder / FILE, device)
 
 

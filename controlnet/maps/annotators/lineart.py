@@ -13,9 +13,6 @@ from controlnet.models.loading import load_network
 from . import TRAINED_SHORT_SIDE, Annotator
 from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft
 
-with quiet_controlnet_aux():
-    from controlnet_aux.lineart import Generator
-
 FILE = "sk_model.pth"
 """The network for fine lines, controlnet_aux's default. The one for coarse lines is sk_model2.pth; offering both would
 need another input."""
@@ -30,6 +27,8 @@ def load(folder: Path, device: torch.device) -> Annotator:
 
 def build_lineart() -> torch.nn.Module:
     """The network with the layout of sk_model.pth and random weights."""
+    with quiet_controlnet_aux():  # not at the top: tiny's lineart_standard.py imports this module
+        from controlnet_aux.lineart import Generator
     return Generator(3, 1, n_residual_blocks=3)
 
 

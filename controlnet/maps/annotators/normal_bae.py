@@ -17,9 +17,6 @@ from controlnet.models.loading import load_network
 from . import TRAINED_SHORT_SIDE, Annotator
 from .network import as_batch, device_of, private_pixels, quiet_controlnet_aux, restore_soft, unwrap
 
-with quiet_controlnet_aux():
-    from controlnet_aux.normalbae.nets.NNET import NNET
-
 FILE = "scannet.pt"
 STRIDE = 32
 """The encoder halves its input five times."""
@@ -38,6 +35,9 @@ def build_bae() -> torch.nn.Module:
     """The network with the layout of scannet.pt and random weights."""
     # The two ratios are used in training only. Building the network prints two lines, which are kept out of the log.
     with quiet_controlnet_aux(), redirect_stdout(io.StringIO()):
+        # Not at the top: tiny.py imports this module, and controlnet_aux takes a second.
+        from controlnet_aux.normalbae.nets.NNET import NNET
+
         return NNET(SimpleNamespace(architecture="BN", sampling_ratio=0.4, importance_ratio=0.7))
 
 

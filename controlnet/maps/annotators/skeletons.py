@@ -1,19 +1,48 @@
-"""Control maps of people's poses, drawn as OpenPose draws them, and what all annotators that find poses share."""
+"""Control maps of people's poses, drawn as OpenPose draws them, and what all annotators that find poses share.
 
+The drawings equal those of controlnet_aux 0.0.10 pixel by pixel, because the ControlNets were trained on such maps.
+"""
+
+import colorsys
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from controlnet.request.pose import FOUND_PARTS, POSE_PARTS, Joint, Pose
 
 from . import TRAINED_SHORT_SIDE
-from .network import private_size, quiet_controlnet_aux, restore_exact
+from .network import private_size, restore_exact
 
-with quiet_controlnet_aux():
-    from controlnet_aux.open_pose import BodyResult, Keypoint, PoseResult
-    from controlnet_aux.open_pose import draw_poses as draw_keypoints
+Colour = tuple[int, int, int]
+
+
+def _hues(count: int) -> list[Colour]:
+    """`count` pure RGB colours around the colour wheel, from red."""
+    wheel = (colorsys.hsv_to_rgb(i / count, 1, 1) for i in range(count))
+    return [(round(red * 255), round(green * 255), round(blue * 255)) for red, green, blue in wheel]
+
+
+BODY_COLOURS = _hues(18)
+"""Of the joints of a body. Its limbs take the first 17, darker."""
+LIMBS = [
+    *[(1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7)],  # the arms, from the neck
+    *[(1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)],  # the legs, from the neck
+    *[(1, 0), (0, 14), (14, 16), (0, 15), (15, 17)],  # the head
+]
+"""Pairs of a body's joints that are connected, in the order in which they are drawn."""
+BONES = [(0 if tip == knuckle else tip - 1, tip) for knuckle in range(1, 21, 4) for tip in range(knuckle, knuckle + 4)]
+"""Pairs of a hand's joints that are connected: from the wrist along each finger, the thumb first."""
+BONE_COLOURS = _hues(len(BONES))
+HAND_COLOUR = (0, 0, 255)
+FACE_COLOUR = (255, 255, 255)
+LIMB_HALF_WIDTH = 4
+BONE_WIDTH = 2
+JOINT_RADIUS = 4
+FACE_RADIUS = 3
 
 
 PEOPLE = "people"
@@ -48,15 +77,25 @@ class PoseAnnotator:
 def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = FOUND_PARTS) -> Image.Image:
     """People in pixels of the (width, height) `size` -> an RGB control map of that size: OpenPose's drawing on black.
 
-    controlnet_aux draws, in OpenPose's colours and with lines and dots of a fixed width. It draws at a short side of
-    512, for which that width is meant, and the drawing is resized to `size` without blending colours. `pose_parts` is a
-    key of POSE_PARTS.
+    The colours are OpenPose's, and lines and dots have a fixed width. It is meant for a short side of 512, so the poses
+    are drawn at that one, and the drawing is resized to `size` without blending colours. `pose_parts` is a key of
+    POSE_PARTS.
     """
     parts = POSE_PARTS[pose_parts]
     width, height = private_size(size, TRAINED_SHORT_SIDE, 1)
-    results = [_as_result(person, size) for person in people]
-    drawn = draw_keypoints(results, height, width, draw_hand="hands" in parts, draw_face="face" in parts)
-    return Image.fromarray(restore_exact(drawn, size))
+    canvas = np.zeros((height, width, 3), np.uint8)
+
+    def on_canvas(joints: Sequence[Joint] | None) -> list[Joint]:
+        return [joint and (joint[0] / size[0] * width, joint[1] / size[1] * height) for joint in joints or ()]
+
+    for person in people:
+        _draw_body(canvas, on_canvas(person.body))
+        if "hands" in parts:
+            _draw_hand(canvas, on_canvas(person.left_hand))
+            _draw_hand(canvas, on_canvas(person.right_hand))
+        if "face" in parts:
+            _draw_face(canvas, on_canvas(person.face))
+    return Image.fromarray(restore_exact(canvas, size))
 
 
 def draw_skeletons(people: Sequence[Sequence[Joint]], size: tuple[int, int]) -> Image.Image:
@@ -64,17 +103,43 @@ def draw_skeletons(people: Sequence[Sequence[Joint]], size: tuple[int, int]) -> 
     return draw_poses([Pose(tuple(body)) for body in people], size)
 
 
-def _as_result(person: Pose, size: tuple[int, int]) -> PoseResult:
-    """A person in pixels of `size` in controlnet_aux's form, whose coordinates are shares of the picture."""
+def _draw_body(canvas: np.ndarray, joints: Sequence[Joint]) -> None:
+    """Draw the limbs as ellipses and the joints as dots. The 18 joints are in the canvas's pixels."""
+    for (start, end), (red, green, blue) in zip(LIMBS, BODY_COLOURS, strict=False):
+        one, other = joints[start], joints[end]
+        if one and other:
+            across, down = one[0] - other[0], one[1] - other[1]
+            middle = int((one[0] + other[0]) / 2), int((one[1] + other[1]) / 2)
+            axes = int((across**2 + down**2) ** 0.5 / 2), LIMB_HALF_WIDTH
+            angle = int(math.degrees(math.atan2(down, across)))
+            outline = np.array(cv2.ellipse2Poly(middle, axes, angle, 0, 360, 1))
+            cv2.fillConvexPoly(canvas, outline, (red * 3 // 5, green * 3 // 5, blue * 3 // 5))
+    for joint, colour in zip(joints, BODY_COLOURS, strict=True):
+        if joint:
+            cv2.circle(canvas, (int(joint[0]), int(joint[1])), JOINT_RADIUS, colour, cv2.FILLED)
 
-    def keypoint(joint: Joint) -> Keypoint | None:
-        return joint and Keypoint(joint[0] / size[0], joint[1] / size[1])
 
-    def keypoints(part: Sequence[Joint] | None) -> list[Keypoint] | None:
-        # In hands and faces controlnet_aux takes no None, but skips what lies outside the picture.
-        return [keypoint(joint) or Keypoint(-1, -1) for joint in part] if part else None
+def _draw_hand(canvas: np.ndarray, joints: Sequence[Joint]) -> None:
+    """Draw the bones as lines and the joints as dots. The 21 joints are in the canvas's pixels; none draw nothing."""
+    points = _drawable(joints)
+    if not points:
+        return
+    for (start, end), colour in zip(BONES, BONE_COLOURS, strict=True):
+        one, other = points[start], points[end]
+        if one and other:
+            cv2.line(canvas, one, other, colour, BONE_WIDTH)
+    for point in filter(None, points):
+        cv2.circle(canvas, point, JOINT_RADIUS, HAND_COLOUR, cv2.FILLED)
 
-    # Any, because controlnet_aux's annotation leaves out the None that it handles in bodies.
-    body: Any = [keypoint(joint) for joint in person.body]
-    left, right, face = (keypoints(part) for part in (person.left_hand, person.right_hand, person.face))
-    return PoseResult(BodyResult(body, 0.0, 0), left, right, face)
+
+def _draw_face(canvas: np.ndarray, joints: Sequence[Joint]) -> None:
+    """Draw the points of a face, in the canvas's pixels, as dots."""
+    for point in filter(None, _drawable(joints)):
+        cv2.circle(canvas, point, FACE_RADIUS, FACE_COLOUR, cv2.FILLED)
+
+
+def _drawable(joints: Sequence[Joint]) -> list[tuple[int, int] | None]:
+    """Joints of a hand or face in whole pixels. None for those that are missing, or left of or above the pixel (1, 1):
+    controlnet_aux takes coordinates up to 0 for missing ones."""
+    points = [joint and (int(joint[0]), int(joint[1])) for joint in joints]
+    return [point if point and min(point) > 0 else None for point in points]

@@ -1,6 +1,7 @@
 """Poses are drawn as controlnet_aux draws them, pixel by pixel, and annotators say the poses that they draw."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from controlnet.maps.annotators import ANNOTATORS
-from controlnet.maps.annotators.network import quiet_controlnet_aux
+from controlnet.maps.annotators.network import quiet_controlnet_aux, restore_exact
 from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses, draw_skeletons
 from controlnet.request.pose import FARTHEST, POSE_PARTS, Joint, Pose
 
@@ -35,14 +36,19 @@ PEOPLE = [
 ]
 
 
-def theirs(parts: tuple[str, ...]) -> np.ndarray:
-    """By controlnet_aux's functions, one by one. Joints of hands and faces outside the picture are left out."""
-    canvas = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-    for person in PEOPLE:
-        body: Any = [j and Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) for j in person.body]
+def theirs(
+    parts: tuple[str, ...], people: Sequence[Pose] = PEOPLE, size: tuple[int, int] = SIZE, side: tuple[int, int] = SIZE
+) -> np.ndarray:
+    """controlnet_aux's drawing, (width, height) `side`, of people in a picture of `size`.
+
+    Joints of hands and faces outside the picture are left out.
+    """
+    canvas = np.zeros((side[1], side[0], 3), np.uint8)
+    for person in people:
+        body: Any = [j and Keypoint(j[0] / size[0], j[1] / size[1]) for j in person.body]
         canvas = draw_bodypose(canvas, body)
         left, right, face = (
-            part and [Keypoint(j[0] / SIZE[0], j[1] / SIZE[1]) if j else Keypoint(-1, -1) for j in part]
+            part and [Keypoint(j[0] / size[0], j[1] / size[1]) if j else Keypoint(-1, -1) for j in part]
             for part in (person.left_hand, person.right_hand, person.face)
         )
         if "hands" in parts:
@@ -59,6 +65,31 @@ def test_pose_parts_are_drawn_as_controlnet_aux_draws_them(choice: str, recwarn:
     others = [other for other in POSE_PARTS if other != choice]
     assert not any(np.array_equal(drawn, theirs(POSE_PARTS[other])) for other in others), "choices draw the same"
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((640, 512), (640, 512)), ((1024, 683), (768, 512)), ((131, 457), (512, 1786))]
+)
+def test_random_poses_are_drawn_as_controlnet_aux_draws_them(size: tuple[int, int], side: tuple[int, int]) -> None:
+    """Some joints lie on whole pixels, on the border, on each other or outside. Up to half of them are missing."""
+    numbers = random.Random(size[0])
+
+    def joint(middle: float, reach: float) -> Joint:
+        if numbers.random() < missing:
+            return None
+        x, y = (numbers.gauss(middle * length, reach * length) for length in size)
+        return numbers.choice([(x, y), (float(round(x)), float(round(y))), (0.0, y), (x, 0.5), (middle, middle)])
+
+    def joints(count: int, reach: float) -> tuple[Joint, ...]:
+        middle = numbers.random()
+        return tuple(joint(middle, reach) for _ in range(count))
+
+    for _ in range(100):
+        missing = numbers.choice([0, 0.1, 0.5])
+        hands = [numbers.choice([None, joints(21, 0.1)]) for _ in range(2)]
+        person = Pose(joints(18, numbers.choice([0.02, 0.3, 2])), *hands, numbers.choice([None, joints(70, 0.1)]))
+        expected = restore_exact(theirs(("hands", "face"), [person], size, side), size)
+        assert np.array_equal(np.array(draw_poses([person], size, "all")), expected), person
 
 
 def test_skeleton_lines_widen_with_the_picture_unblended() -> None:

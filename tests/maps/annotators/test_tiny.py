@@ -1,5 +1,7 @@
 """The tiny bundle's annotators: the maps and poses that they make from the output of their network."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from tinyworld.vision import targets
 with quiet_controlnet_aux():
     from controlnet_aux.util import ade_palette
 
+ROOT = Path(__file__).parents[3]
 SIZE = 64
 JOINTS = 18
 
@@ -207,3 +210,23 @@ def test_every_kind_draws_with_its_own_function(kind: str, loaded: Callable[[str
 
 def test_all_kinds_share_one_network(loaded: Callable[[str], Annotator]) -> None:
     assert len({id(network_of(loaded(f"tiny_{kind}"))) for kind in tiny.DRAWINGS}) == 1
+
+
+def test_tiny_needs_neither_controlnet_aux_nor_timm() -> None:
+    """Importing them takes over a second, which every prediction from the command line would wait for."""
+    code = """
+import sys
+from PIL import Image
+from controlnet.bundle import open_bundle
+from controlnet.maps.annotators.skeletons import draw_poses
+from controlnet.request.pose import Pose
+bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"})
+bundle.base()
+bundle.controlnets()
+for annotator in bundle.annotators().values():
+    annotator(Image.new("RGB", (64, 64)))
+draw_poses([Pose(((9.0, 9.0),) * 18, ((9.0, 9.0),) * 21, None, ((9.0, 9.0),) * 70)], (64, 64), "all")
+print("imported:", *{"controlnet_aux", "timm", "matplotlib"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "imported:"
