@@ -130,18 +130,25 @@ def decode_data_url(url: str) -> tuple[bytes, str]:
 def write_outputs(urls: Sequence[str], folder: Path) -> list[Path]:
     """Write the files of one prediction to `folder`: 0001.webp, or 0001-1.webp, 0001-2.webp if there are several.
 
-    The number is the highest number in the folder plus one. An existing file is never overwritten.
+    The number is the highest number in the folder plus one. JSON holds the poses: it is called poses.json, or
+    poses-0001.json with that number if there is a poses.json already. An existing file is never overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    used = (re.match(r"(\d+)[-.]", path.name) for path in folder.iterdir())
+    used = (re.match(r"(?:poses-)?(\d+)[-.]", path.name) for path in folder.iterdir())
     number = 1 + max((int(match[1]) for match in used if match), default=0)
-    paths = []
-    for index, url in enumerate(urls, 1):
-        content, ending = decode_data_url(url)
-        path = folder / (f"{number:04}{ending}" if len(urls) == 1 else f"{number:04}-{index}{ending}")
-        with path.open("xb") as file:
+    files = [decode_data_url(url) for url in urls]
+    pictures = sum(ending != ".json" for _, ending in files)
+    paths: list[Path] = []
+    index = 0
+    for content, ending in files:
+        if ending == ".json":
+            name = f"poses-{number:04}.json" if (folder / "poses.json").exists() else "poses.json"
+        else:
+            index += 1
+            name = f"{number:04}{ending}" if pictures == 1 else f"{number:04}-{index}{ending}"
+        with (folder / name).open("xb") as file:
             file.write(content)
-        paths.append(path)
+        paths.append(folder / name)
     return paths
 
 

@@ -119,6 +119,16 @@ def test_output_files_are_numbered_and_never_overwritten(tmp_path: Path) -> None
     assert (folder / "0002-2.webp").read_bytes() == b"2"
 
 
+def test_poses_are_written_as_poses_json(tmp_path: Path) -> None:
+    """Only the pictures are counted, and a second request keeps the first one's poses."""
+    png, poses = data_url(b"1", "image/png"), data_url(b"{}", "application/json")
+    names = [[path.name for path in write_outputs(urls, tmp_path)] for urls in ([png, poses], [png, poses, png])]
+    assert names == [["0001.png", "poses.json"], ["0002-1.png", "poses-0002.json", "0002-2.png"]]
+    (tmp_path / "poses-0041.json").write_text("mine")
+    assert [path.name for path in write_outputs([png, poses], tmp_path)] == ["0042.png", "poses-0042.json"]
+    assert (tmp_path / "poses-0041.json").read_text() == "mine"
+
+
 def test_each_fault_of_a_422_is_a_line() -> None:
     faults = [
         {"loc": ["body", "input", "count"], "msg": "9 is greater than the maximum of 4"},
