@@ -7,7 +7,6 @@
 # pyright: reportArgumentType=false
 # (Cog declares choices as a list of str | int, which a list of str is not to a type checker.)
 
-from collections.abc import Sequence
 from typing import Optional
 
 from cog import BasePredictor, Input, Path
@@ -439,7 +438,7 @@ class Predictor(BasePredictor):
             print(f"ignored: {'; '.join(map(str, ask.ignored))}")
         self._record(ignored=[name for each in ask.ignored for name in each.names])
 
-    def _say_people(self, ask: Ask, controls: Sequence[Control]) -> None:
+    def _say_people(self, ask: Ask, controls: tuple[Control, ...]) -> None:
         """Record how many people each openpose map shows, and say in the log if there are none."""
         for asked, control in zip(ask.controls, controls, strict=True):
             if control.people is None:
