@@ -1,7 +1,8 @@
 """Cog's HTTP server outside a container, started in the same way and with the same checks of every request.
 
-`python -m controlnet.serving.server [--host HOST] [-p PORT]` chooses the bundle, writes the schema that the server
-validates requests with, and becomes the server. `Server` runs that command as a child process and talks to it.
+`python -m controlnet.serving.server [--host HOST] [-p PORT] [--upload-url URL]` chooses the bundle, writes the schema
+that the server validates requests with, prints its URL and becomes the server. `Server` runs that command as a child
+process and talks to it.
 """
 
 import argparse
@@ -56,13 +57,19 @@ def free_port() -> int:
 # ---- becoming the server
 
 
-def serve(host: str, port: int) -> None:
-    """Replace this process with a server of ./predict.py. Raises ServerError or SchemaError."""
+def serve(host: str, port: int, upload_url: str | None = None, announced: bool = True) -> None:
+    """Replace this process with a server of ./predict.py. Raises ServerError or SchemaError.
+
+    If there is an upload_url, the server PUTs output files there instead of answering with data URLs. The
+    server's own URL is printed if `announced`.
+    """
     _check_port(host, port)
     name, reason = choose_bundle(os.environ)
     if reason:
         print(reason, file=sys.stderr, flush=True)
     write_schema(Path.cwd(), importlib.metadata.version("cog"))
+    if announced:
+        print(f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}", flush=True)
     os.environ |= {
         BUNDLE: name,
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
@@ -71,7 +78,8 @@ def serve(host: str, port: int) -> None:
         # The server starts its worker as `python` from PATH, not with the interpreter that it runs under.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
-    os.execv(sys.executable, [sys.executable, "-m", "cog.server.http", "--host", host])
+    upload = [f"--upload-url={upload_url}"] if upload_url else []
+    os.execv(sys.executable, [sys.executable, "-m", "cog.server.http", f"--host={host}", *upload])
 
 
 def _check_port(host: str, port: int) -> None:
@@ -107,12 +115,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for all (default: this machine only)"
     )
+    parser.add_argument("--upload-url", metavar="URL", help="PUT output files here instead of sending data URLs")
     parser.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.end_with_stdin:
         _end_with_stdin()
     try:
-        serve(options.host, options.port)
+        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin)
     except (SchemaError, ServerError) as error:
         sys.exit(str(error))
 

@@ -177,6 +177,7 @@ def test_the_client_writes_files_and_prints_seed_and_bundle(root: Path, capfd: p
     printed = capfd.readouterr()
     assert printed.out == f"{root}/out/0001-1.webp\n{root}/out/0001-2.jpg\n"
     assert "loading part 1 of 2\nloading part 2 of 2\n100%|###| 2/2\n" in printed.err
+    assert "http://" not in printed.err, "only script/serve prints its URL"
     assert printed.err.splitlines()[-1].startswith("seed 4294967295, bundle toy, ")
     assert (root / "out/0001-2.jpg").read_bytes() == b"hello"
 

@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,47 @@ def test_a_port_in_use_is_a_one_line_error() -> None:
         result = subprocess.run(command, capture_output=True, text=True, cwd=serving.ROOT)
     assert result.returncode == 1
     assert result.stderr == f"Cannot listen on port {port}: address already in use. Try script/serve -p PORT.\n"
+
+
+class Uploads(BaseHTTPRequestHandler):
+    """Takes every PUT and keeps the bodies in the server's `bodies`."""
+
+    def do_PUT(self) -> None:
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_serve_prints_its_url_and_uploads_outputs(tmp_path: Path) -> None:
+    toy_predictor.write(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Uploads) as sink:
+        sink.bodies = []  # type: ignore[attr-defined]
+        threading.Thread(target=sink.serve_forever, daemon=True).start()
+        upload_url = f"http://127.0.0.1:{sink.server_port}/files/"
+        port = serving.free_port()
+        command = [sys.executable, "-m", "controlnet.serving.server", f"--port={port}", f"--upload-url={upload_url}"]
+        environ = dict(os.environ) | toy_predictor.ENVIRON | {"PYTHONPATH": str(serving.ROOT)}
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline()
+            assert url == f"http://127.0.0.1:{port}\n"
+            client = Server(toy_predictor.ENVIRON, tmp_path)
+            client.port = port  # not entered: it only sends requests
+            while client.health().get("status") in (None, "STARTING"):
+                time.sleep(0.05)
+            answer = client.predict({"prompt": "hello"})[1]
+        finally:
+            server.terminate()  # unlike a kill, it ends the worker too
+            server.communicate()
+            sink.shutdown()
+    assert sink.bodies == [b"hello"]  # type: ignore[attr-defined]
+    assert [one.startswith(upload_url) for one in answer["output"]] == [True]
 
 
 def test_stopping_a_busy_server_ends_it_and_its_worker(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_random_poses_are_drawn_as_controlnet_aux_draws_them(size: tuple[int, in
 
     for _ in range(100):
         missing = numbers.choice([0, 0.1, 0.5])
-        hands = [numbers.choice([None, joints(21, 0.1)]) for _ in range(2)]
-        person = Pose(joints(18, numbers.choice([0.02, 0.3, 2])), *hands, numbers.choice([None, joints(70, 0.1)]))
+        left, right, face = (numbers.choice([None, joints(count, 0.1)]) for count in (21, 21, 70))
+        person = Pose(joints(18, numbers.choice([0.02, 0.3, 2])), left, right, face)
         expected = restore_exact(theirs(("hands", "face"), [person], size, side), size)
         assert np.array_equal(np.array(draw_poses([person], size, "all")), expected), person
 
