@@ -40,23 +40,7 @@ CONDITIONERS = [
     "inpaint",
     "ip2p",
 ]
-OTHER_CONDITIONERS = [
-    "none",
-    "canny",
-    "hed",
-    "mlsd",
-    "depth",
-    "openpose",
-    "scribble",
-    "seg",
-    "normal",
-    "lineart",
-    "lineart_anime",
-    "shuffle",
-    "tile",
-    "inpaint",
-    "ip2p",
-]
+NO_CONDITIONER = ["none"]
 SCHEDULERS = [
     "DDIM",
     "DPMSolverMultistep",
@@ -204,7 +188,7 @@ class Predictor(BasePredictor):
         ),
         conditioner_2: Optional[str] = Input(
             default=None,
-            choices=OTHER_CONDITIONERS,
+            choices=NO_CONDITIONER + CONDITIONERS,
             description="A second control beside the first: which structure it takes. none, or left out: there is no second control, and the other inputs that end with _2 have no effect.",
         ),
         image_2: Optional[Path] = Input(
@@ -241,7 +225,7 @@ class Predictor(BasePredictor):
         ),
         conditioner_3: Optional[str] = Input(
             default=None,
-            choices=OTHER_CONDITIONERS,
+            choices=NO_CONDITIONER + CONDITIONERS,
             description="A third control beside the first: which structure it takes. none, or left out: there is no third control, and the other inputs that end with _3 have no effect.",
         ),
         image_3: Optional[Path] = Input(

@@ -5,7 +5,7 @@ from typing import Any
 
 from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import InitialPicture
-from controlnet.request.ask import SEEDS, Ask
+from controlnet.request.ask import SEEDS, Ask, steps_taken
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class Job:
 
     @property
     def steps_skipped(self) -> int:
-        """How many of num_inference_steps are left out at the beginning, counted as diffusers counts them."""
+        """How many of num_inference_steps are left out at the beginning."""
         if self.initial is None or self.begins_with_noise:
             return 0
-        taken = int(self.num_inference_steps * self.initial.strength)
-        return self.num_inference_steps - min(taken, self.num_inference_steps)
+        return self.num_inference_steps - steps_taken(self.num_inference_steps, self.initial.strength)
 
     def parameters(self, i: int) -> dict[str, Any]:
         """The parameters that make picture `i` alone, for its file's metadata: plain values, no pictures."""

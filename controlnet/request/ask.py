@@ -188,7 +188,12 @@ class Ask:
     @property
     def steps_taken(self) -> int:
         """How many of num_inference_steps are taken, counted as diffusers counts them."""
-        return min(int(self.num_inference_steps * self.prompt_strength), self.num_inference_steps)
+        return steps_taken(self.num_inference_steps, self.prompt_strength)
+
+
+def steps_taken(num_inference_steps: int, strength: float) -> int:
+    """How many steps are taken if that share of the steps, 0–1, changes an initial picture; as diffusers counts."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
 
 
 def _fill(
