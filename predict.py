@@ -22,6 +22,7 @@ from controlnet.pictures.canvas import lay_out
 from controlnet.pictures.output import write_pictures
 from controlnet.pictures.temporary import sweep, use_home
 from controlnet.request.ask import Ask
+from controlnet.serving.input_files import take_in_without_threads
 from controlnet.stopwatch import Stopwatch
 
 CONDITIONERS = [
@@ -75,6 +76,7 @@ class Predictor(BasePredictor):
         self.bundle.log.summarise()
         self.generator.warm_up()
         use_home()
+        take_in_without_threads()
         self.bundle.log.ready()
 
     def predict(

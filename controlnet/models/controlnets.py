@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from diffusers import ControlNetModel
 
-from controlnet.models.loading import in_parallel
 from controlnet.models.packed import Packed, tensors_of, with_tensors
 from controlnet.stopwatch import Stopwatch
 
@@ -78,7 +77,6 @@ class ControlNets(Mapping[str, ControlNetModel]):
 
 def cast(net: ControlNetModel, dtype: torch.dtype) -> ControlNetModel:
     """A copy of a net in `dtype`. It shares no memory with the net, which stays unchanged."""
-    copies = in_parallel(
-        lambda tensor: tensor.to(dtype if tensor.is_floating_point() else None, copy=True), tensors_of(net)
-    )
+    # Not with in_parallel(): a request must not start threads (controlnet/serving/input_files.py says why).
+    copies = [tensor.to(dtype if tensor.is_floating_point() else None, copy=True) for tensor in tensors_of(net)]
     return with_tensors(net, copies)

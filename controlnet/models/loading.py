@@ -106,7 +106,11 @@ def move(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype)
 
 
 def in_parallel(work: Callable[[torch.Tensor], T], tensors: Iterable[torch.Tensor]) -> list[T]:
-    """[work(tensor) for tensor in tensors] in several threads: PyTorch releases the GIL while it copies."""
+    """[work(tensor) for tensor in tensors] in several threads: PyTorch releases the GIL while it copies.
+
+    For setup() only: a cancellation in the moment in which a thread starts would block the request for ever
+    (controlnet/serving/input_files.py).
+    """
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, tensors))
 
