@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from support.requests_to_tiny import HALF, OTHER, PHOTO, made
 from support.server import Server
 
