@@ -13,12 +13,7 @@ from cog import BasePredictor, Input, Path
 
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
-from controlnet.generation.generator import Generator
-from controlnet.generation.job import make_job
-from controlnet.generation.safety import open_safety_checker, withhold
-from controlnet.maps.cache import MapCache
-from controlnet.maps.controls import Control, draw_controls, found_poses
-from controlnet.pictures.canvas import lay_out
+from controlnet.model import Model
 from controlnet.pictures.output import write_pictures
 from controlnet.pictures.temporary import sweep, use_home
 from controlnet.request.ask import Ask
@@ -68,16 +63,10 @@ class Predictor(BasePredictor):
 
         The log has a line per part and their sum.
         """
-        self.bundle = open_bundle()
-        self.generator = Generator(self.bundle)
-        self.annotators = self.bundle.annotators()
-        self.maps = MapCache()
-        self.safety_checker = open_safety_checker(self.bundle)
-        self.bundle.log.summarise()
-        self.generator.warm_up()
+        self.model = Model(open_bundle())
         use_home()
         take_in_without_threads()
-        self.bundle.log.ready()
+        self.model.bundle.log.ready()
 
     def predict(
         self,
@@ -392,51 +381,11 @@ class Predictor(BasePredictor):
     ) -> list[Path]:
         """Return the files of one request: the control maps first if they are asked for, then the pictures."""
         with plain_errors():
-            return self._answer(Ask.read(Predictor.predict, locals(), self.bundle))
+            return self._answer(Ask.read(Predictor.predict, locals(), self.model.bundle))
 
     def _answer(self, ask: Ask) -> list[Path]:
-        """The steps of a request: open its pictures, draw its control maps, generate, check, write."""
+        """Make the pictures and write them to files."""
         sweep(keep=ask.files)
-        self._say_ignored(ask)
-        layout = lay_out(ask, self.bundle.manifest.limits.pixels)
-        timed = Stopwatch(self.record_metric)
-        with timed("preprocess"):
-            controls = draw_controls(ask, layout, self.annotators, self.maps)
-        self._say_people(ask, controls)
-        maps, poses = [control.control_map for control in controls], found_poses(controls)
-        if ask.map_only:
-            return write_pictures(maps, [], ask.output_format, ask.output_quality, poses)
-
-        print(f"seed: {ask.seed}")
-        width, height = layout.canvas.size
-        self._record(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
-        pictures = self.generator.generate(make_job(ask, controls, layout.initial), timed)
-        with timed("safety"):
-            allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
-        self._record(withheld=len(pictures) - len(allowed))
-        with timed("output"):
-            returned = maps if ask.return_control_map else []
-            return write_pictures(returned, allowed, ask.output_format, ask.output_quality, poses)
-
-    def _say_ignored(self, ask: Ask) -> None:
-        """Name the inputs that have no effect: in one line of the log with the reasons, and in the metrics."""
-        if ask.ignored:
-            print(f"ignored: {'; '.join(map(str, ask.ignored))}")
-        self._record(ignored=[name for each in ask.ignored for name in each.names])
-
-    def _say_people(self, ask: Ask, controls: tuple[Control, ...]) -> None:
-        """Record how many people each openpose map shows, and say in the log if there are none."""
-        for asked, control in zip(ask.controls, controls, strict=True):
-            if control.people is None:
-                continue
-            self._record(**{f"people{asked.suffix}": control.people})
-            if control.people == 0:
-                picture = asked.input("image") if asked.has_own_image else "image"
-                source = picture if ask.pose_json is None else "pose_json"
-                print(f"{asked.conditioner}: nobody in {source}, so its control map is empty")
-
-    def _record(self, **figures: int | list[str]) -> None:
-        """Put figures of this request into the metrics of its response, with the bundle and the device."""
-        about = {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type}
-        for name, value in (about | figures).items():
-            self.record_metric(name, value)
+        answer = self.model.answer(ask, self.record_metric)
+        with Stopwatch(self.record_metric)("output"):
+            return write_pictures(answer.maps, answer.pictures, ask.output_format, ask.output_quality, answer.poses)

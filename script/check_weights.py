@@ -44,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "astronaut.png"
         io.imsave(image, data.astronaut())
-        for conditioner in predictor.bundle.manifest.conditioners:
+        for conditioner in predictor.model.bundle.manifest.conditioners:
             try:
                 control_map, picture = draw(predictor, image, conditioner)
             except Exception as error:  # any error: the other conditioners are still tried

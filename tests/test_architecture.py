@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maps": {"pictures", "request", "models", "conditioners"},
     "bundle": {"maps", "request", "models", "conditioners", "weights"},
     "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "stopwatch"},
+    "model": {"bundle", "generation", "maps", "pictures", "request", "stopwatch"},
     "serving": {"weights"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""

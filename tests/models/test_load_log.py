@@ -84,7 +84,7 @@ def test_setup_logs_every_part_once_and_then_the_summary(tiny_root: Path, capsys
     predictor.setup()
     out, errors = capsys.readouterr()
     lines = [line for line in out.splitlines() if " GB free, " not in line]  # the memory mode, on a GPU
-    parts = [part.name for part in predictor.bundle.manifest.parts if not part.name.startswith("annotator/")]
+    parts = [part.name for part in predictor.model.bundle.manifest.parts if not part.name.startswith("annotator/")]
     assert lines[0].startswith("bundle: tiny on ") and lines[-1].startswith("warm-up: ")
     assert lines[-2].startswith(f"loaded: {len(lines) - 3} parts, ")
     assert sorted(line.split(":")[0] for line in lines[1:-2] if not line.startswith("annotator ")) == sorted(parts)

@@ -125,9 +125,9 @@ def send(predictor: predict.Predictor, pictures: dict[str, cog.Path], gpu: Opera
 
 
 def test_setup_moves_all_models_to_the_gpu_in_fp16(predictor: predict.Predictor, gpu: Operations) -> None:
-    base = predictor.generator.base
-    models = [base["unet"], base["vae"], base["text_encoder"], predictor.safety_checker.model]
-    for model in [*models, *predictor.generator.controlnets.values()]:
+    base = predictor.model.generator.base
+    models = [base["unet"], base["vae"], base["text_encoder"], predictor.model.safety_checker.model]
+    for model in [*models, *predictor.model.generator.controlnets.values()]:
         for tensor in packed.tensors_of(model):
             assert isinstance(tensor, PretendedTensor)
             assert tensor.dtype == torch.float16 or not tensor.is_floating_point()
@@ -135,7 +135,7 @@ def test_setup_moves_all_models_to_the_gpu_in_fp16(predictor: predict.Predictor,
 
 @pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
 def test_every_annotator_and_controlnet_runs_on_a_gpu(send, predictor, gpu, conditioner: str) -> None:
-    kind = ANNOTATORS[predictor.bundle.manifest.annotator(conditioner)]
+    kind = ANNOTATORS[predictor.model.bundle.manifest.annotator(conditioner)]
     inputs: Inputs = {"conditioner": conditioner}
     inputs |= {"mask": "hard"} if conditioner == "inpaint" else {"detect_resolution": 64}
     (control_map,) = send(map_only=True, **inputs)
@@ -179,7 +179,7 @@ def test_every_other_kind_of_request_runs_on_a_gpu(send, inputs: Inputs) -> None
 
 
 def test_the_safety_checker_runs_on_a_gpu(predictor: predict.Predictor, gpu: Operations) -> None:
-    assert predictor.safety_checker.flags([Image.new("RGB", (64, 48), "red")] * 2) == [False, False]
+    assert predictor.model.safety_checker.flags([Image.new("RGB", (64, 48), "red")] * 2) == [False, False]
     assert gpu.count > 100
 
 
@@ -200,7 +200,7 @@ def test_low_memory_mode_swaps_controlnets_on_a_gpu(root, predictor, gpu, monkey
     assert all(not isinstance(buffer, PretendedTensor) for buffer in locked)
     for conditioner in ("canny", "shuffle", "canny"):
         asked = job(control={"conditioner": conditioner})
-        assert low.generate(asked) == predictor.generator.generate(asked)
+        assert low.generate(asked) == predictor.model.generator.generate(asked)
     assert waits == [CUDA] * 3
 
 
@@ -211,7 +211,7 @@ def test_low_memory_mode_swaps_controlnets_on_a_gpu(root, predictor, gpu, monkey
 def test_a_pretended_gpu_makes_the_pictures_of_the_cpu(root, predictor, initial: InitialPicture | None) -> None:
     (on_cpu,) = Generator(open_bundle(root, CPU)).generate(job(initial=initial))
     with pretended_cuda():
-        (made,) = predictor.generator.generate(job(initial=initial))
+        (made,) = predictor.model.generator.generate(job(initial=initial))
     assert np.abs(np.asarray(made, int) - np.asarray(on_cpu)).max() <= 8, "more than rounding"
     assert np.std(on_cpu) > 40
 

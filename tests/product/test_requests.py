@@ -256,7 +256,7 @@ def test_switching_the_conditioner_loads_no_weights(monkeypatch, tmp_path: Path)
     monkeypatch.setenv("CONTROLNET_BUNDLE", "tiny")
     predictor = predict.Predictor()
     predictor.setup()
-    generator = predictor.generator
+    generator = predictor.model.generator
     nets = list(generator.controlnets.values())
     base = [generator.base[part] for part in ("unet", "vae", "text_encoder")]
     storages = [p.untyped_storage().data_ptr() for module in (*base, *nets) for p in module.parameters()]

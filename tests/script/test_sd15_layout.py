@@ -55,7 +55,7 @@ def test_the_safety_checker_runs_unless_the_request_disables_it(predictor, tmp_p
     photo = tmp_path / "photo.png"
     Image.fromarray(data.astronaut()).resize((128, 128)).save(photo)
     inputs = {"prompt": "x", "image": cog.Path(photo), "resolution": 64, "num_inference_steps": 1, "num_outputs": 3}
-    monkeypatch.setattr(predictor.safety_checker, "flags", lambda pictures: [True, False, True][: len(pictures)])
+    monkeypatch.setattr(predictor.model.safety_checker, "flags", lambda pictures: [True, False, True][: len(pictures)])
     assert len(predictor.predict(**inputs)) == 1
     assert len(predictor.predict(**inputs, disable_safety_checker=True)) == 3
     assert len(predictor.predict(**inputs)) == 1, "disabled for the next request, too"
@@ -74,11 +74,11 @@ def test_setup_fails_without_the_safety_checkers_weights(sd15_root: Path, tmp_pa
 @pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
 def test_latents_equal_diffusers_with_every_conditioner(predictor, monkeypatch, conditioner: str) -> None:
     """With the same components and the map of the conditioner's annotator. The map of inpaint is -1 in the hole."""
-    generator, size = predictor.generator, (64, 64)
+    generator, size = predictor.model.generator, (64, 64)
     # The picture of the test above, whose map is in the cache.
     picture = Image.fromarray(data.astronaut()).resize((128, 128))
-    cached = {"detect_resolution": DETECT_RESOLUTION.get(conditioner), "cache": predictor.maps}
-    control_map = draw_control_map(conditioner, picture, size, True, predictor.annotators, **cached)
+    cached = {"detect_resolution": DETECT_RESOLUTION.get(conditioner), "cache": predictor.model.maps}
+    control_map = draw_control_map(conditioner, picture, size, True, predictor.model.annotators, **cached)
     hole = Image.new("L", size)
     hole.paste(255, (16, 16, 48, 64))
     control = Control(conditioner, control_map, holes=hole if conditioner == "inpaint" else None)

@@ -1,0 +1,101 @@
+"""A loaded bundle that answers requests, whoever asks: Cog's server, a program, or a client of another model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from controlnet.bundle import Bundle
+from controlnet.generation.generator import Generator
+from controlnet.generation.job import make_job
+from controlnet.generation.safety import open_safety_checker, withhold
+from controlnet.maps.cache import MapCache
+from controlnet.maps.controls import Control, draw_controls, found_poses
+from controlnet.pictures.canvas import lay_out
+from controlnet.request.ask import Ask
+from controlnet.stopwatch import Stopwatch
+
+Record = Callable[[str, Any], None]
+"""Takes the name and the value of one metric, like Cog's record_metric."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request returns, before it is written to files."""
+
+    maps: list[Image.Image]
+    """The control map of each control, in their order, if the request asks for them. RGB."""
+    poses: str | None
+    """The poses of the openpose control as OpenPose's JSON, if the request asks for them."""
+    pictures: list[Image.Image]
+    """The pictures that the safety checker allows, in the order of their seeds. RGB; their parameters are in `info`."""
+
+
+class Model:
+    """Everything that is loaded once: the base model, every ControlNet, every annotator and the safety checker."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Load all parts of the bundle. The log has a line per part and their sum."""
+        self.bundle = bundle
+        self.generator = Generator(bundle)
+        self.annotators = bundle.annotators()
+        self.maps = MapCache()
+        self.safety_checker = open_safety_checker(bundle)
+        bundle.log.summarise()
+        self.generator.warm_up()
+
+    def answer(self, ask: Ask, record: Record) -> Answer:
+        """The steps of a request: open its pictures, draw its control maps, generate, check. One request at a time.
+
+        Raises only errors that are written for clients, apart from those that plain_errors() makes plain.
+        """
+        metrics = _Metrics(record, {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type})
+        timed = Stopwatch(record)
+        metrics.say_ignored(ask)
+        layout = lay_out(ask, self.bundle.manifest.limits.pixels)
+        with timed("preprocess"):
+            controls = draw_controls(ask, layout, self.annotators, self.maps)
+        metrics.say_people(ask, controls)
+        maps, poses = [control.control_map for control in controls], found_poses(controls)
+        if ask.map_only:
+            return Answer(maps, poses, [])
+
+        width, height = layout.canvas.size
+        print(f"seed: {ask.seed}")
+        metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
+        pictures = self.generator.generate(make_job(ask, controls, layout.initial), timed)
+        with timed("safety"):
+            allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
+        metrics.put(withheld=len(pictures) - len(allowed))
+        return Answer(maps if ask.return_control_map else [], poses, allowed)
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """Puts figures of one request into the metrics of its response, and what a person should know into the log."""
+
+    record: Record
+    about: dict[str, str]
+    """The bundle and the device, which every response names."""
+
+    def put(self, **figures: int | list[str]) -> None:
+        for name, value in (self.about | figures).items():
+            self.record(name, value)
+
+    def say_ignored(self, ask: Ask) -> None:
+        """Name the inputs that have no effect: in one line of the log with the reasons, and in the metrics."""
+        if ask.ignored:
+            print(f"ignored: {'; '.join(map(str, ask.ignored))}")
+        self.put(ignored=[name for each in ask.ignored for name in each.names])
+
+    def say_people(self, ask: Ask, controls: tuple[Control, ...]) -> None:
+        """Record how many people each openpose map shows, and say in the log if there are none."""
+        for asked, control in zip(ask.controls, controls, strict=True):
+            if control.people is None:
+                continue
+            self.put(**{f"people{asked.suffix}": control.people})
+            if control.people == 0:
+                picture = asked.input("image") if asked.has_own_image else "image"
+                source = picture if ask.pose_json is None else "pose_json"
+                print(f"{asked.conditioner}: nobody in {source}, so its control map is empty")
