@@ -349,6 +349,12 @@ class Predictor(BasePredictor):
             choices=SCHEDULERS,
             description="The sampler that walks from noise to picture. They differ in speed and character more than in quality. Left out: UniPCMultistep with sd15, DDIM with tiny.",
         ),
+        eta: float = Input(
+            default=0.0,
+            ge=0,
+            le=1,
+            description="Noise that DDIM adds at each step: from 0, none, to 1, as much as DDPM. Other schedulers have no use for it.",
+        ),
         seed: Optional[int] = Input(
             default=None,
             ge=0,

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-ELSEWHERE = {"predict", "tests", "script", "tinyworld"} | {
+ELSEWHERE = {"predict", "interfaces", "tests", "script", "tinyworld"} | {
     path.stem for folder in ("script", "script/bench", "tests") for path in (ROOT / folder).glob("*.py")
 } | {"support"}  # fmt: skip
 """Names of ours outside the package, which nothing in it may import."""

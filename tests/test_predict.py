@@ -56,7 +56,7 @@ def test_names_and_order_of_inputs_are_final() -> None:
         "control_start", "control_end", "detect_resolution", *knobs, "pose_json", "control_mode", "control_mask",
         *others, "init_image", "prompt_strength", "mask", "mask_feather", "outpaint_left", "outpaint_right",
         "outpaint_top", "outpaint_bottom", "num_outputs", "resolution", "width", "height", "resize_mode",
-        "num_inference_steps", "guidance_scale", "clip_skip", "scheduler", "seed", "return_control_map",
+        "num_inference_steps", "guidance_scale", "clip_skip", "scheduler", "eta", "seed", "return_control_map",
         "return_pose_json", "output_format", "output_quality", "disable_safety_checker",
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -125,17 +126,35 @@ def test_push_names_what_is_missing(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr.startswith("The cog command is not installed.")) == (1, True)
 
 
-def test_push_pins_coglet_and_passes_arguments_on(tmp_path: Path) -> None:
-    (tmp_path / "script").mkdir()
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights/sd15.lock").touch()
-    for name in ("script/push", "requirements.txt"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    cog = tmp_path / "bin/cog"
-    cog.parent.mkdir()
-    cog.write_text('#!/bin/bash\necho "$COGLET_WHEEL $@"\n')
+def pushed(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run script/push in a copy with a `cog` that prints its arguments and the predictor of its config file."""
+    (root / "weights").mkdir(exist_ok=True)
+    (root / "weights/sd15.lock").touch()
+    shutil.copytree(ROOT / "interfaces", root / "interfaces", dirs_exist_ok=True)
+    (root / "script").mkdir(exist_ok=True)
+    for name in ("script/push", "requirements.txt", "cog.yaml"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    cog = root / "bin/cog"
+    cog.parent.mkdir(exist_ok=True)
+    cog.write_text('#!/bin/bash\necho "$COGLET_WHEEL $@"\ngrep ^predict: "$3"\n')
     cog.chmod(0o755)
     path = f"{cog.parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", "-eu", str(tmp_path / "script/push"), "r8.im/owner/model"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": path})
-    assert result.stdout == f"pypi:{metadata.version('coglet')} push r8.im/owner/model\n"
+    command = ["bash", "-eu", str(root / "script/push"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={"PATH": path})
+
+
+def test_push_pins_coglet_and_passes_arguments_on(tmp_path: Path) -> None:
+    wheel = f"pypi:{metadata.version('coglet')}"
+    result = pushed(tmp_path, "r8.im/owner/model")
+    assert result.stdout == f'{wheel} push --file cog.yaml r8.im/owner/model\npredict: "predict.py:Predictor"\n'
+
+
+def test_push_with_the_interface_of_another_model(tmp_path: Path) -> None:
+    """Everything but the predictor is that of cog.yaml, and the file is gone afterwards."""
+    result = pushed(tmp_path, "--interface", "jagilley-canny", "r8.im/owner/model")
+    assert "push --file cog-jagilley-canny.yaml r8.im/owner/model" in result.stdout
+    assert 'predict: "interfaces/jagilley_canny.py:Predictor"' in result.stdout
+    assert not list(tmp_path.glob("cog-*.yaml"))
+    wrong = pushed(tmp_path, "--interface", "jagilley")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("There is no interface 'jagilley'. There are: jagilley-canny jagilley-depth2img")

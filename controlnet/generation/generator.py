@@ -79,6 +79,7 @@ class Generator:
                     negative_prompt_embeds=negative if job.guided else None,
                     num_inference_steps=job.num_inference_steps,
                     guidance_scale=job.guidance_scale,
+                    eta=job.eta,
                     controlnet_conditioning_scale=[control.scale for control in job.controls],
                     control_guidance_start=[control.start for control in job.controls],
                     control_guidance_end=[control.end for control in job.controls],

@@ -29,6 +29,8 @@ class Job:
     """None means that the pictures begin with noise alone."""
     clip_skip: int = 1
     """Which of the text encoder's layers is used, counted from the last, which is 1."""
+    eta: float = 0.0
+    """Noise that DDIM adds at each step, 0–1: η in J. Song et al., "Denoising Diffusion Implicit Models", 2021."""
 
     @property
     def guided(self) -> bool:
@@ -58,6 +60,7 @@ class Job:
             "scheduler": self.scheduler,
             "control_mode": self.control_mode,
             "clip_skip": self.clip_skip,
+            **({"eta": self.eta} if self.eta else {}),
             **begun,
             "seed": (self.seed + i) % SEEDS,
             "controls": [control.parameters() for control in self.controls],
@@ -77,5 +80,6 @@ def make_job(ask: Ask, controls: tuple[Control, ...], initial: InitialPicture | 
         seed=ask.seed,
         control_mode=ask.control_mode,
         clip_skip=ask.clip_skip,
+        eta=ask.eta,
         initial=initial,
     )

@@ -126,6 +126,8 @@ class Ask:
     """Which layer of the text encoder is read, 1–12, counted from the last, which is 1."""
     scheduler: str
     """A key of controlnet.models.schedulers.SCHEDULERS."""
+    eta: float
+    """0–1: how much noise DDIM adds at each step. 1 is as much as DDPM, of which it is a generalisation."""
     seed: int
     """0 to 2³² − 1, drawn by the operating system if none is sent. Picture i, counted from 0, has seed + i."""
     map_only: bool

@@ -27,6 +27,8 @@ class Ignored:
         return f"{', '.join(self.names)} ({self.reason})"
 
 
+TAKES_ETA = ("DDIM",)
+"""The schedulers for which eta acts: those whose step() takes it."""
 Rule = Callable[["Ask", BundleFacts], Iterator[Ignored]]
 
 
@@ -61,7 +63,7 @@ def _map_only(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
         return
     names = [
         *("negative_prompt", "control_mode", "prompt_strength", "num_outputs", "num_inference_steps"),
-        *("guidance_scale", "clip_skip", "scheduler", "seed"),
+        *("guidance_scale", "clip_skip", "scheduler", "eta", "seed"),
     ]
     for control in ask.controls:
         names += [control.input(field) for field in ("scale", "start", "end", "mask")]
@@ -81,6 +83,11 @@ def _guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
     """Without guidance there is no half of the batch that sees the negative prompt."""
     if ask.guidance_scale <= 1:
         yield Ignored(("negative_prompt",), f"no guidance with guidance_scale {ask.guidance_scale:g}")
+
+
+def _sampler(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    if ask.scheduler not in TAKES_ETA:
+        yield Ignored(("eta",), f"only for {' or '.join(TAKES_ETA)}")
 
 
 def _holes(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
@@ -127,6 +134,7 @@ RULES: tuple[Rule, ...] = (
     _map_only,
     _initial_picture,
     _guidance,
+    _sampler,
     _holes,
     _poses,
     _knobs,

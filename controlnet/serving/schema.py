@@ -31,9 +31,9 @@ def openapi_schema(source: str, class_name: str = "Predictor", cog_version: str 
     return document(*Reader(Source(source)).read(class_name), cog_version)
 
 
-def write_schema(root: Path, cog_version: str) -> Path:
-    """Write the document for root/predict.py to root/SCHEMA_PATH, where the server reads it. Returns the path."""
-    text = json.dumps(openapi_schema((root / "predict.py").read_text("utf-8"), cog_version=cog_version), indent=1)
+def write_schema(root: Path, cog_version: str, source: str = "predict.py") -> Path:
+    """Write the document for root/source to root/SCHEMA_PATH, where the server reads it. Returns the path."""
+    text = json.dumps(openapi_schema((root / source).read_text("utf-8"), cog_version=cog_version), indent=1)
     path = root / SCHEMA_PATH
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")

@@ -57,8 +57,12 @@ def free_port() -> int:
 # ---- becoming the server
 
 
-def serve(host: str, port: int, upload_url: str | None = None, announced: bool = True) -> None:
-    """Replace this process with a server of ./predict.py. Raises ServerError or SchemaError.
+def serve(
+    host: str, port: int, upload_url: str | None = None, announced: bool = True, source: str = "predict.py"
+) -> None:
+    """Replace this process with a server of ./predict.py, or of the interface in `source`.
+
+    Raises ServerError or SchemaError.
 
     If there is an upload_url, the server PUTs output files there instead of answering with data URLs. The
     server's own URL is printed if `announced`.
@@ -67,12 +71,12 @@ def serve(host: str, port: int, upload_url: str | None = None, announced: bool =
     name, reason = choose_bundle(os.environ)
     if reason:
         print(reason, file=sys.stderr, flush=True)
-    write_schema(Path.cwd(), importlib.metadata.version("cog"))
+    write_schema(Path.cwd(), importlib.metadata.version("cog"), source)
     if announced:
         print(f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}", flush=True)
     os.environ |= {
         BUNDLE: name,
-        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "COG_PREDICT_TYPE_STUB": f"{source}:Predictor",
         "PORT": str(port),
         "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
         # The server starts its worker as `python` from PATH, not with the interpreter that it runs under.
@@ -80,6 +84,12 @@ def serve(host: str, port: int, upload_url: str | None = None, announced: bool =
     }
     upload = [f"--upload-url={upload_url}"] if upload_url else []
     os.execv(sys.executable, [sys.executable, "-m", "cog.server.http", f"--host={host}", *upload])
+
+
+def interfaces_in(root: Path) -> dict[str, str]:
+    """The file of each interface in root/interfaces, by its name."""
+    files = [file for file in sorted(root.glob("interfaces/*.py")) if "\nclass Predictor(" in file.read_text("utf-8")]
+    return {file.stem.replace("_", "-", 1): str(file.relative_to(root)) for file in files}
 
 
 def _check_port(host: str, port: int) -> None:
@@ -116,12 +126,20 @@ def main(arguments: list[str] | None = None) -> None:
         "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for all (default: this machine only)"
     )
     parser.add_argument("--upload-url", metavar="URL", help="PUT output files here instead of sending data URLs")
+    interfaces = interfaces_in(Path.cwd())
+    parser.add_argument(
+        "--interface",
+        metavar="NAME",
+        choices=interfaces,
+        help=f"take the inputs of another model: {', '.join(interfaces)}",
+    )
     parser.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.end_with_stdin:
         _end_with_stdin()
     try:
-        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin)
+        source = interfaces.get(options.interface, "predict.py")
+        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin, source=source)
     except (SchemaError, ServerError) as error:
         sys.exit(str(error))
 
@@ -144,10 +162,12 @@ class Server:
         environ: Mapping[str, str] = os.environ,
         root: Path = ROOT,
         log_handler: LogHandler = lambda source, text: None,
+        interface: str | None = None,
     ) -> None:
         self.environ = dict(environ)
         self.root = root
         self.log_handler = log_handler
+        self.interface = interface
         self.port = free_port()
         self.lines: list[tuple[str, str]] = []
         """Every (source, text) so far."""
@@ -156,7 +176,8 @@ class Server:
         search = [str(ROOT), self.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "controlnet.serving.server", f"--host={LOCALHOST}"]
-            + [f"--port={self.port}", "--end-with-stdin"],
+            + [f"--port={self.port}", "--end-with-stdin"]
+            + ([f"--interface={self.interface}"] if self.interface else []),
             cwd=self.root,
             env=self.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """The schedulers: their names, their noise schedule, and latents equal to those of diffusers."""
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
 from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler
+from controlnet.request.ignored import TAKES_ETA
 
 STEPS = (1, 2, 5)
 CLASSES: dict[str, Any] = {
@@ -34,16 +36,16 @@ def generator() -> Generator:
     return Generator(SmallBundle())
 
 
-def our_latents(generator: Generator, scheduler: str, steps: int) -> torch.Tensor:
+def our_latents(generator: Generator, scheduler: str, steps: int, eta: float = 0.0) -> torch.Tensor:
     latents = []
     decode = generator._decode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generator, "_decode", lambda made, pipeline: latents.append(made) or decode(made, pipeline))
-        generator.generate(job(scheduler=scheduler, num_inference_steps=steps))
+        generator.generate(job(scheduler=scheduler, num_inference_steps=steps, eta=eta))
     return latents[0]
 
 
-def diffusers_latents(scheduler: str, steps: int) -> torch.Tensor:
+def diffusers_latents(scheduler: str, steps: int, eta: float = 0.0) -> torch.Tensor:
     """The latents of diffusers' pipeline for the same request, with its scheduler, and none of our code."""
     asked = job()
     (control,) = asked.controls
@@ -59,6 +61,7 @@ def diffusers_latents(scheduler: str, steps: int) -> torch.Tensor:
         asked.prompt,
         image=control.control_map,
         num_inference_steps=steps,
+        eta=eta,
         guidance_scale=asked.guidance_scale,
         generator=torch.Generator().manual_seed(asked.seed),
         output_type="latent",
@@ -80,6 +83,18 @@ def test_every_scheduler_gives_the_latents_of_diffusers(generator: Generator, na
     ours, theirs = our_latents(generator, name, steps), diffusers_latents(name, steps)
     assert ours.isfinite().all() and ours.std() > 0.1
     assert (ours - theirs).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_eta_adds_the_noise_of_diffusers(generator: Generator, eta: float) -> None:
+    ours = our_latents(generator, "DDIM", 5, eta)
+    assert (ours - diffusers_latents("DDIM", 5, eta)).abs().max() <= 1e-4
+    assert (ours - our_latents(generator, "DDIM", 5)).abs().max() > 0.1
+
+
+def test_eta_is_taken_by_the_schedulers_that_requests_are_told() -> None:
+    taking = [name for name, (kind, _) in SCHEDULERS.items() if "eta" in inspect.signature(kind.step).parameters]
+    assert tuple(taking) == TAKES_ETA
 
 
 def test_every_scheduler_gives_different_latents(generator: Generator) -> None:

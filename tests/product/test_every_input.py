@@ -84,6 +84,7 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
             "control_mask": HALF,
         }.items()
     ],
+    ({"scheduler": "DDIM"}, {"eta": 0.5}),
     ({"conditioner": "openpose"}, {"pose_json": POSE}),
     ({"conditioner": "openpose"}, {"return_pose_json": True}),
     ({"conditioner": "openpose", "pose_json": POSE}, {"pose_parts": "body"}),

@@ -56,8 +56,10 @@ class Server(serving.Server):
     `environ` is added to the environment of the tests. Raises serving.ServerError if setup() fails.
     """
 
-    def __init__(self, environ: Mapping[str, str] | None = None, root: Path = serving.ROOT) -> None:
-        super().__init__(dict(os.environ) | dict(environ or {}), root)
+    def __init__(
+        self, environ: Mapping[str, str] | None = None, root: Path = serving.ROOT, interface: str | None = None
+    ) -> None:
+        super().__init__(dict(os.environ) | dict(environ or {}), root, interface=interface)
 
     def __enter__(self) -> "Server":
         super().__enter__()

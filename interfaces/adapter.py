@@ -1,0 +1,78 @@
+"""What all interfaces share: a request of another model is checked by its own signature and served as one of ours."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from cog import Path
+
+from controlnet.errors import plain_errors
+from controlnet.model import Answer, Record
+from controlnet.pictures.output import write_pictures
+from controlnet.pictures.temporary import sweep
+from controlnet.request.ask import Ask
+from controlnet.request.ignored import Ignored
+from controlnet.request.inputs import check_inputs, declared_defaults
+from controlnet.stopwatch import Stopwatch
+from predict import Predictor
+
+Named = Mapping[str, tuple[str, Any]]
+"""For each input of ours that a request sets: the name of the other model's input that it comes from, and its value."""
+
+
+class Adapter:
+    """Serves requests of another model with everything that predict.py loads."""
+
+    def __init__(self, record: Record) -> None:
+        """`record` is record_metric() of the predictor that uses it. Raises what setup() in predict.py raises."""
+        main = Predictor()
+        main.setup()
+        self.model, self.record = main.model, record
+
+    def answer(
+        self,
+        predict: Callable[..., Any],
+        values: Mapping[str, Any],
+        named: Callable[[dict[str, Any]], Named],
+        changed: Callable[[Answer, Ask], Answer] = lambda answer, ask: answer,
+    ) -> list[Path]:
+        """Answer a request that has arrived at `predict` as its locals().
+
+        `named` makes our inputs of its checked ones; those that it leaves out have our defaults. `changed` makes the
+        other model's answer of ours. Errors and the metric "ignored" name the inputs as the client knows them.
+        """
+        with plain_errors():
+            inputs = check_inputs(predict, values)
+            asked = named(inputs)
+        names = {ours: theirs for ours, (theirs, _) in asked.items()}
+        with _in_their_words(names), plain_errors():
+            ask = Ask.read(Predictor.predict, {ours: value for ours, (_, value) in asked.items()}, self.model.bundle)
+            sweep(keep=ask.files)
+            usual = declared_defaults(predict)
+            sent = {ours for ours, theirs in names.items() if inputs[theirs] != usual[theirs]}
+            ask = replace(ask, ignored=tuple(_renamed(ask.ignored, {name: names[name] for name in sent})))
+            answer = changed(self.model.answer(ask, self.record), ask)
+            with Stopwatch(self.record)("output"):
+                return write_pictures(answer.maps, answer.pictures, ask.output_format, ask.output_quality)
+
+
+def _renamed(ignored: Iterable[Ignored], names: Mapping[str, str]) -> Iterator[Ignored]:
+    """The inputs that are ignored, by the names that the client knows. Those without one are left out: not sent."""
+    for one in ignored:
+        if theirs := tuple(names[name] for name in one.names if name in names):
+            yield replace(one, names=theirs)
+
+
+@contextmanager
+def _in_their_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Replace the names of our inputs in the messages of errors, which are all written by us."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("controlnet."):
+            raise
+        words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+        message = words.sub(lambda found: names[found[0]], str(error))
+        raise type(error)(message) from None
