@@ -184,6 +184,7 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     manifest = Manifest.read(root / f"{name}.toml", environ)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, asked = working_dtype(device, environ), asked_mode(environ)
+    use_threads(manifest.cpu_threads, device, environ)
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
     precision = str(dtype).removeprefix("torch.")
@@ -196,6 +197,16 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     elif asked:
         print(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used", flush=True)
     return Bundle(manifest, root, device, dtype, low_memory)
+
+
+def use_threads(threads: int | None, device: torch.device, environ: Mapping[str, str]) -> None:
+    """Let PyTorch use no more than `threads` threads if it computes on the CPU, unless OMP_NUM_THREADS is set.
+
+    The sums in a picture depend on the number of threads, so a bundle that fixes it gives the same bytes on any
+    number of cores.
+    """
+    if threads and device.type == "cpu" and not environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 def _make_present(manifest: Manifest, root: Path, in_container: bool) -> None:

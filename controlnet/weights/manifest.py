@@ -115,6 +115,8 @@ class Manifest:
     """How an embedded bundle was made (commit, seed, steps, hardware, data). Its keys are free."""
     options: frozenset[str]
     """The options that are on."""
+    cpu_threads: int | None = None
+    """With how many threads the bundle is fastest without a GPU. None leaves it to PyTorch: one per core."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -195,6 +197,7 @@ def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
         parts=parts,
         made=table.table("made", default={}).take_rest(),
         options=frozenset(option for option in options if environ.get(option_variable(option)) == "1"),
+        cpu_threads=table.number("cpu_threads", 1) if "cpu_threads" in table.remaining_keys() else None,
     )
     _check_names(table, manifest)
     table.close()

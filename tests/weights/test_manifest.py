@@ -62,6 +62,8 @@ def test_manifest_is_read_as_written(read: Callable[[str], Manifest]) -> None:
     assert (manifest.name, manifest.embedded, manifest.made) == ("small", False, {})
     assert manifest.defaults.guidance_scale == 4.0
     assert manifest.limits.pixels == 4096
+    assert manifest.cpu_threads is None
+    assert read(MINIMAL.replace('name = "small"', 'name = "small"\ncpu_threads = 2')).cpu_threads == 2
     assert manifest.conditioners["canny"].annotator == "canny"
     net = manifest.parts[0]
     assert net.paths == ("controlnet/canny/config.json", "controlnet/canny/model.safetensors")
@@ -99,6 +101,8 @@ def test_manifest_is_read_as_written(read: Callable[[str], Manifest]) -> None:
         ('name = "small"', 'name = "big"', "name: expected 'small'"),
         ('name = "small"', 'name = "small', "not readable as TOML"),
         ('name = "small"', 'name = "small"\nembedded = true', "parts[1].folder: unknown key"),
+        ('name = "small"', 'name = "small"\ncpu_threads = 0', "cpu_threads: expected"),
+        ('name = "small"', 'name = "small"\ncpu_threads = "one"', "cpu_threads: expected"),
     ],
 )
 def test_manifest_error_names_the_file_and_the_key(
