@@ -1,8 +1,8 @@
 """The conditioners: the one list of them, as plain data.
 
 A bundle says which of them it has and which annotator draws each control map (weights/<bundle>.toml). The ControlNet of
-a conditioner is the bundle's part controlnet/<name>. Tests hold predict.py's choices and the README's table equal to
-this list.
+a conditioner is the bundle's part controlnet/<name>. Tests hold predict.py's choices and docs/conditioners.md
+equal to this list.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""script/make-strip: the pictures of the README, one strip per conditioner, made by the real server with tiny."""
+"""script/make-strip: the pictures of the README and docs/, one strip per conditioner, made by the real server with tiny."""
 
 import argparse
 import base64

@@ -1,4 +1,4 @@
-"""script/write-tables: the tables of the README, made from predict.py, controlnet/ and weights/*.toml."""
+"""script/write-tables: the tables in docs/ and the README, made from predict.py, controlnet/ and weights/*.toml."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -10,8 +10,9 @@ from controlnet.maps.annotators import ANNOTATORS
 from controlnet.serving.schema import openapi_schema
 from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names, option_variable
 
+BUNDLES = bundle_names()
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -33,11 +34,19 @@ def inputs() -> str:
         json_type = "file" if field.get("format") == "uri" else field.get("type", "")
         values = ", ".join(enum) if enum else f"{json_type} {bounds}".strip()
         required = name in schemas["Input"]["required"]
-        default = (
-            "required" if required else "" if field.get("default") in (None, "") else f"`{_json(field['default'])}`"
-        )
+        default = "required" if required else _default(name, field.get("default"))
         rows.append((f"`{name}`", values, default, field["description"]))
     return table(("input", "values", "default", "what it does"), rows)
+
+
+def _default(name: str, declared: Any) -> str:
+    """The declared default; if there is none, that of each bundle."""
+    if declared not in (None, ""):
+        return f"`{_json(declared)}`"
+    of_bundles = {bundle: getattr(Manifest.read(WEIGHTS / f"{bundle}.toml").defaults, name, None) for bundle in BUNDLES}
+    if len({*of_bundles.values()}) == 1:
+        return "" if (value := of_bundles[BUNDLES[0]]) is None else f"`{value}`"
+    return ", ".join(f"`{value}` with {bundle}" for bundle, value in of_bundles.items())
 
 
 def _json(value: Any) -> str:
@@ -123,14 +132,19 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """`text` with a new table between <!-- NAME:begin --> and <!-- NAME:end --> for every name in TABLES."""
+    """`text` with a new table between <!-- NAME:begin --> and <!-- NAME:end --> for each name in TABLES that it has."""
     for name, make in TABLES.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin not in text:
+            continue
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {README.name}", file=sys.stderr)
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        if (after := with_tables(before)) != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)

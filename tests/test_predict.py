@@ -48,16 +48,16 @@ def test_names_and_order_of_inputs_are_final() -> None:
     of_a_control = ("conditioner", "image", "preprocess", "conditioning_scale", "control_start", "control_end")
     others = [f"{name}_{number}" for number in (2, 3) for name in (*of_a_control, "control_mask")]
     knobs = (
-        "low_threshold", "high_threshold", "hed_safe", "mlsd_score_threshold", "mlsd_distance_threshold",
-        "shuffle_seed", "tile_factor", "pose_parts",
+        "detect_resolution", "low_threshold", "high_threshold", "hed_safe", "mlsd_score_threshold",
+        "mlsd_distance_threshold", "shuffle_seed", "tile_factor", "pose_parts", "pose_json",
     )  # fmt: skip
     assert list(PARAMETERS) == [
-        "prompt", "image", "conditioner", "negative_prompt", "preprocess", "map_only", "conditioning_scale",
-        "control_start", "control_end", "detect_resolution", *knobs, "pose_json", "control_mode", "control_mask",
-        *others, "init_image", "prompt_strength", "mask", "mask_feather", "outpaint_left", "outpaint_right",
-        "outpaint_top", "outpaint_bottom", "num_outputs", "resolution", "width", "height", "resize_mode",
-        "num_inference_steps", "guidance_scale", "clip_skip", "scheduler", "eta", "seed", "return_control_map",
-        "return_pose_json", "output_format", "output_quality", "disable_safety_checker",
+        "prompt", "image", "conditioner", "negative_prompt", "num_outputs", "seed", "resolution", "width", "height",
+        "resize_mode", "guidance_scale", "num_inference_steps", "conditioning_scale", "preprocess", "map_only",
+        "return_control_map", "return_pose_json", "init_image", "prompt_strength", "mask", "mask_feather",
+        "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom", "control_start", "control_end",
+        "control_mode", "control_mask", *knobs, *others, "scheduler", "eta", "clip_skip", "output_format",
+        "output_quality", "disable_safety_checker",
     ]  # fmt: skip
 
 
@@ -74,7 +74,14 @@ def test_descriptions_say_each_bundles_default(name: str, bundle: str) -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_input_is_described_in_whole_sentences(name: str) -> None:
     description = PARAMETERS[name].default.description
-    assert len(description) > 40 and description.endswith(".")
+    assert description[0].isalpha() and len(description) > 20 and description.endswith(".")
+
+
+def test_descriptions_are_short_enough_for_a_form() -> None:
+    """docs/inputs.md has the rest."""
+    lengths = {name: len(description_of(name)) for name in PARAMETERS}
+    assert sum(lengths.values()) / len(lengths) <= 90
+    assert lengths.pop("conditioner") <= 300 and max(lengths.values()) <= 110
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def small(picture: Image.Image, exact: bool = False) -> Image.Image:
 
 
 def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None) -> str:
-    """The figures as TOML for the manifest, from which the README's table is made."""
+    """The figures as TOML for the manifest, from which the table in docs/quality.md is made."""
     tables: dict[str, dict[str, Any]] = {name: asdict(quality) for name, quality in qualities.items()}
     if colours:
         tables["prompt_colour"] = colours
@@ -147,8 +147,7 @@ def main() -> None:
     colours = measure_colours(painter, arguments.scenes) if "canny" in names else None
     (folder / "quality.toml").write_text(as_toml(qualities, colours), encoding="utf-8")
     sheets.scenes(painter, names).save(folder / "scenes.png")
-    sheets.photographs(painter, names).save(folder / "photographs.png")
-    print(as_toml(qualities, colours) + f"\nIn {folder}/: quality.toml, scenes.png, photographs.png")
+    print(as_toml(qualities, colours) + f"\nIn {folder}/: quality.toml, scenes.png")
 
 
 if __name__ == "__main__":

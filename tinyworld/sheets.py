@@ -1,14 +1,10 @@
 """Contact sheets: the input, the control map, and the pictures for several prompts."""
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from controlnet.maps.drawing import draw_control_map
-from controlnet.pictures.geometry import canvas_size
-from controlnet.pictures.images import open_image
 from tinyworld.cases import SUBJECTS, held_out, shows_anything
 from tinyworld.painter import Painter
 from tinyworld.scene import recoloured
@@ -16,16 +12,6 @@ from tinyworld.scene import recoloured
 TILE = 192
 CAPTION = 54
 """Pixels below each row for its prompts."""
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-PHOTOGRAPHS = {
-    "astronaut.jpg": (
-        "a person in an orange shirt and white trousers on a blue background",
-        "many red and blue things",
-    ),
-    "cat.jpg": ("a brown ball on grass under a blue sky", "many orange and white things in a purple room"),
-    "coffee.jpg": ("a white cylinder on a red table in a yellow room", "a blue ball on sand under an orange sky"),
-}
-PHOTOGRAPH_CONDITIONERS = ("canny", "hed", "scribble", "depth")
 Row = list[tuple[Image.Image, str]]
 """Pictures from left to right, each with the text below it."""
 
@@ -41,22 +27,6 @@ def scenes(painter: Painter, conditioners: list[str]) -> Image.Image:
         prompts = [case.scene.caption, *(recoloured(case.scene.caption, rng) for _ in range(2))]
         row: Row = [(case.picture, "scene"), (control_map, name)]
         rows.append(row + [(painter.paint(name, control_map, prompt, i), prompt) for i, prompt in enumerate(prompts)])
-    return sheet(rows)
-
-
-def photographs(painter: Painter, conditioners: list[str]) -> Image.Image:
-    """Two rows per photograph, one for each prompt: the photograph, then map and picture of each conditioner."""
-    rows = []
-    for file, prompts in PHOTOGRAPHS.items():
-        picture = open_image(EXAMPLES / file)
-        size = canvas_size(picture.size, painter.size[0])
-        for seed, prompt in enumerate(prompts):
-            row: Row = [(picture, prompt)]
-            for name in PHOTOGRAPH_CONDITIONERS:
-                if name in conditioners:
-                    control_map = draw_control_map(name, picture, size, True, painter.annotators)
-                    row += [(control_map, name), (painter.paint(name, control_map, prompt, seed), "")]
-            rows.append(row)
     return sheet(rows)
 
 

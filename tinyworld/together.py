@@ -85,7 +85,7 @@ def measure_together(painter: Painter, judge: Judge, count: int) -> dict[str, di
 
 
 def as_toml(measured: dict[str, dict[str, Obedience]], count: int) -> str:
-    """The figures as TOML for the manifest, from which the README's table is made."""
+    """The figures as TOML for the manifest, from which the table in docs/quality.md is made."""
     lines = ["[made.together]", f"scenes = {count}", ""]
     for table, parts in measured.items():
         lines += [f"[made.together.{table}]"]

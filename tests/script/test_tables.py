@@ -1,11 +1,45 @@
-"""The tables of the README are those that script/write-tables writes."""
+"""The tables of the README and of docs/ are those that script/write-tables writes, and all links lead somewhere."""
 
-from tables import README, TABLES, with_tables
+import re
+from pathlib import Path
+
+import pytest
+from support import ROOT
+from tables import PAGES, TABLES, with_tables
+
+from controlnet.serving.schema import openapi_schema
+
+FIRST_SCREEN = 350
+"""Words before the second heading of the README: more than that is scrolled past."""
 
 
-def test_the_tables_of_the_readme_are_current_and_not_empty() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert with_tables(text) == text, "run script/write-tables"
-    for make in TABLES.values():
-        table = make()
-        assert table.count("\n") >= 3 and table in text
+def test_the_tables_are_current_and_each_is_in_one_page() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    assert [with_tables(text) for text in texts] == texts, "run script/write-tables"
+    for name, make in TABLES.items():
+        assert "".join(texts).count(f"<!-- {name}:begin -->") == 1, name
+        assert make().count("\n") >= 3 and make() in "".join(texts)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+
+
+def test_every_input_has_its_section() -> None:
+    headings = re.findall(r"^### (.*)$", (ROOT / "docs/inputs.md").read_text(encoding="utf-8"), re.MULTILINE)
+    described = [name for heading in headings for name in re.findall(r"`(\w+)`", heading)]
+    properties = openapi_schema((ROOT / "predict.py").read_text())["components"]["schemas"]["Input"]["properties"]
+    assert sorted(described) == sorted(properties)
+
+
+def test_the_first_screen_is_short() -> None:
+    first = PAGES[0].read_text(encoding="utf-8").split("\n## ")[:2]
+    assert len(" ".join(first).split()) <= FIRST_SCREEN
