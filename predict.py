@@ -11,6 +11,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path
 
+from controlnet import startup  # first, for it imports torch and diffusers in less time
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.generation.generator import Generator
@@ -77,6 +78,7 @@ class Predictor(BasePredictor):
         self.generator.warm_up()
         use_home()
         take_in_without_threads()
+        startup.hide_what_is_loaded()
         self.bundle.log.ready()
 
     def predict(

@@ -43,7 +43,7 @@ def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
             raise ArgumentError(f"-i takes name=value, got {pair!r}.")
         if name not in properties:
             close = difflib.get_close_matches(name, properties, 1)
-            hint = f"did you mean {close[0]}?" if close else f"the inputs are {', '.join(properties)}."
+            hint = f"did you mean {close[0]}?" if close else "script/predict -h lists the inputs."
             raise ArgumentError(f"There is no input {name!r}; {hint}")
         if name in inputs:
             raise ArgumentError(f"The input {name!r} is given twice.")

@@ -94,7 +94,7 @@ def _predict(
     try:
         status, answer = predict(prediction_id)
     except ServerError as error:
-        return _failing(display, str(error))
+        return _failing(display, str(error) if display.verbose else _without_details(str(error)))
     except FAILURES:
         return _failing(display, "The server stopped during the prediction; it may have run out of memory.")
     except KeyboardInterrupt:
@@ -128,6 +128,11 @@ def _report(display: Display, answer: Json, output_folder: Path) -> Ending:
     return lambda: 0
 
 
+def _without_details(text: str) -> str:
+    """A message without its indented lines, such as those that name each missing file."""
+    return " ".join(line for line in text.splitlines() if not line.startswith(" "))
+
+
 def _failing(display: Display, *lines: str, code: int = 1) -> Ending:
     def say() -> int:
         display.say(*lines)
@@ -152,7 +157,7 @@ def _parser(schemas: Json) -> argparse.ArgumentParser:
         epilog=f"inputs:\n{describe_inputs(schemas, width)}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width),
     )
-    pairs = "an input, see below: @path or a URL for a file; @path for a text in a file, @@text for a text with an @ first"
+    pairs = "an input, see below; a file is @path or a URL, a text may be in a file (@path), and @@ is a literal @"
     parser.add_argument("-i", "--input", action="append", default=[], metavar="name=value", help=pairs)
     parser.add_argument("-o", "--output", default="output", metavar="DIR", help="where files go (default: output)")
     parser.add_argument("--url", help="use this server instead of starting one, such as http://localhost:5000")

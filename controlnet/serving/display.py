@@ -26,6 +26,8 @@ class Display:
         self._loading = ""
         self._shown = 0
         """How many lines of the request were seen."""
+        self._bar = ""
+        """The last state of a full bar, if it is not a terminal's. tqdm sends that state twice."""
         self._over = False
 
     def start_loading(self, name: str) -> None:
@@ -83,12 +85,15 @@ class Display:
             self._end_line()
 
     def _show_line(self, text: str) -> None:
-        bar = bool(PROGRESS_BAR.search(text))
-        if bar and self.terminal:
-            self._overwrite(text)
-        elif not bar or "100%" in text:
+        if not PROGRESS_BAR.search(text):
             self._end_line()
             print(text, file=sys.stderr, flush=True)
+        elif self.terminal:
+            self._overwrite(text)
+        elif "100%" in text:
+            self._bar = text
+        else:
+            self._end_line()
 
     def _overwrite(self, text: str) -> None:
         if self.terminal:
@@ -100,4 +105,6 @@ class Display:
         if self._on_line:
             # A bar is worth keeping. What was being loaded is not.
             print("\r\x1b[K" if self._loading and not self.verbose else "\n", end="", file=sys.stderr, flush=True)
-        self._on_line = False
+        if self._bar:
+            print(self._bar, file=sys.stderr, flush=True)
+        self._on_line, self._bar = False, ""

@@ -48,7 +48,7 @@ def serve(host: str, port: int, upload_url: str | None = None, announced: bool =
     _check_port(host, port)
     name, reason = choose_bundle(os.environ)
     if reason:
-        print(reason, file=sys.stderr, flush=True)
+        print(f"bundle {name}: {reason}", file=sys.stderr, flush=True)
     write_schema(Path.cwd(), importlib.metadata.version("cog"))
     if announced:
         print(f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}", flush=True)
