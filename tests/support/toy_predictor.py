@@ -41,6 +41,8 @@ class Predictor(BasePredictor):
             print("cleaning up after", type(error).__name__)
             raise
         if mode == "bar":
+            print("seed: 4294967295")
+            print("ignored: loud (only for echo)")
             for step in range(3):
                 sys.stderr.write(f"\\r{50 * step}%|###| {step}/2")
                 sys.stderr.flush()
