@@ -144,7 +144,7 @@ class Api:
             time.sleep(pause)
             pause = min(0.5, pause * 1.2)
 
-    def logs(self, prediction_id: str) -> str | None:
+    def logs_of(self, prediction_id: str) -> str | None:
         """Return what a running prediction has printed so far, or None if it does not run.
 
         To a PUT with the id of a running prediction the server answers with its state. One without inputs cannot start
@@ -168,7 +168,7 @@ class Api:
         while absent < 2 and time.monotonic() < deadline:
             try:
                 self.cancel(prediction_id)
-                absent = absent + 1 if self.logs(prediction_id) is None else 0
+                absent = absent + 1 if self.logs_of(prediction_id) is None else 0
             except ConnectionError:
                 return True  # the server does not listen yet, or has stopped: there is nothing to cancel
             except FAILURES:

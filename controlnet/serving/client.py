@@ -73,7 +73,7 @@ def _follow(api: Api, prediction_id: str, display: Display, over: threading.Even
     while not over.wait(pause):
         started = time.monotonic()
         try:
-            logs = api.logs(prediction_id)
+            logs = api.logs_of(prediction_id)
         except FAILURES:
             continue
         if logs and not over.is_set():
@@ -152,7 +152,7 @@ def _parser(schemas: Json) -> argparse.ArgumentParser:
     width = min(shutil.get_terminal_size().columns, WIDEST_HELP)
     parser = argparse.ArgumentParser(
         prog="script/predict",
-        usage="script/predict [-v] [--url URL] [-o DIR] -i name=value [-i name=value ...]",
+        usage="script/predict [-v] [--url URL] [-o DIR] -i name=value ...",
         description="Run one prediction. The bundle is CONTROLNET_BUNDLE.",
         epilog=f"inputs:\n{describe_inputs(schemas, width)}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width),

@@ -33,6 +33,9 @@ class Predictor(BasePredictor):
     ) -> list[Path]:
         if mode == "fail":
             raise ValueError("a 1x1 picture is too small; send one of at least 16 pixels.")
+        if mode == "bar":
+            print("seed: 4294967295")
+            print("ignored: loud (only for echo)")
         try:
             end = time.monotonic() + seconds
             while time.monotonic() < end:
@@ -41,8 +44,6 @@ class Predictor(BasePredictor):
             print("cleaning up after", type(error).__name__)
             raise
         if mode == "bar":
-            print("seed: 4294967295")
-            print("ignored: loud (only for echo)")
             for step in range(3):
                 sys.stderr.write(f"\\r{50 * step}%|###| {step}/2")
                 sys.stderr.flush()
