@@ -123,7 +123,7 @@ def _report(display: Display, answer: Json, output_folder: Path) -> Ending:
         print(path, flush=True)
     metrics = answer.get("metrics", {})
     seed = f"seed {metrics['seed']:.0f}, " if "seed" in metrics else ""
-    bundle = f"bundle {metrics['bundle']}, " if "bundle" in metrics else ""
+    bundle = f"bundle {metrics['bundle']} on {metrics.get('device')}, " if "bundle" in metrics else ""
     display.say(f"{seed}{bundle}{metrics.get('predict_time', 0):.1f} s")
     return lambda: 0
 
