@@ -86,12 +86,12 @@ class Api:
         if it is not a server of this project, which means that it does not require the inputs named `required`.
         """
         stranger = ServerError(f"The server at {self.url} is not one of this project. Start one with script/serve.")
-        told = False
+        announced = False
         try:
             while is_starting(self._health_of_stranger(stranger)):
-                if not told:
+                if not announced:
                     on_starting()
-                told = True
+                announced = True
                 time.sleep(0.2)
             document = self.request("GET", "/openapi.json", timeout=QUESTION_SECONDS)[1]
             schemas = document["components"]["schemas"]
@@ -132,15 +132,15 @@ class Api:
         """
         path = f"/predictions/{prediction_id or uuid.uuid4().hex}"
         body = json.dumps({"input": dict(inputs)})
-        started, pause, told = time.monotonic(), 0.05, False
+        started, pause, announced = time.monotonic(), 0.05, False
         while True:
             status, answer = self.request("PUT", path, body, timeout=timeout)
             waited = time.monotonic() - started
             if status != 409 or waited > patience:
                 return status, answer
-            if waited > 1 and not told:
+            if waited > 1 and not announced:
                 on_busy()
-                told = True
+                announced = True
             time.sleep(pause)
             pause = min(0.5, pause * 1.2)
 

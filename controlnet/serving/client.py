@@ -45,8 +45,8 @@ def run(inputs: Json, output_folder: Path, environ: Mapping[str, str], root: Pat
         return server.predict(inputs, prediction_id)
 
     with Server(dict(environ) | {BUNDLE: bundle}, root, display.show) as server:
-        failure = _predict(predict, server, CLEAN_UP_SECONDS, output_folder, display)
-    return failure()
+        ending = _predict(predict, server, CLEAN_UP_SECONDS, output_folder, display)
+    return ending()
 
 
 def run_at(api: Api, inputs: Json, output_folder: Path, verbose: bool = False) -> int:
@@ -118,7 +118,9 @@ def _report(display: Display, answer: Json, output_folder: Path) -> Ending:
     try:
         paths = write_outputs([output] if isinstance(output, str) else output, output_folder)
     except OSError as error:
-        return _failing(display, f"Cannot write to {output_folder}: {error.strerror or error}.")
+        return _failing(display, f"Cannot write to {output_folder}: {error.strerror}.")
+    except ServerError as error:
+        return _failing(display, str(error))
     for path in paths:
         print(path, flush=True)
     metrics = answer.get("metrics", {})

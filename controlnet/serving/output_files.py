@@ -1,13 +1,14 @@
 """The files in the answer to a request: decoded or fetched, and written to a folder."""
 
 import base64
-import http.client
 import mimetypes
 import re
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+
+from controlnet.serving.api import FAILURES, ServerError
 
 FETCH_SECONDS = 60
 """How long a server of uploaded files may be silent."""
@@ -24,17 +25,17 @@ def decode_data_url(url: str) -> tuple[bytes, str]:
 def read_output(url: str) -> tuple[bytes, str]:
     """Return the content and the suffix of an output. A server with --upload-url answers with http(s) URLs.
 
-    Raises OSError if it cannot be fetched, or is neither such a URL nor a data URL.
+    Raises ServerError if it cannot be fetched, or is neither such a URL nor a data URL.
     """
     if url.startswith("data:"):
         return decode_data_url(url)
     if urlsplit(url).scheme not in ("http", "https"):  # such as file:, which would copy a file of this machine
-        raise OSError(f"the server sent neither a file nor an http(s) URL: {url[:100]}")
+        raise ServerError(f"The server sent neither a file nor an http(s) URL: {url[:100]}")
     try:
         with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as response:
             return response.read(), PurePosixPath(urlsplit(url).path).suffix or ".bin"
-    except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"cannot fetch {url}: {error}") from error
+    except FAILURES as error:
+        raise ServerError(f"Cannot fetch {url}: {error}.") from error
 
 
 def write_outputs(urls: Sequence[str], folder: Path) -> list[Path]:
@@ -42,7 +43,7 @@ def write_outputs(urls: Sequence[str], folder: Path) -> list[Path]:
 
     The number is the highest number in the folder plus one. JSON holds the poses: it is called poses.json, or
     poses-0001.json with that number if there is a poses.json already. An existing file is never overwritten.
-    Raises OSError.
+    Raises OSError and ServerError.
     """
     files = [read_output(url) for url in urls]
     folder.mkdir(parents=True, exist_ok=True)

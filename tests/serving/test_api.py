@@ -28,7 +28,7 @@ Answers = Callable[[str, str, bytes], tuple[int, Any]]
 
 @contextmanager
 def fake(answers: Answers) -> Iterator[str]:
-    """The URL of a server that answers as told."""
+    """The URL of a server that answers with `answers`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

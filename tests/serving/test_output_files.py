@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.data_urls import data_url
 
+from controlnet.serving.api import ServerError
 from controlnet.serving.output_files import write_outputs
 
 
@@ -52,12 +53,12 @@ def test_uploaded_outputs_are_fetched(uploads: str, tmp_path: Path) -> None:
 
 
 def test_an_upload_that_is_gone_is_an_error_and_nothing_is_written(uploads: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"^cannot fetch http://127.0.0.1:\d+/none.webp: HTTP Error 404"):
+    with pytest.raises(ServerError, match=r"^Cannot fetch http://127.0.0.1:\d+/none.webp: HTTP Error 404"):
         write_outputs([data_url(b"1", "image/png"), f"{uploads}/none.webp"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_server_cannot_make_the_client_copy_local_files(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("mine")
-    with pytest.raises(OSError, match="neither a file nor an http"):
+    with pytest.raises(ServerError, match="neither a file nor an http"):
         write_outputs([f"file://{tmp_path}/secret.txt"], tmp_path / "out")
