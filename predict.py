@@ -11,6 +11,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path
 
+from controlnet import startup  # first, for it imports torch and diffusers in less time
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.model import Model
@@ -66,6 +67,7 @@ class Predictor(BasePredictor):
         self.model = Model(open_bundle())
         use_home()
         take_in_without_threads()
+        startup.hide_what_is_loaded()
         self.model.bundle.log.ready()
 
     def predict(

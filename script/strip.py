@@ -1,4 +1,4 @@
-"""script/make-strip: the pictures of the README and docs/, one strip per conditioner, made by the real server with tiny."""
+"""script/make-strip: the pictures of the documentation, one strip per conditioner, made by the server with tiny."""
 
 import argparse
 import base64
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from controlnet.serving.client import decode_data_url
+from controlnet.serving.output_files import decode_data_url
 from controlnet.serving.server import Server
 from controlnet.weights.manifest import BUNDLE
 from tinyworld.sheets import square

@@ -2,26 +2,23 @@
 
 `python -m controlnet.serving.server [--host HOST] [-p PORT] [--upload-url URL]` chooses the bundle, writes the schema
 that the server validates requests with, prints its URL and becomes the server. `Server` runs that command as a child
-process and talks to it.
+process.
 """
 
 import argparse
-import http.client
 import importlib.metadata
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+from controlnet.serving.api import Api, ServerError, is_starting
 from controlnet.serving.schema import SchemaError, write_schema
 from controlnet.weights.manifest import BUNDLE, choose_bundle
 
@@ -30,21 +27,6 @@ LOCALHOST = "127.0.0.1"
 
 # Cog warns about these names at every start. This project keeps them, because cog-safe-push needs `predict:`.
 QUIET = ",".join(f"ignore:{name} is deprecated:DeprecationWarning" for name in ("BasePredictor", "Predictor.predict()"))
-
-# coglet puts "Prediction failed: " twice, or several "setup failed", and the exception's class before its message.
-# None of them helps the user.
-ERROR_PREFIX = re.compile(
-    r"(?:Prediction failed: )*(?:worker setup failed.*?: setup failed: )?(?:\w+(?:Error|Fault|Mismatch): )?"
-)
-
-
-class ServerError(RuntimeError):
-    """The server could not be started, or its setup() failed. The message is for the user."""
-
-
-def plain_error(text: str) -> str:
-    """Return only the exception's message from the server's error text."""
-    return ERROR_PREFIX.sub("", text, count=1)
 
 
 def free_port() -> int:
@@ -70,7 +52,7 @@ def serve(
     _check_port(host, port)
     name, reason = choose_bundle(os.environ)
     if reason:
-        print(reason, file=sys.stderr, flush=True)
+        print(f"bundle {name}: {reason}", file=sys.stderr, flush=True)
     write_schema(Path.cwd(), importlib.metadata.version("cog"), source)
     if announced:
         print(f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}", flush=True)
@@ -149,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
 LogHandler = Callable[[str, str], None]
 
 
-class Server:
+class Server(Api):
     """A server of root/predict.py as a child process, on a free port of 127.0.0.1. Leaving the block stops it.
 
     Entering does not wait until the server is ready: call wait_ready(). `log_handler` is called on another thread with
@@ -168,7 +150,7 @@ class Server:
         self.root = root
         self.log_handler = log_handler
         self.interface = interface
-        self.port = free_port()
+        super().__init__(f"http://{LOCALHOST}:{free_port()}")
         self.lines: list[tuple[str, str]] = []
         """Every (source, text) so far."""
 
@@ -217,60 +199,13 @@ class Server:
             self.log_handler(source, text)
 
     def wait_ready(self) -> None:
-        """Wait until setup() has finished. Raises ServerError with its message if it failed."""
-        while True:
+        """Wait until setup() has finished. Raises ServerError with its message if it failed or the server stopped."""
+        while is_starting(self.health()):
             if self.process.poll() is not None:
                 self.reader.join(1.0)
-                said = "\n".join(text for _, text in self.lines[-20:])
-                raise ServerError(said or "The server stopped without a message.")
-            health = self.health()
-            if health.get("status") not in (None, "STARTING"):
-                break
-            time.sleep(0.05)
-        if health["status"] not in ("READY", "BUSY"):
-            raise ServerError(plain_error(health.get("setup", {}).get("logs") or health["status"]))
-
-    def health(self) -> dict[str, Any]:
-        """Return the response of /health-check, or {} if the server does not listen (yet, or any more)."""
-        try:
-            return self.request("GET", "/health-check", timeout=5)[1]
-        except (OSError, http.client.HTTPException):
-            return {}
-
-    def request(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}, timeout: float | None = None
-    ) -> tuple[int, Any]:
-        """Send one HTTP request. Returns the status and the body, decoded if it is JSON. Raises OSError if it fails."""
-        connection = http.client.HTTPConnection(LOCALHOST, self.port, timeout=timeout)
-        try:
-            text = body if isinstance(body, (str, bytes, type(None))) else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"} | dict(headers))
-            response = connection.getresponse()
-            answer = response.read()
-            is_json = (response.getheader("Content-Type") or "").startswith("application/json")
-            return response.status, json.loads(answer) if is_json else answer.decode(errors="replace")
-        finally:
-            connection.close()
-
-    def predict(
-        self, inputs: Mapping[str, Any], prediction_id: str = "", patience: float = 5.0, timeout: float | None = None
-    ) -> tuple[int, Any]:
-        """Run one prediction and wait for its end. Returns the HTTP status and the body of the response.
-
-        The server may answer 409 right after another prediction, while it frees the slot. Then the request is repeated
-        for up to `patience` seconds.
-        """
-        path = f"/predictions/{prediction_id or uuid.uuid4().hex}"
-        deadline = time.monotonic() + patience
-        while True:
-            status, answer = self.request("PUT", path, {"input": dict(inputs)}, timeout=timeout)
-            if status != 409 or time.monotonic() > deadline:
-                return status, answer
-            time.sleep(0.05)
-
-    def cancel(self, prediction_id: str) -> int:
-        """Cancel a prediction. Returns the HTTP status: 404 if it is not running."""
-        return self.request("POST", f"/predictions/{prediction_id}/cancel", timeout=5)[0]
+                said = [text for source, text in self.lines if source == "server"]
+                raise ServerError(said[-1] if said else "The server stopped without a message.")
+            time.sleep(0.02)
 
 
 def _log_line(line: str) -> tuple[str, str]:

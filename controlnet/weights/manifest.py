@@ -173,9 +173,8 @@ def choose_bundle(environ: Mapping[str, str], root: Path = WEIGHTS) -> tuple[str
         return named, ""
     preferred = Manifest.read(root / f"{_PREFERRED}.toml")
     if any((root / _PREFERRED / path).exists() for path in preferred.paths):
-        return _PREFERRED, f"{BUNDLE} is not set and the {_PREFERRED} weights are there"
-    missing = f"{BUNDLE} is not set and the {_PREFERRED} weights are not there"
-    return _FALLBACK, f"{missing}: script/download-weights {_PREFERRED}"
+        return _PREFERRED, f"the {_PREFERRED} weights are there"
+    return _FALLBACK, f"no {_PREFERRED} weights: script/download-weights {_PREFERRED}"
 
 
 def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:

@@ -141,7 +141,7 @@ def test_script_predict_makes_a_picture_after_it(started: subprocess.CompletedPr
     made = run(clone, "script/predict", "-i", f"image=@{PHOTO}", *inputs, CONTROLNET_BUNDLE="sd15")
     assert made.returncode == 0, made.stderr
     assert Image.open(clone / made.stdout.strip()).height == 64
-    assert "bundle: sd15 on " in made.stderr
+    assert made.stderr.startswith("Loaded sd15 in ") and "bundle sd15 on " in made.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,168 +1,34 @@
-"""script/predict: its functions alone, and the whole command with a toy predictor."""
+"""script/predict as a command, with a toy predictor: on a server of its own, and on one that runs already."""
 
-import base64
-import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import toy_predictor
+from support.server import Server
 
 from controlnet.serving import client
-from controlnet.serving.client import ArgumentError, describe_faults, describe_inputs, parse_inputs, write_outputs
-from controlnet.serving.schema import openapi_schema
+from controlnet.serving.api import Api
 from controlnet.serving.server import ROOT
 
-SCHEMAS = openapi_schema(toy_predictor.SOURCE)["components"]["schemas"]
+HEAVY = {"torch", "numpy", "PIL", "diffusers", "transformers", "cv2", "scipy", "pydantic", "cog", "coglet"}
+ENVIRON = dict(os.environ) | toy_predictor.ENVIRON | {"PYTHONPATH": str(ROOT)}
 
 
-def data_url(content: bytes, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+# ---- with a server of its own
 
 
-# ---- inputs
-
-
-@pytest.mark.parametrize(
-    ("pair", "value"),
-    [
-        ("prompt=a=b, 1", "a=b, 1"),
-        ("prompt=7", "7"),
-        ("prompt=", ""),
-        ("count=3", 3),
-        ("count=three", "three"),
-        ("seconds=1e-1", 0.1),
-        ("loud=True", True),
-        ("loud=false", False),
-        ("loud=yes", "yes"),
-        ("mode=fail", "fail"),
-        ("image=https://example.com/a.png", "https://example.com/a.png"),
-        ("image=data:image/png;base64,aGVsbG8=", "data:image/png;base64,aGVsbG8="),
-    ],
-)
-def test_input_values_get_their_type_from_the_schema(pair: str, value: Any) -> None:
-    name = pair.partition("=")[0]
-    got = parse_inputs([pair] if name == "prompt" else ["prompt=x", pair], SCHEMAS)[name]
-    assert (got, type(got)) == (value, type(value))
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "a.gif", "a.tiff", "a.bmp", "noending"])
-def test_an_input_file_becomes_a_data_url_with_its_mime_type(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    types = {"png": "png", "jpg": "jpeg", "webp": "webp", "gif": "gif", "tiff": "tiff", "bmp": "bmp"}
-    image_type = types.get(name.lower().rpartition(".")[2])
-    (tmp_path / name).write_bytes(b"\x00\xff")
-    monkeypatch.chdir(tmp_path)
-    url = parse_inputs(["prompt=x", f"image=@{name}"], SCHEMAS)["image"]
-    assert url == data_url(b"\x00\xff", f"image/{image_type}" if image_type else "application/octet-stream")
-
-
-def test_a_text_input_is_read_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "prompt.txt").write_text("ein Häuschen\n", encoding="utf-8")
-    assert parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS) == {"prompt": "ein Häuschen\n"}
-
-
-def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "prompt.txt").write_bytes(b"\xff")
-    with pytest.raises(ArgumentError, match=r"'prompt': expected text in UTF-8\.$"):
-        parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        (["prompt=x", "mod=echo"], "There is no input 'mod'; did you mean mode?"),
-        (["prompt=x", "zzz=1"], "There is no input 'zzz'; the inputs are prompt, image, mode, count, seconds, loud."),
-        (["prompt=x", "prompt=y"], "The input 'prompt' is given twice."),
-        (["prompt"], "-i takes name=value, got 'prompt'."),
-        (["prompt=@none.txt"], "Cannot read 'none.txt' for the input 'prompt': No such file or directory."),
-        (["count=2"], "Missing: -i prompt=..."),
-        (["prompt=x", "image=a.png"], "The input 'image' is a file: write -i image=@a.png or give a URL."),
-        (["prompt=x", "image=@none.png"], "Cannot read 'none.png' for the input 'image': No such file or directory."),
-    ],
-)
-def test_a_wrong_argument_is_a_one_line_message(pairs: list[str], message: str) -> None:
-    with pytest.raises(ArgumentError) as caught:
-        parse_inputs(pairs, SCHEMAS)
-    assert str(caught.value) == message
-
-
-def test_help_lists_every_input() -> None:
-    assert describe_inputs(SCHEMAS).splitlines() == [
-        "  prompt (required): string",
-        "  image: @file or URL",
-        '  mode: echo|fail|bar|type, default "echo"',
-        "  count: integer, default 1",
-        "  seconds: number, default 0",
-        "  loud: boolean, default false",
-    ]
-
-
-# ---- outputs
-
-
-def test_output_files_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "folder"
-    png, webp = data_url(b"1", "image/png"), data_url(b"2", "image/webp")
-    assert [path.name for path in write_outputs([png], folder)] == ["0001.png"]
-    assert [path.name for path in write_outputs([png, webp], folder)] == ["0002-1.png", "0002-2.webp"]
-    (folder / "0041.txt").write_text("mine")
-    (folder / "notes.txt").write_text("mine")
-    assert [path.name for path in write_outputs([data_url(b"3", "image/jpeg")], folder)] == ["0042.jpg"]
-    assert (folder / "0001.png").read_bytes() == b"1"
-    assert (folder / "0002-2.webp").read_bytes() == b"2"
-
-
-def test_poses_are_written_as_poses_json(tmp_path: Path) -> None:
-    """Only the pictures are counted, and a second request keeps the first one's poses."""
-    png, poses = data_url(b"1", "image/png"), data_url(b"{}", "application/json")
-    names = [[path.name for path in write_outputs(urls, tmp_path)] for urls in ([png, poses], [png, poses, png])]
-    assert names == [["0001.png", "poses.json"], ["0002-1.png", "poses-0002.json", "0002-2.png"]]
-    (tmp_path / "poses-0041.json").write_text("mine")
-    assert [path.name for path in write_outputs([png, poses], tmp_path)] == ["0042.png", "poses-0042.json"]
-    assert (tmp_path / "poses-0041.json").read_text() == "mine"
-
-
-def test_each_fault_of_a_422_is_a_line() -> None:
-    faults = [
-        {"loc": ["body", "input", "count"], "msg": "9 is greater than the maximum of 4"},
-        {"loc": ["body", "input", "prompt"], "msg": "Field required"},
-    ]
-    assert describe_faults({"detail": faults}) == [
-        "count: 9 is greater than the maximum of 4",
-        "prompt: Field required",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("terminal", "shown"),
-    [
-        (False, "a\n100%|###| 2/2\nb\n"),
-        (True, "a\n\r\x1b[K 50%|## | 1/2\r\x1b[K100%|###| 2/2\nb\n"),
-    ],
-)
-def test_a_progress_bar_stays_on_one_line(terminal: bool, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    display = client.Display()
-    display.terminal = terminal
-    for line in ("a", " 50%|## | 1/2", "100%|###| 2/2", "b"):
-        display.show("prediction", line)
-    display.show("coglet", "Starting prediction")
-    assert capsys.readouterr().err == shown
-
-
-# ---- the whole command
-
-
-def run(root: Path, folder: Path, environ: dict[str, str] | None = None, **inputs: Any) -> int:
+def run(root: Path, folder: Path, environ: dict[str, str] | None = None, verbose: bool = False, **inputs: Any) -> int:
     for name, value in (toy_predictor.ENVIRON | (environ or {})).items():
         os.environ[name] = value
-    return client.run(inputs, folder, os.environ, root)
+    return client.run(inputs, folder, os.environ, root, verbose)
 
 
 @pytest.fixture
@@ -172,19 +38,29 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return toy_predictor.write(tmp_path)
 
 
-def test_the_client_writes_files_and_prints_seed_and_bundle(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_client_writes_files_and_is_quiet(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", prompt="hello", count=2, mode="bar") == 0
     printed = capfd.readouterr()
     assert printed.out == f"{root}/out/0001-1.webp\n{root}/out/0001-2.jpg\n"
-    assert "loading part 1 of 2\nloading part 2 of 2\n100%|###| 2/2\n" in printed.err
-    assert "http://" not in printed.err, "only script/serve prints its URL"
-    assert printed.err.splitlines()[-1].startswith("seed 4294967295, bundle toy, ")
+    loaded, *others, last = printed.err.splitlines()
+    assert re.fullmatch(r"Loaded toy in \d+\.\d s", loaded)
+    assert others == ["ignored: loud (only for echo)", "100%|###| 2/2"]
+    assert re.fullmatch(r"seed 4294967295, \d+\.\d s", last)
     assert (root / "out/0001-2.jpg").read_bytes() == b"hello"
+
+
+def test_verbose_shows_the_log_of_setup_and_server(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(root, root / "out", verbose=True, prompt="hello", mode="bar") == 0
+    printed = capfd.readouterr().err
+    for line in ("loading part 1 of 2", "seed: 4294967295", "ignored: loud (only for echo)", "100%|###| 2/2"):
+        assert line in printed.splitlines()
+    assert "[coglet] Worker starting setup" in printed.splitlines()
+    assert "http://" not in printed, "only script/serve prints its URL"
 
 
 def test_the_client_prints_a_422_and_writes_nothing(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", prompt="x", count=9, mode="draw") == 1
-    assert capfd.readouterr().err.splitlines()[-2:] == [
+    assert capfd.readouterr().err.splitlines()[1:] == [
         "count: 9 is greater than the maximum of 4",
         'mode: "draw" is not one of ["echo","fail","bar","type"]',
     ]
@@ -194,47 +70,185 @@ def test_the_client_prints_a_422_and_writes_nothing(root: Path, capfd: pytest.Ca
 def test_the_client_prints_the_error_of_a_failed_prediction(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", prompt="x", mode="fail") == 1
     printed = capfd.readouterr()
-    assert printed.err.splitlines()[-1] == "a 1x1 picture is too small; send one of at least 16 pixels."
+    assert printed.err.splitlines()[1:] == ["a 1x1 picture is too small; send one of at least 16 pixels."]
     assert printed.out == ""
 
 
 def test_the_client_prints_the_error_of_a_failed_setup(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, root / "out", {"TOY_SETUP": "fail"}, prompt="x") == 1
-    lines = capfd.readouterr().err.splitlines()
-    assert lines == ["loading part 1 of 2", "unet is missing; script/download-weights fetches it."]
+    assert capfd.readouterr().err == "unet is missing; script/download-weights fetches it.\n"
+    assert run(root, root / "out", {"TOY_SETUP": "fail"}, verbose=True, prompt="x") == 1
+    assert "loading part 1 of 2\n" in capfd.readouterr().err
+
+
+def test_quiet_failures_are_one_sentence(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = toy_predictor.SOURCE.replace('"unet is missing;', '"2 files are missing:\\n  a/b\\n  c/d\\nRepair:')
+    (root / "predict.py").write_text(source)
+    assert run(root, root / "out", {"TOY_SETUP": "fail"}, prompt="x") == 1
+    assert capfd.readouterr().err == "2 files are missing: Repair: script/download-weights fetches it.\n"
+    assert run(root, root / "out", {"TOY_SETUP": "fail"}, verbose=True, prompt="x") == 1
+    assert "2 files are missing:\n  a/b\n  c/d\nRepair: " in capfd.readouterr().err
+
+
+def test_files_are_written_before_the_server_is_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    stop = client.Server.stop
+    monkeypatch.setattr(
+        client.Server, "stop", lambda self: (seen.append((root / "out/0001.webp").exists()), stop(self))
+    )
+    assert run(root, root / "out", prompt="hello") == 0
+    assert seen == [True]
+
+
+def started(code: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    imports = "import os, sys, pathlib; from controlnet.serving import client; from controlnet.serving.api import Api"
+    command = [sys.executable, "-c", f"{imports}\n{code}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=ENVIRON)
 
 
 def test_ctrl_c_cancels_the_prediction_and_stops_the_server(root: Path) -> None:
-    program = (
-        "import sys, pathlib, os; from controlnet.serving import client\n"
-        "inputs = {'prompt': 'x', 'seconds': 60}\n"
-        "sys.exit(client.run(inputs, pathlib.Path('out'), os.environ, pathlib.Path(sys.argv[1])))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(root)],
-        stderr=subprocess.PIPE,
-        text=True,
+    inputs = {"prompt": "x", "seconds": 60}
+    process = started(
+        f"sys.exit(client.run({inputs}, pathlib.Path('out'), os.environ, pathlib.Path(sys.argv[1])))",
+        str(root),
         cwd=root,
-        env=dict(os.environ) | toy_predictor.ENVIRON | {"PYTHONPATH": str(ROOT)},
     )
     assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    before = list(itertools.takewhile(lambda line: line != "loading part 2 of 2\n", lines))
-    assert process.poll() is None, before
+    assert process.stderr.readline().startswith("Loaded toy in "), "it has stopped"
     time.sleep(0.3)  # until the prediction has started
     process.send_signal(signal.SIGINT)
-    after = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(10) == 130
+    _, after = process.communicate(timeout=10)
+    assert process.returncode == 130
     assert after == "cleaning up after CancelationException\nCancelled.\n"
 
 
-def test_the_command_line_has_help_and_refuses_unknown_inputs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "controlnet.serving.client", "--folder", str(tmp_path)]
-    help_text = subprocess.run([*command, "-h"], cwd=ROOT, capture_output=True, text=True)
-    assert help_text.returncode == 0
-    assert "conditioner: canny|" in help_text.stdout
-    wrong = subprocess.run([*command, "-i", "prompt=x", "-i", "steps=3"], cwd=ROOT, capture_output=True, text=True)
+# ---- with a server that runs already
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(toy_predictor.ENVIRON, toy_predictor.write(tmp_path_factory.mktemp("toy"))) as server:
+        yield server
+
+
+def test_a_running_server_is_used(toy: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert client.run_at(Api(toy.url), {"prompt": "hello", "mode": "bar"}, tmp_path) == 0
+    printed = capfd.readouterr()
+    assert printed.out == f"{tmp_path}/0001.webp\n"
+    *log, last = printed.err.splitlines()
+    assert log == ["ignored: loud (only for echo)", "100%|###| 2/2"]
+    assert last.startswith("seed 4294967295, ")
+    assert (tmp_path / "0001.webp").read_bytes() == b"hello"
+
+
+def test_errors_of_a_running_server_are_printed(toy: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert client.run_at(Api(toy.url), {"prompt": "x", "count": 9}, tmp_path) == 1
+    assert client.run_at(Api(toy.url), {"prompt": "x", "mode": "fail"}, tmp_path) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "count: 9 is greater than the maximum of 4",
+        "a 1x1 picture is too small; send one of at least 16 pixels.",
+    ]
+
+
+def test_the_log_of_a_running_server_is_shown_while_it_works(
+    toy: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, float] = {}
+    show = client.Display.show
+
+    def recorded(self: client.Display, source: str, text: str) -> None:
+        seen.setdefault(text, time.monotonic())
+        show(self, source, text)
+
+    monkeypatch.setattr(client.Display, "show", recorded)
+    assert client.run_at(Api(toy.url), {"prompt": "x", "mode": "bar", "seconds": 1.5}, tmp_path) == 0
+    assert time.monotonic() - seen["ignored: loud (only for echo)"] > 0.7
+    assert capfd.readouterr().err.splitlines()[:-1] == ["ignored: loud (only for echo)", "100%|###| 2/2"]
+
+
+def test_a_busy_server_is_waited_for_and_then_given_up(
+    toy: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "BUSY_SECONDS", 1.5)
+    running = toy.start(prompt="x", seconds=60)
+    time.sleep(0.2)
+    assert client.run_at(Api(toy.url), {"prompt": "y"}, tmp_path) == 1
+    running.stop()
+    assert capfd.readouterr().err.splitlines() == [
+        "The server is busy. Trying again for up to 2 s.",
+        f"The server at {toy.url} is busy. Try again later.",
+    ]
+
+
+def test_ctrl_c_cancels_on_a_running_server(toy: Server, tmp_path: Path) -> None:
+    process = started(
+        "sys.exit(client.run_at(Api(sys.argv[1]), {'prompt': 'x', 'seconds': 60}, pathlib.Path('out')))",
+        toy.url,
+        cwd=tmp_path,
+    )
+    while toy.health()["status"] != "BUSY":
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "Cancelled.")
+    assert toy.health()["status"] == "READY"
+    assert toy.run(prompt="next").files == [b"next"]
+
+
+# ---- the command line
+
+
+def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "controlnet.serving.client", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=ENVIRON | {"COLUMNS": "80"},
+    )
+
+
+def test_help_shows_each_input_within_80_columns() -> None:
+    shown = command("-h")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "  conditioner: canny, hed, " in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_wrong_options_are_one_line_and_a_status(tmp_path: Path) -> None:
+    wrong = command("--folder", str(tmp_path), "-i", "prompt=x", "-i", "steps=3")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("There is no input 'steps'; ")
+    assert wrong.stderr == "There is no input 'steps'; script/predict -h lists the inputs.\n"
+    nobody = command("--folder", str(tmp_path), "--url", "http://127.0.0.1:9", "-i", "prompt=x")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert nobody.stderr == "Nothing listens at http://127.0.0.1:9. Start a server with script/serve.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_are_checked_with_the_schema_of_the_server(
+    toy: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "ROOT", toy.root)  # the toy does not require an image
+    monkeypatch.chdir(tmp_path)
+    options = ["--folder", str(tmp_path), "--url", toy.url, "-i", "prompt=@@home"]
+    assert client.main([*options, "-i", "conditioner=canny"]) == 2
+    assert client.main([*options, "-i", "count=2"]) == 0
+    assert (tmp_path / "output/0001-2.jpg").read_bytes() == b"@home"
+    assert capfd.readouterr().err.startswith("There is no input 'conditioner'")
+
+
+def test_the_client_imports_no_library_of_models(toy: Server, tmp_path: Path) -> None:
+    code = (
+        "client.ROOT = pathlib.Path(sys.argv[2])\n"
+        "status = client.main(['--url', sys.argv[1], '-i', 'prompt=hello'])\n"
+        "print(*sys.modules)\n"
+        "sys.exit(status)"
+    )
+    process = started(code, toy.url, str(toy.root), cwd=tmp_path)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    file, modules = out.splitlines()
+    assert file == "output/0001.webp"
+    assert "controlnet.serving.server" in modules.split()
+    assert not HEAVY & {name.split(".")[0] for name in modules.split()}

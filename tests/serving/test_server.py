@@ -16,7 +16,7 @@ from support import toy_predictor
 from support.server import Server
 
 from controlnet.serving import server as serving
-from controlnet.serving.server import ServerError, plain_error
+from controlnet.serving.api import ServerError
 
 
 @pytest.fixture(scope="module")
@@ -185,18 +185,3 @@ def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> No
     client.wait()
     client.stdout.close()
     assert gone_within(5, server, worker)
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [
-        ("Prediction failed: Prediction failed: ValueError: too small", "too small"),
-        ("Prediction failed: Prediction failed: ImageError: too large", "too large"),
-        ("Prediction failed: Prediction failed: ServerFault: ours", "ours"),
-        ("worker setup failed: worker setup failed (slot 1-2): Setup failed: setup failed: ValueError: gone", "gone"),
-        ("Input validation error: no such host", "Input validation error: no such host"),
-        ("a message: Prediction failed: inside", "a message: Prediction failed: inside"),
-    ],
-)
-def test_plain_error_keeps_only_the_message(text: str, plain: str) -> None:
-    assert plain_error(text) == plain

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from controlnet.serving import server as serving
-from controlnet.serving.client import decode_data_url
+from controlnet.serving.api import plain_error
+from controlnet.serving.output_files import decode_data_url
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Answer:
         """The error that the client sees: the message of the exception, or one line per fault of a 422."""
         if self.http_status == 422:
             return "\n".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in self.body["detail"])
-        return serving.plain_error(self.body.get("error", "")) if isinstance(self.body, dict) else str(self.body)
+        return plain_error(self.body.get("error", "")) if isinstance(self.body, dict) else str(self.body)
 
     @property
     def metrics(self) -> dict[str, Any]:

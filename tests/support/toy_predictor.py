@@ -33,6 +33,9 @@ class Predictor(BasePredictor):
     ) -> list[Path]:
         if mode == "fail":
             raise ValueError("a 1x1 picture is too small; send one of at least 16 pixels.")
+        if mode == "bar":
+            print("seed: 4294967295")
+            print("ignored: loud (only for echo)")
         try:
             end = time.monotonic() + seconds
             while time.monotonic() < end:
