@@ -94,7 +94,7 @@ def test_ranges_in_docstrings_are_those_of_the_signature() -> None:
 
 def test_sent_names_the_inputs_that_differ_from_their_default() -> None:
     ask = asked(conditioning_scale=1.0, seed=0, conditioner_2="depth", preprocess_2=True, num_outputs=2)
-    assert ask.sent == ("prompt", "image", "conditioner_2", "preprocess_2", "num_outputs", "seed")
+    assert ask.sent == ("prompt", "image", "num_outputs", "seed", "conditioner_2", "preprocess_2")
 
 
 @pytest.mark.parametrize(
