@@ -4,6 +4,7 @@ A map that is resized like a photo loses thin lines when it becomes smaller and 
 Its labels blend into colours that no ControlNet was trained on.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 from skimage.morphology import skeletonize
 
+from controlnet.maps.palette import colours_in, numbered, pack, unpack
 from controlnet.pictures.geometry import fit
 
 LIT = 128
@@ -30,6 +32,12 @@ SKELETON_LIT = 64
 """Of 255. In a map of skeletons, pixels darker than this in every channel are background. Limbs reach 153 in one."""
 MOST_LABELS = 256
 """A map with more colours has been through lossy compression, so no pixel's label is more reliable than another's."""
+MOST_SHARES = 150 * 2048 * 2048
+"""Colours × pixels of a map of labels whose exact shares are computed: 150, as ADE20K has, and 4 megapixels."""
+MOST_TRACED = 2048 * 2048
+"""Pixels of a map of skeletons whose limbs are traced. A larger one is reduced to as many first."""
+MOST_REDRAWN = 64 * 1024 * 1024
+"""Pixels in which limbs that were lost are thinned, for all of them together."""
 
 
 def resize_map(control_map: Image.Image, size: tuple[int, int], form: str) -> Image.Image:
@@ -64,31 +72,55 @@ def _resize_soft_lines(control_map: Image.Image, size: tuple[int, int]) -> Image
 
 
 def _resize_labels(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Each pixel gets the label that covers most of it. Enlarging blends the shares, which smooths the contours."""
+    """Each pixel gets the label that covers most of it. Enlarging blends the shares, which smooths the contours.
+
+    Above MOST_SHARES, a pixel of the map counts in full for the pixel that its middle falls into, so the result may
+    differ from that of exact shares by a pixel along the contours.
+    """
     pixels = np.asarray(control_map)
-    colours, labels = _palette(pixels)
+    packed = pack(pixels)
+    colours = colours_in(packed)
     if len(colours) > MOST_LABELS:
         return Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST_EXACT))
+    labels = numbered(packed, colours)
+    if len(colours) * labels.size > MOST_SHARES:
+        labels = _voted(labels, len(colours), _smaller(control_map.size, size))
+    winners = labels if labels.shape[::-1] == size else _largest_shares(labels, len(colours), size)
+    return Image.fromarray(unpack(colours)[winners])
+
+
+def _largest_shares(labels: np.ndarray, count: int, size: tuple[int, int]) -> np.ndarray:
+    """Labels from 0 to count − 1, uint8 [height, width] -> those that cover most of each pixel of `size`, uint8."""
     most = np.full(size[::-1], -1, np.float32)
-    winners = np.zeros(size[::-1], np.int64)
-    for label in range(len(colours)):
+    winners = np.zeros(size[::-1], np.uint8)
+    for label in range(count):
         shares = _shares(labels == label, size)
         winners[shares > most] = label
-        most = np.maximum(shares, most)
-    return Image.fromarray(colours[winners])
+        np.maximum(shares, most, out=most)
+    return winners
+
+
+def _voted(labels: np.ndarray, count: int, size: tuple[int, int]) -> np.ndarray:
+    """The most frequent label of the pixels whose middles fall into each pixel of `size`, uint8. No side is larger."""
+    width, height = size
+    places = _scaled(np.arange(labels.shape[1]), labels.shape[1], width) * count
+    bands = np.split(labels, _firsts(labels.shape[0], height)[1:])
+    votes = (np.bincount((band + places).ravel(), minlength=width * count) for band in bands)
+    return np.array([row.reshape(width, count).argmax(axis=1) for row in votes], np.uint8)
 
 
 def _resize_skeletons(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Limbs are resized as strokes. Then each of their pixels gets the colour of the nearest pixel of a limb."""
-    pixels = np.asarray(control_map)
-    lit = pixels.max(axis=2) >= SKELETON_LIT
+    pixels = _reduced_limbs(np.asarray(control_map))
+    lit = _is_limb(pixels)
     if not lit.any():
         return Image.new("RGB", size)
     rows, columns = np.nonzero(_resize_mask(lit, size) | centre_lines(lit, size))
     # For each pixel of the map the number that OpenCV gives to its nearest lit pixel.
-    _, nearest = cv2.distanceTransformWithLabels(
+    _, numbers = cv2.distanceTransformWithLabels(
         (~lit).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    nearest = np.asarray(numbers, np.int32)
     colours = np.zeros((nearest.max() + 1, 3), np.uint8)
     colours[nearest[lit]] = pixels[lit]
     drawn = np.zeros((size[1], size[0], 3), np.uint8)
@@ -98,17 +130,51 @@ def _resize_skeletons(control_map: Image.Image, size: tuple[int, int]) -> Image.
     return Image.fromarray(drawn)
 
 
+def _reduced_limbs(pixels: np.ndarray) -> np.ndarray:
+    """A map of skeletons, uint8 [height, width, 3], reduced to at most MOST_TRACED pixels if it has more.
+
+    Each pixel gets one of the limbs' colours that fall into it, if there is one. So no limb is lost or cut, and limbs
+    get wider by at most as many pixels of the map as fall into one: 3 at 25 megapixels.
+    """
+    height, width, _ = pixels.shape
+    if height * width <= MOST_TRACED:
+        return pixels
+    scale = math.sqrt(MOST_TRACED / (height * width))
+    limbs = np.where(_is_limb(pixels), pack(pixels), 0)
+    return unpack(_largest(limbs, (int(width * scale), int(height * scale))))
+
+
+def _is_limb(pixels: np.ndarray) -> np.ndarray:
+    # SKELETON_LIT is a power of two, so this is pixels.max(axis=2) >= SKELETON_LIT, in a tenth of the time.
+    return pixels[..., 0] | pixels[..., 1] | pixels[..., 2] >= SKELETON_LIT
+
+
 def _draw_lost_limbs(pixels: np.ndarray, lit: np.ndarray, drawn: np.ndarray) -> None:
-    """Draw a line into `drawn` for each colour of `pixels` that has lost more than half of its area to others."""
-    colours, limbs = _palette(pixels)
+    """Draw a line into `drawn` for each colour of `pixels` that has lost more than half of its area to others.
+
+    At most MOST_REDRAWN pixels are thinned for that. It is 64 colours if `drawn` has a megapixel.
+    """
+    packed, now, size = pack(pixels), pack(drawn), (drawn.shape[1], drawn.shape[0])
+    colours = colours_in(packed)
     if len(colours) > MOST_LABELS:
         return
-    scale = drawn[..., 0].size / limbs.size
-    for number, colour in enumerate(colours):
-        limb = lit & (limbs == number)
-        kept = np.count_nonzero((drawn == colour).all(axis=2))
-        if kept < 0.5 * scale * np.count_nonzero(limb):
-            drawn[centre_lines(limb, drawn.shape[1::-1])] = colour
+    limbs = numbered(packed[lit], colours)
+    areas = np.bincount(limbs, minlength=len(colours))
+    least = 0.5 * now.size / packed.size * areas
+    if all(np.count_nonzero(now == colour) >= enough for colour, enough in zip(colours, least, strict=True)):
+        return
+    # The pixels that each limb lights, at the size at which it is thinned.
+    width, height = _smaller(lit.shape[::-1], size)
+    rows, columns = (_scaled(*each) for each in zip(np.nonzero(lit), lit.shape, (height, width), strict=True))
+    lights = np.split((rows * width + columns)[np.argsort(limbs, kind="stable")], np.cumsum(areas)[:-1])
+    left = MOST_REDRAWN // now.size
+    for colour, enough, lights_of_limb in zip(colours, least, lights, strict=True):
+        if left > 0 and np.count_nonzero(now == colour) < enough:
+            limb = np.zeros((height, width), bool)
+            limb.flat[lights_of_limb] = True
+            line = centre_lines(limb, size)
+            now[line], drawn[line] = colour, unpack(colour)
+            left -= 1
 
 
 def _resize_dense(control_map: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -129,9 +195,9 @@ def thick_strokes(lit: np.ndarray) -> np.ndarray:
     # Not MORPH_OPEN, which shifts the picture by a pixel because this block has no middle.
     blocks = cv2.dilate(cv2.erode(lit.astype(np.uint8), BLOCK, anchor=(0, 0)), BLOCK, anchor=(1, 1))
     _, numbers, stats, _ = cv2.connectedComponentsWithStats(blocks, connectivity=8)
-    pieces = np.asarray(numbers, np.int64)
+    pieces = np.asarray(numbers, np.int32)
     thick = stats[:, cv2.CC_STAT_AREA] > CANNYS_LARGEST
-    thick[np.unique(pieces[cv2.erode(blocks, np.ones((3, 3), np.uint8)) > 0])] = True
+    thick[pieces[cv2.erode(blocks, np.ones((3, 3), np.uint8)) > 0]] = True
     thick[0] = False  # the background
     return thick[pieces]
 
@@ -142,13 +208,10 @@ def centre_lines(lit: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     The thinning is that of T. Y. Zhang, C. Y. Suen, "A fast parallel algorithm for thinning digital patterns", CACM
     1984.
     """
-    height, width = (min(sides) for sides in zip(lit.shape, size[::-1], strict=True))
+    smaller = _smaller(lit.shape[::-1], size)
     # Reduced first: every lit pixel lights the pixel that it falls into, so no stroke is lost or cut.
-    rows, columns = np.nonzero(lit)
-    smaller = np.zeros((height, width), bool)
-    smaller[_scaled(rows, lit.shape[0], height), _scaled(columns, lit.shape[1], width)] = True
-    thin = skeletonize(smaller)
-    return thin if (width, height) == size else _redraw(thin, size)
+    thin = skeletonize(_largest(lit, smaller))
+    return thin if smaller == size else _redraw(thin, size)
 
 
 def _redraw(thin: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -203,12 +266,20 @@ def _shares(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(mask.astype(np.float32), size, interpolation=method)
 
 
-def _palette(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [height, width, 3] -> its colours, uint8 [n, 3], and the number of each pixel's colour, [height, width]."""
-    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    found = np.unique(packed)
-    colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
-    return colours, np.searchsorted(found, packed)
+def _largest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest of the [height, width] values that fall into each pixel of `size`, of which no side is larger."""
+    for axis, after in enumerate(size[::-1]):
+        values = np.maximum.reduceat(values, _firsts(values.shape[axis], after), axis=axis)
+    return values
+
+
+def _firsts(before: int, after: int) -> np.ndarray:
+    """For each pixel on a side of `after` pixels the first of `before` pixels, at least as many, that falls into it."""
+    return np.searchsorted(_scaled(np.arange(before), before, after), np.arange(after))
+
+
+def _smaller(before: tuple[int, ...], after: tuple[int, int]) -> tuple[int, int]:
+    return min(before[0], after[0]), min(before[1], after[1])
 
 
 def _scaled(positions: np.ndarray, before: int, after: int) -> np.ndarray:

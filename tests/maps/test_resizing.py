@@ -11,6 +11,7 @@ from skimage import data
 from skimage.measure import label
 
 from controlnet.conditioners import CONDITIONERS
+from controlnet.maps import resizing
 from controlnet.maps.resizing import FORMS, centre_lines, resize_map, thick_strokes
 
 FACTORS = (0.25, 0.5, 1.5, 4)
@@ -179,6 +180,64 @@ def test_enlarged_labels_have_smooth_contours() -> None:
 def test_maps_of_thousands_of_colours_are_never_blended() -> None:
     for form, size in itertools.product(("labels", "skeletons"), ((30, 20), (300, 200))):
         assert colours(resize_map(noise(), size, form)) <= colours(noise()) | {(0, 0, 0)}
+
+
+def some_labels(count: int, side: int) -> Image.Image:
+    numbers = np.random.default_rng(2).integers(0, count, (side, side))
+    return Image.fromarray(np.stack([numbers, numbers // 2, numbers % 7], axis=2).astype(np.uint8))
+
+
+def test_votes_are_exact_shares_if_the_factor_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = some_labels(9, 240)
+    exact = {size: np.asarray(resize_map(labels, size, "labels")) for size in ((80, 40), (240, 60), (97, 101))}
+    monkeypatch.setattr(resizing, "MOST_SHARES", 0)
+    voted = {size: np.asarray(resize_map(labels, size, "labels")) for size in exact}
+    assert (voted[80, 40] == exact[80, 40]).all() and (voted[240, 60] == exact[240, 60]).all()
+    regions = labels.resize((8, 8), Image.Resampling.NEAREST).resize((240, 240), Image.Resampling.NEAREST)
+    reduced = np.asarray(resize_map(regions, (97, 101), "labels"))
+    monkeypatch.undo()
+    assert np.mean(reduced == np.asarray(resize_map(regions, (97, 101), "labels"))) > 0.97
+
+
+@pytest.mark.parametrize("size", [(128, 128), (128, 4000)])
+def test_large_maps_of_many_labels_take_bounded_work(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 megapixels of 150 labels took 11 s."""
+    seen = []
+    shares = resizing._shares
+    monkeypatch.setattr(resizing, "_shares", lambda mask, size: seen.append(mask.size) or shares(mask, size))
+    control_map = resize_map(some_labels(150, 3000), size, "labels")
+    assert control_map.size == size and sum(seen) <= resizing.MOST_SHARES
+
+
+def test_large_maps_of_limbs_are_reduced_before_they_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 megapixels took 3 to 37 s."""
+    traced, trace = [], cv2.distanceTransformWithLabels
+    monkeypatch.setattr(
+        cv2, "distanceTransformWithLabels", lambda away, *a, **k: traced.append(away.size) or trace(away, *a, **k)
+    )
+    for width in (1, 40):
+        pixels = np.array(line(20, width, 3000, RED))
+        pixels[100:140, 100:140], pixels[50, 50] = BLUE, WALL
+        limbs = Image.fromarray(pixels)
+        control_map = resize_map(limbs, (600, 600), "skeletons")
+        assert colours(control_map) == {(0, 0, 0), RED, BLUE, WALL}
+        limb = (np.asarray(control_map) == RED).all(axis=2)
+        assert label(limb, connectivity=2).max() == 1, "in pieces"
+        expected = max(lit(line(20, width, 3000)).sum() / 25, lit(line(20, 1, 600)).sum())
+        assert 0.9 * expected <= limb.sum() <= 1.2 * expected
+    assert len(traced) >= 2 and max(traced) <= resizing.MOST_TRACED
+
+
+def test_lost_limbs_are_redrawn_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    thinned, thin = [], resizing.skeletonize
+    monkeypatch.setattr(resizing, "skeletonize", lambda lit: thinned.append(lit.size) or thin(lit))
+    bright = Image.fromarray(np.asarray(some_labels(100, 600)) | np.uint8(64))
+    resize_map(bright, (30, 30), "skeletons")
+    assert len(thinned) > 10
+    thinned.clear()
+    monkeypatch.setattr(resizing, "MOST_REDRAWN", 5 * 900)
+    resize_map(bright, (30, 30), "skeletons")
+    assert thinned == [900] * 6, "the map itself and five limbs"
 
 
 @pytest.mark.parametrize("factor", FACTORS)
