@@ -22,6 +22,9 @@ STRIDE = 16
 NECK_UNIT = 16.0
 """A value of 1 in `to_neck` stands for this many pixels of the input."""
 
+MOST_ROWS = 128
+"""Rows of features, two pixels each, from which the last layer predicts at a time."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -74,9 +77,9 @@ class TinyVisionModel(ModelMixin, ConfigMixin):
             features = down(features)
         features = features + self.middle(features)
         for up in self.up:
-            features = F.interpolate(features, scale_factor=2.0, mode="nearest")
-            features = up(torch.cat([features, kept.pop()], 1))
-        fine = F.pixel_shuffle(self.fine(features).float(), 2)
+            # No name for the enlarged features: the block would work next to them.
+            features = up(torch.cat([F.interpolate(features, scale_factor=2.0, mode="nearest"), kept.pop()], 1))
+        fine = self._predict_fine(features)
         coarse = self.coarse(features).float()
         return Seen(
             outlines=fine[:, 0:1],
@@ -88,6 +91,21 @@ class TinyVisionModel(ModelMixin, ConfigMixin):
             joints=coarse[:, :JOINTS],
             to_neck=coarse[:, JOINTS:],
         )
+
+    def _predict_fine(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, FINE + K, height, width). The memory that a layer takes is several times that of its output, so large
+        pictures are predicted in bands of MOST_ROWS. In training they are not so large."""
+        rows = features.shape[2]
+        if rows <= MOST_ROWS:
+            return F.pixel_shuffle(self.fine(features).float(), 2)
+        fine = torch.empty(
+            len(features), self.fine.out_channels // 4, 2 * rows, 2 * features.shape[3], device=features.device
+        )
+        for top in range(0, rows, MOST_ROWS):
+            above = min(top, 1)  # a row on each side that the convolution sees
+            predicted = self.fine(features[:, :, top - above : top + MOST_ROWS + 1])[:, :, above : above + MOST_ROWS]
+            fine[:, :, 2 * top : 2 * (top + MOST_ROWS)] = F.pixel_shuffle(predicted.float(), 2)
+        return fine
 
 
 def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
