@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from skimage import data
 from support.scenes import small_dataset
 
-from controlnet.maps.annotators import ANNOTATORS, Annotator, tiny
+from controlnet.maps.annotators import ANNOTATORS, Annotator, tiny, tiny_network
 from controlnet.maps.annotators.network import quiet_controlnet_aux
 from controlnet.maps.annotators.tiny_network import NECK_UNIT, STRIDE, Seen, TinyVisionModel
 from controlnet.models.loading import WeightsMismatch
@@ -52,6 +53,21 @@ def seen(**fields: torch.Tensor) -> Seen:
 
 def draw(kind: str, size: tuple[int, int] = (SIZE, SIZE), **fields: torch.Tensor) -> np.ndarray:
     return np.array(tiny.DRAWINGS[kind](Sees(**fields), Image.new("RGB", size)))
+
+
+@pytest.mark.parametrize("rows", [16, 37, 128])
+def test_bands_predict_the_same_bits_from_few_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = TinyVisionModel(widths=(8, 16), classes=(0, 2)).eval()
+    pictures = torch.rand(2, 3, 2 * 128, 64, generator=torch.Generator().manual_seed(0))
+    seen_rows = []
+    with torch.inference_mode():
+        whole = network(pictures)
+        monkeypatch.setattr(tiny_network, "MOST_ROWS", rows)
+        network.fine.register_forward_pre_hook(lambda layer, given: seen_rows.append(given[0].shape[2]))
+        banded = network(pictures)
+    for field in fields(Seen):
+        assert torch.equal(getattr(banded, field.name), getattr(whole, field.name)), field.name
+    assert max(seen_rows) <= rows + 2 and len(seen_rows) == -(-128 // rows)
 
 
 def test_hed_has_three_levels_at_any_size() -> None:
