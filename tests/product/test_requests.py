@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import re
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT
 from support.requests_to_tiny import CAT, FAST, PHOTO, data_url, encoded, pixels, png, run, url
 from support.scenes import kept_held_out
 from support.server import Server
@@ -279,22 +277,3 @@ def _weights_in_memory() -> int:
     """The number of tensors of weights in this process."""
     gc.collect()
     return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
-
-
-# ---- the README's first command
-
-
-def test_the_readmes_first_command_makes_the_picture_shown(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    command = re.search(r"^script/predict .*?$", readme, re.MULTILINE)
-    shown = re.search(r"!\[.*?\]\((examples/first-picture\.\w+)\)", readme)
-    assert command and shown
-    made = subprocess.run(
-        f"{command[0]} -o {tmp_path}", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=90, check=True
-    )
-    (picture,) = tmp_path.iterdir()
-    pixels, expected = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (picture, ROOT / shown[1]))
-    assert pixels.shape == expected.shape == (128, 128, 3)
-    # Another processor may round sums in another way.
-    assert np.abs(pixels - expected).mean() < 2
-    assert str(picture) in made.stdout and "seed" in made.stderr and "tiny" in made.stderr
