@@ -56,14 +56,19 @@ class CompositeControlNet(MultiControlNetModel):
         guided: bool,
         mode: ControlMode = BALANCED,
         regions: Sequence[torch.Tensor | None] | None = None,
+        hints: dict[int, torch.Tensor] | None = None,
     ) -> None:
         """`nets` are in the order of the control images. `guided` means that the batch has an unconditional half, which
         comes first. `regions` holds for each net how strongly it acts at each place, (1, 1, H, W) from 0 to 1; None
-        means everywhere."""
+        means everywhere. `hints` is filled with each net's control map. Every step, and every picture whose composite
+        gets the same `hints`, then gives the net the same tensor of batch 1, so a net may keep what it computes from it
+        (controlnet/models/exact). None means that the nets get the pipeline's tensors."""
         super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
         self.guided = guided
         self.mode = mode
         self.regions = regions or [None] * len(nets)
+        self.hints = hints
+        self._words: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(
         self,
@@ -78,18 +83,22 @@ class CompositeControlNet(MultiControlNetModel):
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
         """Residuals for the UNet's skip connections and its middle block, or (None, None) if no net acts at this step.
 
-        sample is (B, C, h, w) and encoder_hidden_states (B, tokens, d). controlnet_cond has one (B, 3, H, W) in [0, 1]
-        per net, and conditioning_scale one number per net. Raises ValueError for guess mode, which is meant for single
-        nets: here the half of the batch is chosen for each net.
+        encoder_hidden_states is (B, tokens, d). sample is (B, C, h, w), or one half of a guided batch if the nets take
+        it (controlnet/models/exact): residuals from before the first cross-attention then have its batch.
+        controlnet_cond has one (B, 3, H, W) in [0, 1] per net, and conditioning_scale one number per net. With
+        `hints`, B is one picture. Raises ValueError for guess mode, which is meant for single nets: here the half of
+        the batch is chosen for each net.
         """
         if guess_mode or return_dict:
             raise ValueError("The composite ControlNet takes guess_mode=False and return_dict=False only.")
         total: Residuals | None = None
         acts = zip(self.nets, self.regions, controlnet_cond, conditioning_scale, strict=True)
-        for shared, region, hint, scale in acts:
+        for i, (shared, region, hint, scale) in enumerate(acts):
             if scale == 0:
                 continue
             assert isinstance(shared, SharedNet)
+            if self.hints is not None:
+                hint = self.hints.setdefault(i, hint[:1])  # the halves of a guided batch have the same
             residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, hint, scale)
             if region is not None:
                 residuals = _within(region, residuals, level_sizes(shared.net, sample.shape[-2:]))
@@ -100,12 +109,19 @@ class CompositeControlNet(MultiControlNetModel):
     def _run(self, net: ControlNetModel, sample, timestep, words, hint, scale: float) -> Residuals:
         half = self.guided and (self.mode.conditional_only or net.config["global_pool_conditions"])
         if half:
-            sample, words, hint = (tensor.chunk(2)[1] for tensor in (sample, words, hint))
+            batch, words = len(words), self._conditional(words)
+            sample, hint = (tensor.chunk(2)[1] if len(tensor) == batch else tensor for tensor in (sample, hint))
         down, middle = net(sample, timestep, words, controlnet_cond=hint, conditioning_scale=scale, return_dict=False)
         residuals = [*down, middle]
         if self.mode.faded:
             residuals = [residual * FADE**depth for depth, residual in enumerate(reversed(residuals))][::-1]
         return [_conditional_only(residual) for residual in residuals] if half else residuals
+
+    def _conditional(self, words: torch.Tensor) -> torch.Tensor:
+        """The second half of the embeddings, the same tensor at every step: keys and values are kept with it."""
+        if self._words is None or self._words[0] is not words:
+            self._words = words, words.chunk(2)[1]
+        return self._words[1]
 
 
 def level_sizes(net: ControlNetModel, size: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,24 +1,27 @@
 """The generator: one base model, every ControlNet of the bundle, one call per job.
 
-The denoising is diffusers' own pipeline, built for each picture around the shared models. No request changes anything
-on the generator, so the order of requests never changes a picture.
+The denoising is diffusers' own pipeline, built for each picture around the shared models. The order of requests never
+changes a picture: a request leaves nothing but the embeddings of its prompts, which are those that it would get again.
+For the time of a request, the models leave out work that diffusers repeats (controlnet/models/exact).
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.job import Job
 from controlnet.generation.progress import LogLines
-from controlnet.generation.prompts import encode_prompts
+from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_prompts
 from controlnet.generation.repaint import Repainting
 from controlnet.maps.controls import Control
+from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.schedulers import make_scheduler
 from controlnet.pictures.geometry import SMALLEST
 from controlnet.pictures.output import PARAMETERS
@@ -30,10 +33,13 @@ from controlnet.stopwatch import Stopwatch
 class Generator:
     """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, environ: Mapping[str, str] = os.environ) -> None:
+        """Raises ExactSpeedupsError for a value of CONTROLNET_EXACT_SPEEDUPS that is not 1 or 0."""
+        self.exact = exact_speedups(environ)
         self.bundle = bundle
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
+        self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The job's pictures, RGB, of the control maps' size.
@@ -65,33 +71,49 @@ class Generator:
         list(self._pictures(job, Stopwatch(), progress=False))
 
     def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
-        tokenizer, text_encoder = self.base["tokenizer"], self.base["text_encoder"]
         with timed("encode"):
-            prompt, negative = encode_prompts(job.prompt, job.negative_prompt, tokenizer, text_encoder, job.clip_skip)
-        for i in range(job.num_outputs):
-            pipeline = self._pipeline(job, timed)
-            # After the bar, because replicate's clients read progress from lines that begin with the percentage.
-            name = f"picture {i + 1}/{job.num_outputs}"
-            pipeline.set_progress_bar_config(postfix=name, leave=True, disable=not progress, file=LogLines())
-            with timed("denoise"):
-                result: Any = pipeline(
-                    prompt_embeds=prompt,
-                    negative_prompt_embeds=negative if job.guided else None,
-                    num_inference_steps=job.num_inference_steps,
-                    guidance_scale=job.guidance_scale,
-                    eta=job.eta,
-                    controlnet_conditioning_scale=[control.scale for control in job.controls],
-                    control_guidance_start=[control.start for control in job.controls],
-                    control_guidance_end=[control.end for control in job.controls],
-                    output_type="latent",
-                    **self._beginning(job, (job.seed + i) % SEEDS),
-                )
-            with timed("decode"):
-                picture = self._decode(result.images, pipeline)
-            if job.initial is not None:
-                picture = job.initial.restore(picture)
-            picture.info[PARAMETERS] = job.parameters(i)
-            yield picture
+            embeddings = self._embeddings(job)
+        nets = self._nets(job, timed)
+        models, decoder = ([self.base["unet"], *nets], [self.base["vae"]]) if self.exact else ([], [])
+        hints: dict[int, torch.Tensor] | None = {} if self.exact else None
+        with removed_from(models) as complete, removed_from(decoder):
+            one_half = self.exact and complete and job.guided
+            for i in range(job.num_outputs):
+                pipeline = self._pipeline(job, timed, hints, one_half)
+                yield self._picture(job, i, pipeline, embeddings, timed, progress)
+
+    def _picture(
+        self,
+        job: Job,
+        i: int,
+        pipeline: Any,
+        embeddings: Embeddings,
+        timed: Stopwatch,
+        progress: bool,
+    ) -> Image.Image:
+        prompt, negative = embeddings
+        # After the bar, because replicate's clients read progress from lines that begin with the percentage.
+        name = f"picture {i + 1}/{job.num_outputs}"
+        pipeline.set_progress_bar_config(postfix=name, leave=True, disable=not progress, file=LogLines())
+        with timed("denoise"):
+            result: Any = pipeline(
+                prompt_embeds=prompt,
+                negative_prompt_embeds=negative if job.guided else None,
+                num_inference_steps=job.num_inference_steps,
+                guidance_scale=job.guidance_scale,
+                eta=job.eta,
+                controlnet_conditioning_scale=[control.scale for control in job.controls],
+                control_guidance_start=[control.start for control in job.controls],
+                control_guidance_end=[control.end for control in job.controls],
+                output_type="latent",
+                **self._beginning(job, (job.seed + i) % SEEDS),
+            )
+        with timed("decode"):
+            picture = self._decode(result.images, pipeline)
+        if job.initial is not None:
+            picture = job.initial.restore(picture)
+        picture.info[PARAMETERS] = job.parameters(i)
+        return picture
 
     def _beginning(self, job: Job, seed: int) -> dict[str, Any]:
         """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
@@ -119,19 +141,37 @@ class Generator:
         pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
         return pictures[0]
 
-    def _pipeline(self, job: Job, timed: Stopwatch | None = None) -> Any:
-        nets = self.controlnets.together([control.conditioner for control in job.controls], timed)
+    def _embeddings(self, job: Job) -> Embeddings:
+        if self.exact:
+            return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
+        return encode_prompts(job.prompt, job.negative_prompt, *self._recent.models, job.clip_skip)
+
+    def _nets(self, job: Job, timed: Stopwatch | None) -> list[ControlNetModel]:
+        return self.controlnets.together([control.conditioner for control in job.controls], timed)
+
+    def _pipeline(
+        self,
+        job: Job,
+        timed: Stopwatch | None = None,
+        hints: dict[int, torch.Tensor] | None = None,
+        one_half: bool = False,
+    ) -> Any:
+        """For one picture. `hints` is the composite's, `one_half` whether the models get one half of the latents."""
+        nets = self._nets(job, timed)
         regions = [_region(control.region, self.base["unet"].device) for control in job.controls]
         pipeline = (
             StableDiffusionControlNetPipeline if job.begins_with_noise else StableDiffusionControlNetImg2ImgPipeline
         )
+        scheduler = make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped)
+        if one_half:
+            scale_one_half(scheduler)
         # safety.py checks the pictures instead: there a flagged one does not affect the others.
         none: Any = None
         base = {name: part for name, part in self.base.items() if name != "scheduler"}
         return pipeline(
             **base,
-            controlnet=CompositeControlNet(nets, job.guided, CONTROL_MODES[job.control_mode], regions),
-            scheduler=make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped),
+            controlnet=CompositeControlNet(nets, job.guided, CONTROL_MODES[job.control_mode], regions, hints),
+            scheduler=scheduler,
             safety_checker=none,
             feature_extractor=none,
             requires_safety_checker=False,

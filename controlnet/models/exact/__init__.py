@@ -1,0 +1,79 @@
+"""Work that diffusers repeats, removed without changing the result: for the time of a request, on every device.
+
+`removed_from(models)` gives layers of the loaded models other forward methods (replaced.py), and gives them back their
+own afterwards. The layers keep their tensors, names and hooks. None of them keeps a result. Results that are used again
+are attributes of the tensor that they were computed from (kept.py), so they are freed with the picture. A request that
+is cancelled at any point can therefore leave nothing behind that changes another one: at worst some layers keep the
+other forward method, which answers any input as their own does.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from controlnet.models.exact.replaced import FORMS, OWN_CLASS, ExactUpsample, phases_of
+
+EXACT = "CONTROLNET_EXACT_SPEEDUPS"
+"""Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is removed."""
+_CHOICES = {"": True, "1": True, "0": False}
+_EITHER = FORMS.keys() | OWN_CLASS.keys()
+
+
+class ExactSpeedupsError(ValueError):
+    """CONTROLNET_EXACT_SPEEDUPS is set to something other than 1 or 0."""
+
+
+def exact_speedups(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether repeated work is removed. Raises ExactSpeedupsError."""
+    value = environ.get(EXACT, "")
+    if value not in _CHOICES:
+        raise ExactSpeedupsError(f"{EXACT}: expected 1 (on), 0 (off) or nothing (on), got {value!r}.")
+    return _CHOICES[value]
+
+
+@contextmanager
+def removed_from(models: Iterable[nn.Module]) -> Iterator[bool]:
+    """Remove repeated work from diffusers models inside the block. A model may appear twice.
+
+    Yields whether every layer that has an exact form was given it. Only then the models take latents of batch 1 with
+    embeddings of batch 2 (replaced.py). Another attention processor, for example, does not.
+    """
+    # As keys of a dict, because a net that a request names twice has each of its layers once.
+    layers = dict.fromkeys(layer for model in models for layer in model.modules() if type(layer) in _EITHER)
+    replaced = [layer for layer in layers if replace(layer)]
+    try:
+        yield len(replaced) == len(layers)
+    finally:
+        for layer in replaced:
+            restore(layer)
+
+
+def scale_one_half(scheduler: Any) -> None:
+    """Make a scheduler give the models one half of a guided batch, whose halves are the same latents.
+
+    diffusers' pipelines double the latents and then call scale_model_input, at every step. The scheduler is that of one
+    picture (controlnet/models/schedulers.py), so nothing has to be undone.
+    """
+    scale = scheduler.scale_model_input
+    scheduler.scale_model_input = lambda sample, timestep=None: scale(sample.chunk(2)[0], timestep)
+
+
+def replace(layer: Any) -> bool:
+    """Give a layer the forward method of its exact form, if there is one that fits. Returns whether it has it."""
+    restore(layer)  # a cancelled request may have left it replaced
+    form = FORMS.get(type(layer))
+    if form is None or layer.training or not form.fits(layer):
+        return False
+    if form is ExactUpsample:
+        layer.phases = phases_of(layer.conv.weight)
+    layer.__class__ = form
+    return True
+
+
+def restore(layer: nn.Module) -> None:
+    """Undo replace()."""
+    layer.__class__ = OWN_CLASS.get(type(layer), type(layer))
+    layer.__dict__.pop("phases", None)
