@@ -13,12 +13,13 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from support.small_models import controlnet, parts, unet, vae
+from support.small_models import controlnet, unet, vae
 from torch import nn
 
 from controlnet.models import exact
 from controlnet.models.exact import EXACT, ExactSpeedupsError, exact_speedups, kept, removed_from, replaced
 from controlnet.models.exact.replaced import FORMS, OWN_CLASS, ExactUpsample
+from tinyworld.models import TEXT_WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def no_grad() -> Iterator[None]:
 def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
     """One half of a guided batch, or both, and the embeddings of both."""
     drawn = torch.Generator().manual_seed(3)
-    width = parts()["unet"].config.cross_attention_dim
+    width = TEXT_WIDTH
     return {
         "sample": torch.randn(1, 4, 10, 8, generator=drawn).repeat(batch, 1, 1, 1),
         "timestep": torch.tensor(500),
@@ -135,7 +136,7 @@ def test_long_inputs_of_feed_forward_layers_give_the_same_bits(models: dict[str,
 
 
 def test_layers_that_do_more_than_usual_are_left_as_they_are(models: dict[str, Any]) -> None:
-    scaled = ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, output_scale_factor=2.0).eval()
+    scaled = ResnetBlock2D(in_channels=4, groups=2, temb_channels=8, output_scale_factor=2.0).eval()
     other = Attention(8, heads=2, dim_head=4, processor=AttnProcessor()).eval()
     for layer in (scaled, other):
         with removed_from([layer, models["vae"]]) as complete:
@@ -154,7 +155,7 @@ def test_an_attention_mask_is_applied(models: dict[str, Any]) -> None:
 
 
 def test_keys_and_values_are_computed_once_for_the_same_tensor(models: dict[str, Any]) -> None:
-    (layer, *_) = (x for x in models["unet"].modules() if isinstance(x, Attention) and x.to_k.in_features == 128)
+    layer: Any = models["unet"].down_blocks[0].attentions[0].transformer_blocks[0].attn2
     calls: list[int] = []
     handle = layer.to_k.register_forward_hook(lambda *_: calls.append(1))
     given, other = inputs(), inputs()
