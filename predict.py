@@ -47,7 +47,9 @@ SCHEDULERS = [
     "K_EULER_ANCESTRAL",
     "K_EULER_KARRAS",
     "KLMS",
+    "LCM",
     "PNDM",
+    "TCD",
     "UniPCMultistep",
 ]
 POSE_PARTS = ["body", "body_hands", "body_face", "all"]
@@ -135,6 +137,10 @@ class Predictor(BasePredictor):
             le=100,
             description="Denoising steps: more are slower and finer. Left out: 20.",
         ),
+        go_fast: bool = Input(
+            default=False,
+            description="Paint in few steps, with the bundle's LoRA for it: several times as fast, a little coarser.",
+        ),
         conditioning_scale: float = Input(
             default=1.0,
             ge=0,
@@ -156,6 +162,26 @@ class Predictor(BasePredictor):
         return_pose_json: bool = Input(
             default=False,
             description="openpose: return the poses too, as poses.json, to be edited and sent as pose_json.",
+        ),
+        lora_weights: Optional[str] = Input(
+            default=None,
+            description="A LoRA: URL of a .safetensors file, Hugging Face owner/model[/file], or CivitAI link.",
+        ),
+        lora_scale: Optional[float] = Input(
+            default=None,
+            ge=-2,
+            le=2,
+            description="How strongly the LoRA acts; below 0, in reverse. Left out: 1.",
+        ),
+        lora_weights_2: Optional[str] = Input(
+            default=None,
+            description="A second LoRA, which acts together with the first.",
+        ),
+        lora_scale_2: Optional[float] = Input(
+            default=None,
+            ge=-2,
+            le=2,
+            description="lora_scale of the second LoRA. Left out: 1.",
         ),
         init_image: Optional[Path] = Input(
             default=None,
@@ -363,7 +389,7 @@ class Predictor(BasePredictor):
             default=0.0,
             ge=0,
             le=1,
-            description="DDIM: noise added at each step, from 0 (none) to 1 (as much as DDPM).",
+            description="DDIM, TCD: noise added at each step, from 0 (none) to 1 (as much as DDPM).",
         ),
         clip_skip: int = Input(
             default=1,

@@ -28,7 +28,7 @@ from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
 from controlnet.weights.files import check
 from controlnet.weights.lockfile import WeightsError, read_lock
-from controlnet.weights.manifest import WEIGHTS, Defaults, Manifest, choose_bundle
+from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
 """Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
@@ -56,6 +56,10 @@ class Bundle:
     @property
     def defaults(self) -> Defaults:
         return self.manifest.defaults
+
+    @property
+    def fast(self) -> Fast | None:
+        return self.manifest.fast
 
     @property
     def conditioners(self) -> Collection[str]:

@@ -15,6 +15,8 @@ from controlnet.maps.controls import Control, draw_controls, found_poses
 from controlnet.pictures.canvas import lay_out
 from controlnet.request.ask import Ask
 from controlnet.stopwatch import Stopwatch
+from controlnet.weights.lora_cache import LoraCache
+from controlnet.weights.lora_files import Lora, LoraError
 
 Record = Callable[[str, Any], None]
 """Takes the name and the value of one metric, like Cog's record_metric."""
@@ -41,6 +43,7 @@ class Model:
         self.generator = Generator(bundle)
         self.annotators = bundle.annotators()
         self.maps = MapCache()
+        self.loras = LoraCache()
         self.safety_checker = open_safety_checker(bundle)
         bundle.log.summarise()
         self.generator.warm_up()
@@ -53,6 +56,7 @@ class Model:
         metrics = _Metrics(record, {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type})
         timed = Stopwatch(record)
         metrics.say_ignored(ask)
+        loras = self._fetch_loras(ask, timed)
         layout = lay_out(ask, self.bundle.manifest.limits.pixels)
         with timed("preprocess"):
             controls = draw_controls(ask, layout, self.annotators, self.maps)
@@ -63,12 +67,26 @@ class Model:
 
         width, height = layout.canvas.size
         print(f"seed: {ask.seed}")
+        if loras:
+            metrics.put(lora_sha256=[lora.sha256 for lora in loras])
         metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
-        pictures = self.generator.generate(make_job(ask, controls, layout.initial), timed)
+        pictures = self.generator.generate(make_job(ask, controls, layout.initial, loras), timed)
         with timed("safety"):
             allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
         metrics.put(withheld=len(pictures) - len(allowed))
         return Answer(maps if ask.return_control_map else [], poses, allowed)
+
+    def _fetch_loras(self, ask: Ask, timed: Stopwatch) -> tuple[Lora, ...]:
+        """The files of the request's LoRAs. Raises LoraError, which names the input."""
+        fetched = []
+        for asked in ask.loras:
+            try:
+                with timed("lora_fetch"):
+                    file, digest = self.loras.fetch(asked.source, asked.name)
+            except LoraError as error:
+                raise LoraError(f"{asked.name}: {error}") from error
+            fetched.append(Lora(file, digest, asked.scale, asked.name, str(asked.source)))
+        return tuple(fetched)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ For the time of a request, the models leave out work that diffusers repeats (con
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_p
 from controlnet.generation.repaint import Repainting
 from controlnet.maps.controls import Control
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
+from controlnet.models.lora import AdaptedBase, Base
 from controlnet.models.schedulers import make_scheduler
 from controlnet.pictures.geometry import SMALLEST
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.ask import SEEDS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
+from controlnet.weights.files import sha256
+from controlnet.weights.lora_files import Lora
 
 
 class Generator:
@@ -39,6 +43,7 @@ class Generator:
         self.bundle = bundle
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
+        self._adapted = AdaptedBase(self.base)
         self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
@@ -71,15 +76,16 @@ class Generator:
         list(self._pictures(job, Stopwatch(), progress=False))
 
     def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
+        base = self._base(job, timed)
         with timed("encode"):
-            embeddings = self._embeddings(job)
+            embeddings = self._embeddings(job, base)
         nets = self._nets(job, timed)
-        models, decoder = ([self.base["unet"], *nets], [self.base["vae"]]) if self.exact else ([], [])
+        models, decoder = ([base["unet"], *nets], [self.base["vae"]]) if self.exact else ([], [])
         hints: dict[int, torch.Tensor] | None = {} if self.exact else None
         with removed_from(models) as complete, removed_from(decoder):
             one_half = self.exact and complete and job.guided
             for i in range(job.num_outputs):
-                pipeline = self._pipeline(job, timed, hints, one_half)
+                pipeline = self._pipeline(job, timed, hints, one_half, base)
                 yield self._picture(job, i, pipeline, embeddings, timed, progress)
 
     def _picture(
@@ -141,10 +147,26 @@ class Generator:
         pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
         return pictures[0]
 
-    def _embeddings(self, job: Job) -> Embeddings:
-        if self.exact:
+    def _base(self, job: Job, timed: Stopwatch) -> Base:
+        """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""
+        loras = (*job.loras, *([self._fast_lora] if job.go_fast else []))
+        if not loras:
+            return self.base
+        with timed("lora"):
+            return self._adapted.of(loras)
+
+    @cached_property
+    def _fast_lora(self) -> Lora:
+        fast = self.bundle.fast
+        assert fast is not None, "Ask.read has refused go_fast"
+        (file,) = (path for path in self.bundle.files(fast.part) if path.suffix == ".safetensors")
+        return Lora(file, sha256(file), 1.0, "go_fast")
+
+    def _embeddings(self, job: Job, base: Base) -> Embeddings:
+        if self.exact and base is self.base:
             return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
-        return encode_prompts(job.prompt, job.negative_prompt, *self._recent.models, job.clip_skip)
+        models = base["tokenizer"], base["text_encoder"]
+        return encode_prompts(job.prompt, job.negative_prompt, *models, job.clip_skip)
 
     def _nets(self, job: Job, timed: Stopwatch | None) -> list[ControlNetModel]:
         return self.controlnets.together([control.conditioner for control in job.controls], timed)
@@ -155,8 +177,12 @@ class Generator:
         timed: Stopwatch | None = None,
         hints: dict[int, torch.Tensor] | None = None,
         one_half: bool = False,
+        base: Base | None = None,
     ) -> Any:
-        """For one picture. `hints` is the composite's, `one_half` whether the models get one half of the latents."""
+        """For one picture, with the networks of `base`.
+
+        `hints` is the composite's, `one_half` whether the models get one half of the latents.
+        """
         nets = self._nets(job, timed)
         regions = [_region(control.region, self.base["unet"].device) for control in job.controls]
         pipeline = (
@@ -167,9 +193,9 @@ class Generator:
             scale_one_half(scheduler)
         # safety.py checks the pictures instead: there a flagged one does not affect the others.
         none: Any = None
-        base = {name: part for name, part in self.base.items() if name != "scheduler"}
+        parts = {name: part for name, part in (base or self.base).items() if name != "scheduler"}
         return pipeline(
-            **base,
+            **parts,
             controlnet=CompositeControlNet(nets, job.guided, CONTROL_MODES[job.control_mode], regions, hints),
             scheduler=scheduler,
             safety_checker=none,

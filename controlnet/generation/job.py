@@ -6,6 +6,7 @@ from typing import Any
 from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.request.ask import SEEDS, Ask, steps_taken
+from controlnet.weights.lora_files import Lora
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Job:
     """None means that the pictures begin with noise alone."""
     clip_skip: int = 1
     """Which of the text encoder's layers is used, counted from the last, which is 1."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs that the request names. Their order does not matter."""
+    go_fast: bool = False
+    """Whether the LoRA acts that makes few steps possible. Only if the bundle has one."""
     eta: float = 0.0
     """Noise that DDIM adds at each step, 0–1: η in J. Song et al., "Denoising Diffusion Implicit Models", 2021."""
 
@@ -61,14 +66,18 @@ class Job:
             "control_mode": self.control_mode,
             "clip_skip": self.clip_skip,
             **({"eta": self.eta} if self.eta else {}),
+            **({"go_fast": True} if self.go_fast else {}),
+            **({"loras": [lora.parameters() for lora in self.loras]} if self.loras else {}),
             **begun,
             "seed": (self.seed + i) % SEEDS,
             "controls": [control.parameters() for control in self.controls],
         }
 
 
-def make_job(ask: Ask, controls: tuple[Control, ...], initial: InitialPicture | None) -> Job:
-    """The job of a request whose control maps are drawn."""
+def make_job(
+    ask: Ask, controls: tuple[Control, ...], initial: InitialPicture | None, loras: tuple[Lora, ...] = ()
+) -> Job:
+    """The job of a request whose control maps are drawn and whose LoRAs are fetched."""
     return Job(
         prompt=ask.prompt,
         negative_prompt=ask.negative_prompt,
@@ -81,5 +90,7 @@ def make_job(ask: Ask, controls: tuple[Control, ...], initial: InitialPicture | 
         control_mode=ask.control_mode,
         clip_skip=ask.clip_skip,
         eta=ask.eta,
+        loras=loras,
+        go_fast=ask.go_fast,
         initial=initial,
     )

@@ -10,8 +10,10 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -57,8 +59,10 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "K_EULER_ANCESTRAL": (EulerAncestralDiscreteScheduler, {}),
     "K_EULER_KARRAS": (EulerDiscreteScheduler, KARRAS),
     "KLMS": (LMSFromAnyStep, {}),
+    "LCM": (LCMScheduler, {}),
     # The Runge-Kutta warm-up would add a dozen steps that nobody asked for. Latent diffusion has always skipped it.
     "PNDM": (PNDMFromAnyStep, {"skip_prk_steps": True}),
+    "TCD": (TCDScheduler, {}),
     "UniPCMultistep": (UniPCMultistepScheduler, {}),
 }
 

@@ -12,8 +12,9 @@ from controlnet.request.combinations import check_combinations
 from controlnet.request.ignored import Ignored, find_ignored
 from controlnet.request.inputs import check_inputs, declared_defaults
 from controlnet.request.knobs import KNOBS, Knobs
+from controlnet.request.loras import LORA_INPUTS, NOWHERE, AskedLora, read_loras
 from controlnet.request.pose import SentPoses, read_poses
-from controlnet.weights.manifest import Defaults
+from controlnet.weights.lora_sources import LoraSource, read_source
 
 SUFFIXES = ("", "_2", "_3")
 """The endings of the input names of the first, second and third control."""
@@ -127,7 +128,11 @@ class Ask:
     scheduler: str
     """A key of controlnet.models.schedulers.SCHEDULERS."""
     eta: float
-    """0–1: how much noise DDIM adds at each step. 1 is as much as DDPM, of which it is a generalisation."""
+    """0–1: how much noise DDIM adds at each step. 1 is as much as DDPM, of which it is a generalisation. TCD: γ."""
+    go_fast: bool
+    """Whether to paint in few steps, as the bundle's Fast says."""
+    loras: tuple[AskedLora, ...]
+    """Up to two, in the order of their inputs."""
     seed: int
     """0 to 2³² − 1, drawn by the operating system if none is sent. Picture i, counted from 0, has seed + i."""
     map_only: bool
@@ -157,15 +162,17 @@ class Ask:
 
         Inputs that have no effect are left out: the result is that of a request without them, apart from `ignored`.
         Raises InputError for values that the signature does not allow, PoseError for a pose_json that cannot be read,
-        and RequestError for inputs that do not go together or that the bundle cannot serve. InputError and
-        RequestError name all faults at once. What depends on pixels is refused later, when the pictures are opened.
+        LoraError for a LoRA named in a form or on a host that is not allowed, and RequestError for inputs that do not
+        go together or that the bundle cannot serve. InputError and RequestError name all faults at once. What depends
+        on pixels is refused later, when the pictures are opened.
         """
         inputs, declared = check_inputs(predict, values), declared_defaults(predict)
         inputs |= {name: None for suffix in SUFFIXES if inputs[name := f"conditioner{suffix}"] == NO_CONDITIONER}
-        # First without reading a pose_json, which may be one of the ignored inputs.
-        ignored = find_ignored(_fill(inputs, declared, bundle.defaults, lambda text: NOBODY), bundle)
+        inputs |= {name: None for name, _ in LORA_INPUTS if inputs[name] is not None and not inputs[name].strip()}
+        # First without reading a pose_json and LoRAs, which may be among the ignored inputs.
+        ignored = find_ignored(_fill(inputs, declared, bundle, lambda text: NOBODY, lambda text: NOWHERE), bundle)
         inputs |= {name: declared[name] for each in ignored for name in each.names}
-        ask = replace(_fill(inputs, declared, bundle.defaults, read_poses), ignored=ignored)
+        ask = replace(_fill(inputs, declared, bundle, read_poses, read_source), ignored=ignored)
         check_combinations(ask, bundle)
         return ask
 
@@ -199,19 +206,26 @@ def steps_taken(num_inference_steps: int, strength: float) -> int:
 
 
 def _fill(
-    inputs: Mapping[str, Any], declared: Mapping[str, Any], defaults: Defaults, read: Callable[[str], SentPoses]
+    inputs: Mapping[str, Any],
+    declared: Mapping[str, Any],
+    bundle: BundleFacts,
+    read: Callable[[str], SentPoses],
+    locate: Callable[[str], LoraSource],
 ) -> Ask:
     """The request with all defaults. `inputs` already has those that predict() declares; the bundle has the others.
 
-    `read` reads a pose_json.
+    `read` reads a pose_json, `locate` the text that says where a LoRA is.
     """
-    of_bundle = asdict(defaults)
+    of_bundle = asdict(bundle.defaults)
+    if inputs["go_fast"] and bundle.fast:
+        of_bundle |= {name: value for name, value in asdict(bundle.fast).items() if name in of_bundle}
     values: dict[str, Any] = {name: of_bundle.get(name) if v is None else v for name, v in inputs.items()}
     values |= {
         "controls": _controls(inputs, declared),
         "knobs": Knobs(**{name: inputs[name] for name in KNOBS}),
         "pose_json": None if inputs["pose_json"] is None else read(inputs["pose_json"]),
         "prompt_strength": 1.0,
+        "loras": read_loras(inputs, locate),
         "seed": secrets.randbelow(SEEDS) if inputs["seed"] is None else inputs["seed"],
         "sent": tuple(name for name, value in inputs.items() if value != declared[name]),
         "orphans": _orphans(inputs),
@@ -241,5 +255,6 @@ def _orphans(inputs: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ..
     """Inputs of controls that are not there, because their conditioner is not sent."""
     absent = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] is None]
     names = [(f"conditioner{suffix}", [name + suffix for name in CONTROL_INPUTS.values()]) for suffix in absent]
+    names += [(file, [scale]) for file, scale in LORA_INPUTS if inputs[file] is None]
     found = [(missing, tuple(name for name in own if inputs[name] is not None)) for missing, own in names]
     return tuple((missing, sent) for missing, sent in found if sent)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from controlnet.request.knobs import KnobValue
-from controlnet.weights.manifest import Defaults
+from controlnet.weights.manifest import Defaults, Fast
 
 
 class BundleFacts(Protocol):
@@ -13,6 +13,11 @@ class BundleFacts(Protocol):
     @property
     def defaults(self) -> Defaults:
         """Values for the inputs that a request leaves out."""
+        ...
+
+    @property
+    def fast(self) -> Fast | None:
+        """How it paints in few steps. None if it cannot."""
         ...
 
     @property

@@ -16,6 +16,8 @@ from controlnet.request.modes import CONTROL_MODES
 if TYPE_CHECKING:  # ask.py runs the rules, and so imports this module
     from controlnet.request.ask import Ask, AskedControl
 
+DISTILLED, DISTILLED_STEPS = ("LCM", "TCD"), 50
+"""Samplers for models that were distilled to few steps, and of how many steps theirs are a choice in diffusers."""
 FORBID_UNSAFE = "CONTROLNET_FORBID_UNSAFE"
 """Environment variable of the container: if it is 1, no request may skip the safety checker."""
 
@@ -74,8 +76,8 @@ def _mode_without_guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
 
     A bundle's default mode is no contradiction, because nobody asked for it.
     """
-    both_sent = {"guidance_scale", "control_mode"} <= {*ask.sent}
-    if both_sent and CONTROL_MODES[ask.control_mode].conditional_only and ask.guidance_scale <= 1:
+    chosen = "control_mode" in ask.sent and ("guidance_scale" in ask.sent or ask.go_fast)
+    if chosen and CONTROL_MODES[ask.control_mode].conditional_only and ask.guidance_scale <= 1:
         yield (
             f"control_mode {ask.control_mode} works through guidance: raise guidance_scale above 1, or choose another "
             "mode."
@@ -136,6 +138,8 @@ def _steps(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
             "num_inference_steps."
         )
         return
+    if _is_too_many(ask):
+        return
     steps = bundle.steps(ask.scheduler, ask.num_inference_steps, ask.num_inference_steps - ask.steps_taken)
     for control in ask.controls:
         if control.start < control.end and not _covers_a_step(control, steps):
@@ -143,6 +147,44 @@ def _steps(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
                 f"Control from {control.start:g} to {control.end:g} covers none of the {steps} steps: widen "
                 f"{control.input('start')} and {control.input('end')} or raise num_inference_steps."
             )
+
+
+def _fast(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
+    """Few steps need the sampler, the number of steps and the guidance that the bundle's LoRA was made for.
+
+    With others the picture would be noise or burnt out.
+    """
+    if not ask.go_fast:
+        return
+    if bundle.fast is None:
+        yield "The bundle in use has no go_fast: leave it out, or lower num_inference_steps."
+        return
+    (fewest, most), (weakest, strongest) = bundle.fast.steps, bundle.fast.guidance
+    if not fewest <= ask.num_inference_steps <= most:
+        yield (
+            f"go_fast takes {fewest} to {most} steps: got {ask.num_inference_steps}. Leave num_inference_steps out for "
+            f"{bundle.fast.num_inference_steps}, or leave go_fast out."
+        )
+    if not weakest <= ask.guidance_scale <= strongest:
+        yield (
+            f"go_fast takes a guidance_scale of {weakest:g} to {strongest:g}: got {ask.guidance_scale:g}. Leave it out "
+            f"for {bundle.fast.guidance_scale:g}, or leave go_fast out."
+        )
+    if ask.scheduler != bundle.fast.scheduler:
+        yield f"go_fast works with the scheduler {bundle.fast.scheduler} alone: got {ask.scheduler}. Leave it out."
+
+
+def _sampler(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
+    """LCM and TCD choose their steps among those that they were distilled for."""
+    if _is_too_many(ask) and not ask.go_fast:
+        yield (
+            f"The scheduler {ask.scheduler} takes at most {DISTILLED_STEPS} steps: got {ask.num_inference_steps}. It "
+            "is meant for 2 to 8, with a LoRA that is made for it."
+        )
+
+
+def _is_too_many(ask: "Ask") -> bool:
+    return ask.scheduler in DISTILLED and ask.num_inference_steps > DISTILLED_STEPS
 
 
 def _covers_a_step(control: "AskedControl", steps: int) -> bool:
@@ -160,6 +202,8 @@ def _safety(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     _conditioners,
+    _fast,
+    _sampler,
     _maps_with_holes,
     _repainting_a_map,
     _mode_without_guidance,

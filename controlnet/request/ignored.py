@@ -27,7 +27,7 @@ class Ignored:
         return f"{', '.join(self.names)} ({self.reason})"
 
 
-TAKES_ETA = ("DDIM",)
+TAKES_ETA = ("DDIM", "TCD")
 """The schedulers for which eta acts: those whose step() takes it."""
 Rule = Callable[["Ask", BundleFacts], Iterator[Ignored]]
 
@@ -63,7 +63,8 @@ def _map_only(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
         return
     names = [
         *("negative_prompt", "control_mode", "prompt_strength", "num_outputs", "num_inference_steps"),
-        *("guidance_scale", "clip_skip", "scheduler", "eta", "seed"),
+        *("guidance_scale", "clip_skip", "scheduler", "eta", "seed", "go_fast"),
+        *("lora_weights", "lora_scale", "lora_weights_2", "lora_scale_2"),
     ]
     for control in ask.controls:
         names += [control.input(field) for field in ("scale", "start", "end", "mask")]
@@ -88,6 +89,12 @@ def _guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
 def _sampler(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
     if ask.scheduler not in TAKES_ETA:
         yield Ignored(("eta",), f"only for {' or '.join(TAKES_ETA)}")
+
+
+def _loras(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    for lora in ask.loras:
+        if not lora.scale:
+            yield Ignored((lora.name, lora.scale_name), "a LoRA of scale 0 changes nothing")
 
 
 def _holes(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
@@ -135,6 +142,7 @@ RULES: tuple[Rule, ...] = (
     _initial_picture,
     _guidance,
     _sampler,
+    _loras,
     _holes,
     _poses,
     _knobs,

@@ -1,9 +1,9 @@
 """Requests to the model hub: the commit of a revision, its list of files, and the bytes of a file.
 
 The endpoint (HF_ENDPOINT), the token (HF_TOKEN), the HTTP client and the error classes are huggingface_hub's. The
-transfer is our own. We tried hf_hub_download(local_dir=..., revision=...) of huggingface_hub 2.4.0 in place of _stream,
-without hf_xet (constants.HF_HUB_DISABLE_XET), inside our retries, staging folder and hash check. Three tests in
-tests/weights/test_download.py fail with it:
+transfer is our own. We tried hf_hub_download(local_dir=..., revision=...) of huggingface_hub 2.4.0 in place of
+append_missing, without hf_xet (constants.HF_HUB_DISABLE_XET), inside our retries, staging folder and hash check. Three
+tests in tests/weights/test_download.py fail with it:
 
 - test_killed_download_resumes_in_the_next_run: it writes each attempt to a file with a random name and deletes that
   file after a failure. A second run starts at byte 0, of up to several GB.
@@ -17,13 +17,13 @@ hf_xet is not used either: a second protocol with its own cache, which the local
 import hashlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx2  # the HTTP client of huggingface_hub
 from huggingface_hub import HfApi, constants, get_session, hf_hub_url
@@ -93,6 +93,18 @@ class RemoteFile:
         return None if got == expected else f"wrong content, expected {algorithm} {expected}, got {got}"
 
 
+class Progress(Protocol):
+    """What a fetch reports to, and is stopped by."""
+
+    def advance(self, count: int) -> None:
+        """Take note of `count` more bytes; a negative count is for discarded bytes. May raise, to stop."""
+        ...
+
+    def pause(self, seconds: float, reason: str) -> None:
+        """Wait before the next try. May raise, to stop."""
+        ...
+
+
 @dataclass
 class Transfer:
     """Shared by the threads of one download: the progress bar, and the event that stops them."""
@@ -115,10 +127,10 @@ class Transfer:
             raise Stopped
 
 
-def repo_files(repo: str, revision: str, transfer: Transfer) -> dict[str, RemoteFile]:
+def repo_files(repo: str, revision: str, transfer: Progress) -> dict[str, RemoteFile]:
     """All files of a revision at its current commit, by their path in the repo. Sends one HTTP request."""
     api = HfApi()
-    info = _with_retries(
+    info = with_retries(
         lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT),
         f"{repo} at {revision}",
         transfer,
@@ -148,39 +160,66 @@ def fetch(remote: RemoteFile, target: Path, transfer: Transfer) -> None:
     """
     name = f"{remote.repo}/{remote.repo_path}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    _with_retries(lambda: _stream(remote, target, transfer), name, transfer, lambda: _size(target))
-
-
-def _stream(remote: RemoteFile, target: Path, transfer: Transfer) -> None:
-    """Request the missing bytes once, and append them to `target`."""
-    start = _size(target)
-    if start == remote.size and target.exists():
-        return
     url = hf_hub_url(remote.repo, remote.repo_path, revision=remote.commit)
+    with_retries(
+        lambda: append_missing(url, build_hf_headers(), target, transfer, remote.size),
+        name,
+        transfer,
+        lambda: _size(target),
+    )
+
+
+def append_missing(
+    url: str,
+    headers: Mapping[str, str],
+    target: Path,
+    progress: Progress,
+    size: int | None = None,
+    begun: Callable[[httpx2.Response, int], None] = lambda response, size: None,
+) -> None:
+    """Request the bytes that `target` does not have once, and append them. One attempt for with_retries().
+
+    `size` is the whole file's, or None if only the server knows it. `begun` gets the response and that size before any
+    byte is written, and may raise.
+    """
+    start = _size(target)
+    if start == size and target.exists():
+        return
     # A compressed response supports no ranges, and its length cannot be checked.
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    wanted = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+    with get_session().stream("GET", url, headers=wanted, timeout=timeout, follow_redirects=True) as response:
         if response.status_code == 416:  # nothing after `start`: the hub's file is too short
-            _empty(target, transfer)
-            raise _CutShort(f"the hub has no more than {start} of {remote.size} bytes")
+            _empty(target, progress)
+            raise _CutShort(f"the hub has no more than {start} of {size} bytes")
         hf_raise_for_status(response)
         if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            _empty(target, transfer)  # the response is the whole file, not the rest
+            _empty(target, progress)  # the response is the whole file, not the rest
+        if size is None:
+            size = _size(target) + int(response.headers.get("Content-Length", 0))
+        begun(response, size)
         with target.open("ab") as file:
             for chunk in response.iter_bytes():
-                transfer.advance(len(chunk))
+                progress.advance(len(chunk))
                 file.write(chunk)
-                if file.tell() > remote.size:
+                if file.tell() > size:
                     return  # a wrong file: the hash check will report it
-    if _size(target) < remote.size:
-        raise _CutShort(f"the response ended after {_size(target)} of {remote.size} bytes")
+    if _size(target) < size:
+        raise _CutShort(f"the response ended after {_size(target)} of {size} bytes")
 
 
-def _with_retries(attempt: Callable[[], T], name: str, transfer: Transfer, fetched: Callable[[], int] = lambda: 0) -> T:
+def with_retries(
+    attempt: Callable[[], T],
+    name: str,
+    transfer: Progress,
+    fetched: Callable[[], int] = lambda: 0,
+    refusal: Callable[[HfHubHTTPError], str] | None = None,
+    continue_by: str = "run the same command again",
+) -> T:
     """Call `attempt` until it succeeds. `fetched` returns the bytes so far: new bytes reset the count of failures.
 
-    `name` is for messages: the repo and the file or the revision.
+    `name` is for messages: the repo and the file or the revision. So are `refusal`, which says what a permanent refusal
+    means, and `continue_by`, which says how to try again. Raises WeightsError.
     """
     failures, most = 0, fetched()
     while True:
@@ -190,7 +229,7 @@ def _with_retries(attempt: Callable[[], T], name: str, transfer: Transfer, fetch
             raise WeightsError(f"{name}: HF_HUB_OFFLINE is set, so nothing can be fetched. Unset it.") from error
         except HfHubHTTPError as error:
             if error.response.status_code not in _TRANSIENT_STATUSES:
-                raise WeightsError(f"{name}: {_refusal(error)}.") from error
+                raise WeightsError(f"{name}: {(refusal or _refusal)(error)}.") from error
             reason, wait = f"the hub answered {error.response.status_code}", _requested_wait(error.response)
         except (httpx2.RequestError, JSONDecodeError, _CutShort) as error:
             reason, wait = str(error).rstrip(".") or type(error).__name__, 0.0
@@ -198,7 +237,7 @@ def _with_retries(attempt: Callable[[], T], name: str, transfer: Transfer, fetch
         if failures >= ATTEMPTS:
             raise WeightsError(
                 f"{name}: gave up after {failures} tries in a row without progress; the last failure: {reason}."
-                " The bytes fetched so far are kept: run the same command again to continue."
+                f" The bytes fetched so far are kept: {continue_by} to continue."
             )
         transfer.pause(min(max(wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT), f"{name}: {reason}")
 
@@ -233,6 +272,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _empty(path: Path, transfer: Transfer) -> None:
+def _empty(path: Path, transfer: Progress) -> None:
     transfer.advance(-_size(path))
     path.unlink()

@@ -46,6 +46,24 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Fast:
+    """How the bundle paints in few steps, if a request says go_fast."""
+
+    part: str
+    """The part with the LoRA that makes it possible."""
+    num_inference_steps: int
+    """Unless a request names another number from `steps`."""
+    guidance_scale: float
+    """Unless a request names another number from `guidance`."""
+    scheduler: str
+    """The only one that works."""
+    steps: tuple[int, int]
+    """The least and the most that work."""
+    guidance: tuple[float, float]
+    """As `steps`, for guidance_scale."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """Upper limits for one request."""
 
@@ -115,6 +133,8 @@ class Manifest:
     """How an embedded bundle was made (commit, seed, steps, hardware, data). Its keys are free."""
     options: frozenset[str]
     """The options that are on."""
+    fast: Fast | None = None
+    """How to paint in few steps. None if the bundle cannot."""
     cpu_threads: int | None = None
     """With how many threads the bundle is fastest without a GPU. None leaves it to PyTorch: one per core."""
 
@@ -196,6 +216,7 @@ def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
         parts=parts,
         made=table.table("made", default={}).take_rest(),
         options=frozenset(option for option in options if environ.get(option_variable(option)) == "1"),
+        fast=_read_fast(table.table("fast")) if "fast" in table.remaining_keys() else None,
         cpu_threads=table.number("cpu_threads", 1) if "cpu_threads" in table.remaining_keys() else None,
     )
     _check_names(table, manifest)
@@ -213,6 +234,8 @@ def _check_names(table: Table, manifest: Manifest) -> None:
     for conditioner in manifest.conditioners:
         if f"controlnet/{conditioner}" not in names:
             raise table.error(f"conditioners.{conditioner}", f"there is no part named 'controlnet/{conditioner}'")
+    if manifest.fast and manifest.fast.part not in names:
+        raise table.error("fast.part", f"there is no part named {manifest.fast.part!r}")
     if manifest.safety_checker == "none":
         if not manifest.safety_note.strip():
             raise table.error("safety_note", "missing, expected the reason for having no safety checker")
@@ -236,6 +259,23 @@ def _read_defaults(table: Table) -> Defaults:
     )
     table.close()
     return defaults
+
+
+def _read_fast(table: Table) -> Fast:
+    steps, guidance = table.take("steps", list), table.take("guidance", list)
+    for key, pair in (("steps", steps), ("guidance", guidance)):
+        if len(pair) != 2 or not all(isinstance(value, int | float) for value in pair) or pair[0] > pair[1]:
+            raise table.error(key, f"expected the least and the most, such as [2, 8], got {pair}")
+    fast = Fast(
+        part=table.name("part", _PART_NAME, "lora/fast"),
+        num_inference_steps=table.number("num_inference_steps", 1),
+        guidance_scale=table.number("guidance_scale", 0, float),
+        scheduler=table.text("scheduler"),
+        steps=(steps[0], steps[1]),
+        guidance=(guidance[0], guidance[1]),
+    )
+    table.close()
+    return fast
 
 
 def _read_limits(table: Table) -> Limits:

@@ -1,0 +1,156 @@
+"""LoRAs act as diffusers' own loader makes them act, on copies, completely or not at all."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from support.loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
+from torch import nn
+
+from controlnet.bundle import open_bundle
+from controlnet.models.exact import removed_from
+from controlnet.models.lora import AdaptedBase, adapted
+from controlnet.weights.lora_files import Lora, LoraError
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+
+
+@pytest.fixture(scope="module")
+def layers(base: dict[str, Any]) -> dict[str, Layers]:
+    return {
+        "unet": random_layers(base["unet"], ATTENTION + CONVOLUTIONS),
+        "text_encoder": random_layers(base["text_encoder"], TEXT),
+    }
+
+
+def lora(file: Path, scale: float = 1.0) -> Lora:
+    return Lora(file, hashlib.sha256(file.read_bytes()).hexdigest(), scale)
+
+
+def outputs(parts: Mapping[str, Any]) -> list[torch.Tensor]:
+    """What the text encoder and the UNet make of the same random inputs."""
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 400, (1, 32), generator=draw)
+    latents = torch.randn((1, 8, 16, 16), generator=draw)
+    with torch.no_grad():
+        words = parts["text_encoder"](tokens).last_hidden_state
+        return [words, parts["unet"](latents, 500, encoder_hidden_states=words).sample]
+
+
+def distance(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+
+
+def by_diffusers(file: Path, scale: float) -> list[torch.Tensor]:
+    none: Any = None
+    parts: Any = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    pipeline = StableDiffusionPipeline(
+        **parts, safety_checker=none, feature_extractor=none, requires_safety_checker=False
+    )
+    pipeline.load_lora_weights(load_file(file), adapter_name="one")
+    pipeline.set_adapters(["one"], [scale])
+    return outputs({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_both_layouts_act_as_in_diffusers(tmp_path: Path, base: dict, layers: dict, scale: float) -> None:
+    file = save_diffusers(tmp_path / "a.safetensors", layers)
+    kohya = save_kohya(tmp_path / "b.safetensors", layers, alpha=2.0)
+    expected = by_diffusers(file, scale)
+    for each in (file, kohya):
+        got = outputs(adapted(base, [lora(each, scale)]))
+        assert distance(got, expected) < 1e-4
+        assert distance(got, outputs(base)) > 0.1
+    assert distance(by_diffusers(kohya, scale), expected) < 1e-4
+
+
+def test_the_base_is_not_changed_and_shares_what_the_lora_leaves(tmp_path: Path, base: dict, layers: dict) -> None:
+    def numbers(network: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    before, plain = {name: numbers(base[name]) for name in layers}, outputs(base)
+    parts = adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", layers))])
+    assert distance(outputs(base), plain) == 0
+    for name, own in before.items():
+        now = base[name].state_dict()
+        assert now.keys() == own.keys() and all(torch.equal(now[key], own[key]) for key in own)
+        changed = {f"{key}.weight" for key in layers[name]}
+        for key, tensor in parts[name].state_dict().items():
+            assert (tensor.data_ptr() == now[key].data_ptr()) is (key not in changed), key
+
+
+def test_the_copy_has_the_layers_of_the_original(tmp_path: Path, base: dict, layers: dict) -> None:
+    """So what replaces layers (controlnet/models/exact) finds them, and a request with a LoRA is as fast."""
+    parts = adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", layers))])
+    for name in layers:
+        assert [type(m) for m in parts[name].modules()] == [type(m) for m in base[name].modules()]
+    plain = outputs(parts)
+    with removed_from([parts["unet"]]) as complete:
+        assert complete
+        assert distance(outputs(parts), plain) < 1e-4
+
+
+def test_two_loras_act_together_in_either_order(tmp_path: Path, base: dict, layers: dict) -> None:
+    first = lora(save_diffusers(tmp_path / "a.safetensors", {"unet": layers["unet"]}), 0.5)
+    second = lora(save_diffusers(tmp_path / "b.safetensors", {"text_encoder": layers["text_encoder"]}))
+    kept = AdaptedBase(base)
+    both = outputs(kept.of([first, second]))
+    assert kept.of([second, first]) is kept.of([first, second])
+    assert distance(both, outputs(kept.of([first]))) > 0.01
+    assert distance(both, outputs(kept.of([second]))) > 0.01
+    assert distance(both, outputs(kept.of([second, first]))) == 0
+
+
+def test_without_effect_it_is_the_base_itself(tmp_path: Path, base: dict, layers: dict) -> None:
+    kept, file = AdaptedBase(base), save_diffusers(tmp_path / "a.safetensors", layers)
+    assert kept.of([]) is base
+    assert kept.of([lora(file, 0.0)]) is base
+
+
+def test_an_interrupted_change_leaves_nothing(
+    tmp_path: Path, base: dict, layers: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, file = AdaptedBase(base), save_diffusers(tmp_path / "a.safetensors", layers)
+    expected, plain = outputs(kept.of([lora(file)])), outputs(base)
+
+    def cancelled(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("controlnet.models.lora.recurse_remove_peft_layers", cancelled)
+        kept.of([lora(file, 0.7)])
+    assert distance(outputs(kept.of([])), plain) == 0
+    assert distance(outputs(kept.of([lora(file)])), expected) == 0
+
+
+def test_a_layer_without_a_place_is_refused(tmp_path: Path, base: dict, layers: dict) -> None:
+    down, up = next(iter(layers["unet"].values()))
+    unet = layers["unet"] | {"down_blocks.7.attentions.0.to_q": (down.clone(), up.clone())}
+    file = save_diffusers(tmp_path / "a.safetensors", {"unet": unet})
+    with pytest.raises(LoraError, match=rf"only {len(unet) - 1} of its {len(unet)} layers fit"):
+        adapted(base, [lora(file)])
+
+
+def test_a_layer_of_another_shape_is_refused(tmp_path: Path, base: dict, layers: dict) -> None:
+    name = next(iter(layers["unet"]))
+    down, up = layers["unet"][name]
+    wrong = layers["unet"] | {name: (torch.cat([down, down], 1), up)}
+    with pytest.raises(LoraError, match="do not fit"):
+        adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", {"unet": wrong}))])
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path, base: dict, layers: dict) -> None:
+    file = save_diffusers(tmp_path / "a.safetensors", layers)
+    tensors = load_file(file)
+    tensors[next(iter(tensors))][0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(LoraError, match="broken"):
+        adapted(base, [lora(file)])

@@ -1,0 +1,53 @@
+"""Random LoRA files in the layouts that people publish: that of diffusers and that of kohya's scripts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "downsamplers.0.conv", "proj_in", "time_emb_proj")
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
+Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Layer → the two matrices, (rank, inputs, ...) and (outputs, rank, ...)."""
+
+
+def random_layers(network: nn.Module, endings: tuple[str, ...], seed: int = 0, rank: int = 4, size: float = 0.3) -> Layers:
+    """For each layer whose name ends so. `size` is about how much it changes, relative to its own numbers."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for name, layer in network.named_modules():
+        if not name.endswith(endings):
+            continue
+        weight = layer.get_parameter("weight")
+        inputs = weight.shape[1:]
+        down = torch.randn((rank, *inputs), generator=generator)
+        up = torch.randn((weight.shape[0], rank, *(1,) * (len(inputs) - 1)), generator=generator)
+        found[name] = (down, up * size * weight.float().std() / rank**0.5)
+    return found
+
+
+def save_diffusers(file: Path, layers: Mapping[str, Layers]) -> Path:
+    """Write the layers of "unet" and "text_encoder" as diffusers does."""
+    tensors = {}
+    for network, own in layers.items():
+        for name, (down, up) in own.items():
+            tensors[f"{network}.{name}.lora_A.weight"] = down
+            tensors[f"{network}.{name}.lora_B.weight"] = up
+    save_file(tensors, file)
+    return file
+
+
+def save_kohya(file: Path, layers: Mapping[str, Layers], alpha: float, metadata: dict[str, str] | None = None) -> Path:
+    """Write them as kohya's scripts do: underscores for dots, and a factor of alpha / rank, which is divided out here."""
+    tensors = {}
+    for network, own in layers.items():
+        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[network]
+        for name, (down, up) in own.items():
+            key = prefix + name.replace(".", "_")
+            tensors[f"{key}.lora_down.weight"] = down
+            tensors[f"{key}.lora_up.weight"] = up * (down.shape[0] / alpha)
+            tensors[f"{key}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, file, metadata)
+    return file
