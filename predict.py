@@ -385,11 +385,11 @@ class Predictor(BasePredictor):
             choices=SCHEDULERS,
             description="The sampler. Left out: UniPCMultistep with sd15, DDIM with tiny.",
         ),
-        eta: float = Input(
-            default=0.0,
+        eta: Optional[float] = Input(
+            default=None,
             ge=0,
             le=1,
-            description="DDIM, TCD: noise added at each step, from 0 (none) to 1 (as much as DDPM).",
+            description="DDIM, TCD: noise added at each step, from 0 (none) to 1. Left out: 0, with TCD 0.3.",
         ),
         clip_skip: int = Input(
             default=1,

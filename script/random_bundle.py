@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from annotator_weights import make_part
 from published_configs import BEGIN, END, PATHS, config_text
+from random_loras import LCM, random_layers, save_kohya
 from random_models import FULL, SMALL, Sizes, build, random_tensors
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
@@ -64,6 +65,8 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
                 CLIPTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
         elif part.name in ("scheduler", "feature_extractor"):
             write_configs(part.paths, root, sizes)
+        elif part.name.startswith("lora/"):
+            write_lora(folder / part.files[0], sizes, seed)
         else:
             write_model(part, folder, sizes, seed)
             write_configs(part.paths, root, sizes)
@@ -97,6 +100,16 @@ def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
         save_file(published, file, metadata={"format": "pt"})
     else:
         torch.save(published, file)
+
+
+def write_lora(file: Path, sizes: Sizes, seed: int) -> None:
+    """Write a LoRA in half precision, with the layers, ranks and names of the published LCM-LoRA."""
+    rank = 64 if sizes is FULL else 4
+    layers = {
+        name: (down.half(), up.half())
+        for name, (down, up) in random_layers(build("unet", sizes), LCM, seed, rank, size=0.05).items()
+    }
+    save_kohya(file, {"unet": layers}, alpha=float(rank))
 
 
 def published_name(part: str, name: str) -> str:

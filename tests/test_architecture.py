@@ -19,8 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": {"request", "conditioners"},
     "maps": {"pictures", "request", "models", "conditioners"},
     "bundle": {"maps", "request", "models", "conditioners", "weights"},
-    "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "stopwatch"},
-    "model": {"bundle", "generation", "maps", "pictures", "request", "stopwatch"},
+    "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "weights", "stopwatch"},
+    "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch"},
     "serving": {"weights"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""

@@ -53,8 +53,9 @@ def test_names_and_order_of_inputs_are_final() -> None:
     )  # fmt: skip
     assert list(PARAMETERS) == [
         "prompt", "image", "conditioner", "negative_prompt", "num_outputs", "seed", "resolution", "width", "height",
-        "resize_mode", "guidance_scale", "num_inference_steps", "conditioning_scale", "preprocess", "map_only",
-        "return_control_map", "return_pose_json", "init_image", "prompt_strength", "mask", "mask_feather",
+        "resize_mode", "guidance_scale", "num_inference_steps", "go_fast", "conditioning_scale", "preprocess",
+        "map_only", "return_control_map", "return_pose_json", "lora_weights", "lora_scale", "lora_weights_2",
+        "lora_scale_2", "init_image", "prompt_strength", "mask", "mask_feather",
         "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom", "control_start", "control_end",
         "control_mode", "control_mask", *knobs, *others, "scheduler", "eta", "clip_skip", "output_format",
         "output_quality", "disable_safety_checker",

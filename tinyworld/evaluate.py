@@ -118,6 +118,7 @@ def arguments_of(program: str, about: str) -> argparse.ArgumentParser:
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="folder of the network that scores")
     parser.add_argument("--scenes", type=int, default=64, help="held-out scenes per measurement, at least 2")
     parser.add_argument("--maps", choices=["drawn", "truth"], default="drawn", help="drawn by the bundle's annotators")
+    parser.add_argument("--go-fast", action="store_true", help="in few steps, as a request with go_fast")
     parser.add_argument("--output", type=Path, default=Path("output/evaluation"), help="folder for figures and sheets")
     return parser
 
@@ -126,7 +127,7 @@ def open_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     """The bundle under test, the network that scores, and the folder for the results."""
     if arguments.scenes < 2:
         parser.error(f"--scenes: expected at least 2, since the floor needs another scene, got {arguments.scenes}")
-    painter = Painter(arguments.bundle, arguments.maps, arguments.weights)
+    painter = Painter(arguments.bundle, arguments.maps, arguments.weights, arguments.go_fast)
     judge = Judge(load_pretrained(TinyVisionModel, arguments.evaluator, torch.device("cpu")))
     folder = arguments.output / arguments.bundle
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,15 +20,17 @@ from tinyworld.diffusion import Noising
 from tinyworld.hints import HINTS, control_maps, rows_with_people
 from tinyworld.stages import Plan, half, train_stage
 
-PLAN = Plan(2000, 12, 1e-3)
+PLAN = Plan(1000, 12, 3e-4)
 RANK = 16
 LAYERS = [
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"),
 ]
 """The layers that get a LoRA: those of the published LCM-LoRA."""
-LEAP = 40
-"""Timesteps between the two points of a trajectory that must lead to the same picture."""
+GRID = 20
+"""Timesteps between two that are trained: those among which LCM's sampler chooses."""
+WALK = 4
+"""Steps in which the teacher walks from any point of a trajectory to its end."""
 UNCONTROLLED = 0.1
 """Share of samples without control."""
 HUBER = 1e-3
@@ -87,7 +89,7 @@ def train_few_steps(
         rows, flips, _, _, tokens, _ = noising.draw(generator, batch, 0.0, people if hint.people_only else None)
         clean = noising.latents[flips, rows].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        times = (torch.randint(1, 1000 // LEAP, (batch,), generator=generator) + 1) * LEAP - 1
+        times = (torch.randint(5, 1000 // GRID, (batch,), generator=generator) + 1) * GRID - 1
         # A quarter of the batch begins where every picture begins, with noise alone.
         times[: batch // 4] = 999
         times = times.to(device)
@@ -99,16 +101,19 @@ def train_few_steps(
             empty = text_encoder(noising.empty[None].to(device)).last_hidden_state.float().expand_as(words)
         residuals = residuals_of(nets[name], noisy, times, words, control, used)
         with torch.no_grad():
-            x, e = clean_of(teacher, noisy, times, words, residuals)
-            x0, e0 = clean_of(teacher, noisy, times, empty, None)
-            x, e = x0 + guidance_scale * (x - x0), e0 + guidance_scale * (e - e0)
-            earlier = times - LEAP
-            a, s = (v[:, None, None, None] for v in (alphas[earlier].sqrt(), (1 - alphas[earlier]).sqrt()))
-            before = a * x + s * e
-            later = residuals_of(nets[name], before, earlier, words, control, used)
-            target, _ = clean_of(student, before, earlier, words, later)
-            # The boundary condition: the clean end of a trajectory is its own picture.
-            target = torch.where((earlier < LEAP)[:, None, None, None], x, target)
+            x, now, seen = noisy, times, residuals
+            for left in range(WALK, 0, -1):
+                clean, noise = clean_of(teacher, x, now, words, seen)
+                clean0, noise0 = clean_of(teacher, x, now, empty, None)
+                clean = clean0 + guidance_scale * (clean - clean0)
+                noise = noise0 + guidance_scale * (noise - noise0)
+                if left == 1:
+                    break
+                now = now * (left - 1) // left
+                a, s = (v[:, None, None, None] for v in (alphas[now].sqrt(), (1 - alphas[now]).sqrt()))
+                x = a * clean + s * noise
+                seen = residuals_of(nets[name], x, now, words, control, used)
+            target = clean
         predicted, _ = clean_of(student, noisy, times, words, residuals)
         return (((predicted - target) ** 2 + HUBER**2).sqrt() - HUBER).mean()
 

@@ -19,12 +19,18 @@ from tinyworld.hints import HINTS, draw_from_truth
 class Painter:
     """The bundle under test, used as a request with default inputs would use it."""
 
-    def __init__(self, bundle_name: str, maps: str, weights: Path = WEIGHTS) -> None:
-        """`maps`: "drawn", by the bundle's annotators from the scene's picture, or "truth", by the renderer."""
+    def __init__(self, bundle_name: str, maps: str, weights: Path = WEIGHTS, go_fast: bool = False) -> None:
+        """`maps`: "drawn", by the bundle's annotators from the scene's picture, or "truth", by the renderer.
+
+        `go_fast`: in few steps, as a request with go_fast. Raises ValueError if the bundle has no LoRA for it.
+        """
         self.bundle = open_bundle({BUNDLE: bundle_name}, weights)
         self.generator = Generator(self.bundle)
         self.annotators = self.bundle.annotators()
         self.maps = maps
+        if go_fast and self.bundle.fast is None:
+            raise ValueError(f"The bundle {bundle_name} has no go_fast.")
+        self.fast = self.bundle.fast if go_fast else None
         self.size = (self.bundle.manifest.defaults.resolution,) * 2
 
     def control_map(self, conditioner: str, case: Case) -> Image.Image:
@@ -39,14 +45,16 @@ class Painter:
 
     def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int) -> Image.Image:
         defaults = self.bundle.manifest.defaults
+        usual = self.fast or defaults
         job = Job(
             prompt=prompt,
             negative_prompt="",
             controls=controls,
             num_outputs=1,
-            num_inference_steps=defaults.num_inference_steps,
-            guidance_scale=defaults.guidance_scale,
-            scheduler=defaults.scheduler,
+            num_inference_steps=usual.num_inference_steps,
+            guidance_scale=usual.guidance_scale,
+            scheduler=usual.scheduler,
+            go_fast=self.fast is not None,
             control_mode=defaults.control_mode,
             seed=seed,
         )

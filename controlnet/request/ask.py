@@ -9,7 +9,7 @@ from typing import Any
 from controlnet.conditioners import BY_NAME, Source
 from controlnet.request.bundle_facts import BundleFacts
 from controlnet.request.combinations import check_combinations
-from controlnet.request.ignored import Ignored, find_ignored
+from controlnet.request.ignored import USUAL_ETA, Ignored, find_ignored
 from controlnet.request.inputs import check_inputs, declared_defaults
 from controlnet.request.knobs import KNOBS, Knobs
 from controlnet.request.loras import LORA_INPUTS, NOWHERE, AskedLora, read_loras
@@ -230,6 +230,8 @@ def _fill(
         "sent": tuple(name for name, value in inputs.items() if value != declared[name]),
         "orphans": _orphans(inputs),
     }
+    if values["eta"] is None:
+        values["eta"] = USUAL_ETA.get(values["scheduler"], 0.0)
     ask = Ask(**{field.name: values[field.name] for field in fields(Ask) if field.name in values})
     if ask.init_image is None and not ask.repaints:
         return ask

@@ -27,8 +27,8 @@ class Ignored:
         return f"{', '.join(self.names)} ({self.reason})"
 
 
-TAKES_ETA = ("DDIM", "TCD")
-"""The schedulers for which eta acts: those whose step() takes it."""
+USUAL_ETA = {"DDIM": 0.0, "TCD": 0.3}
+"""The schedulers for which eta acts, those whose step() takes it, and its value if a request leaves it out."""
 Rule = Callable[["Ask", BundleFacts], Iterator[Ignored]]
 
 
@@ -87,8 +87,8 @@ def _guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
 
 
 def _sampler(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
-    if ask.scheduler not in TAKES_ETA:
-        yield Ignored(("eta",), f"only for {' or '.join(TAKES_ETA)}")
+    if ask.scheduler not in USUAL_ETA:
+        yield Ignored(("eta",), f"only for {' or '.join(USUAL_ETA)}")
 
 
 def _loras(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:

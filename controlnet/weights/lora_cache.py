@@ -124,12 +124,18 @@ class LoraCache:
             if self._intact(file, digest):
                 os.utime(file)
                 return file, digest
-        digest = self._download(_located(source, name), file, name)
+        remote = _located(source, name)
+        digest = self._download(remote, file, name) or self._download(remote, file, name)
+        if digest is None:
+            raise LoraError("what arrived twice is not what its server lists (another SHA-256).")
         note.write_text(json.dumps({"sha256": digest}))
         return file, digest
 
-    def _download(self, remote: Remote, file: Path, name: str) -> str:
-        """Fetch to `file` and return its SHA-256. A download that broke off continues."""
+    def _download(self, remote: Remote, file: Path, name: str) -> str | None:
+        """Fetch to `file` and return its SHA-256. A download that broke off continues.
+
+        If the server lists another SHA-256, what arrived is thrown away, and None is returned.
+        """
         partial, tag = file.with_suffix(".partial"), file.with_suffix(".tag")
         progress, expected = _Fetching(name, done=_size(partial)), list[str]()
 
@@ -158,7 +164,7 @@ class LoraCache:
         digest = sha256(partial)
         if expected and digest != expected[0]:
             partial.unlink()
-            raise LoraError("what arrived is not what its server lists (another SHA-256). Send the request again.")
+            return None
         partial.replace(file)
         tag.unlink(missing_ok=True)
         return digest

@@ -92,8 +92,11 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
         return _inline(text)
     if not re.match(r"[a-z]+://", text) and not re.match(r"(www\.)?(huggingface\.co|civitai\.com)/", text):
         return _on_hub(text, environ)
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    host = (parts.hostname or "").removeprefix("www.")
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host, _ = (parts.hostname or "").removeprefix("www."), parts.port
+    except ValueError as error:
+        raise LoraError(f"expected {FORMS}; got a broken address.") from error
     if parts.scheme not in ("https", "http") or not host or parts.username or parts.password:
         raise LoraError(f"expected {FORMS}; got another kind of address.")
     if host == "huggingface.co":

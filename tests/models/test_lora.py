@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
 from safetensors.torch import load_file, save_file
-from support.loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
 from torch import nn
 
 from controlnet.bundle import open_bundle

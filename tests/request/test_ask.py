@@ -15,18 +15,20 @@ import predict
 from controlnet.request.ask import CONTROL_INPUTS, SUFFIXES, Ask, AskedControl
 from controlnet.request.inputs import InputError
 from controlnet.request.knobs import KNOBS, Knobs
+from controlnet.request.loras import LORA_INPUTS, AskedLora
 from controlnet.request.pose import PoseError
 
 OTHER = Path("other.png")
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
-GROUPED = {"controls", "knobs", "sent", "orphans", "ignored"}
+GROUPED = {"controls", "knobs", "loras", "sent", "orphans", "ignored"}
 """Fields of Ask that are not inputs."""
 
 
 def test_fields_are_the_inputs_of_predict_name_for_name() -> None:
     own = {field.name for field in fields(Ask)} - GROUPED
     of_controls = {name + suffix for suffix in SUFFIXES for name in CONTROL_INPUTS.values()}
-    assert sorted([*own, *of_controls, *KNOBS]) == sorted(PARAMETERS)
+    of_loras = [name for pair in LORA_INPUTS for name in pair]
+    assert sorted([*own, *of_controls, *KNOBS, *of_loras]) == sorted(PARAMETERS)
     assert set(CONTROL_INPUTS) == {field.name for field in fields(AskedControl)} - {"suffix", "has_own_image"}
 
 
@@ -44,7 +46,7 @@ def docstrings(module: str, name: str) -> dict[str, str]:
 
 
 def test_every_field_has_a_docstring_and_no_any() -> None:
-    for module, dataclass in (("ask", Ask), ("ask", AskedControl), ("knobs", Knobs)):
+    for module, dataclass in (("ask", Ask), ("ask", AskedControl), ("knobs", Knobs), ("loras", AskedLora)):
         assert list(docstrings(module, dataclass.__name__)) == [field.name for field in fields(dataclass)]
 
 

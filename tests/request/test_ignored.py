@@ -49,7 +49,7 @@ IGNORED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"preprocess": False}, {"detect_resolution": 96}, "detect_resolution (no annotator is used)"),
     (INPAINT, {"detect_resolution": 96}, "detect_resolution (no annotator is used)"),
     (POSE | {"pose_json": NOBODY}, {"detect_resolution": 96}, "detect_resolution (no annotator is used)"),
-    ({"scheduler": "KLMS"}, {"eta": 0.5}, "eta (only for DDIM)"),
+    ({"scheduler": "KLMS"}, {"eta": 0.5}, "eta (only for DDIM or TCD)"),
     ({"output_format": "png"}, {"output_quality": 10}, "output_quality (png is lossless)"),
     (
         {"map_only": True, "conditioner_2": "depth"},

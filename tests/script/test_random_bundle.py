@@ -12,7 +12,7 @@ import torch
 from annotator_weights import FULL_SIZE, MAKERS, make_part
 from diffusers import AutoencoderKL, ControlNetModel
 from published_configs import PATHS, config_text
-from random_bundle import position_ids, published_name, write_bundle, write_tokenizer
+from random_bundle import position_ids, published_name, write_bundle, write_lora, write_tokenizer
 from random_models import FULL, SMALL, build, random_tensors
 from safetensors.torch import load_file
 from support import ROOT
@@ -95,7 +95,7 @@ def test_weights_have_the_precision_in_the_files_name(sd15_root: Path) -> None:
             dtypes = {
                 tensor.dtype for tensor in load_file(sd15_root / "sd15" / path).values() if tensor.is_floating_point()
             }
-            assert dtypes == ({torch.float16} if ".fp16." in path else {torch.float32}), path
+            assert dtypes == ({torch.float16} if ".fp16." in path or "lora" in path else {torch.float32}), path
 
 
 def test_equal_seeds_give_equal_bytes_and_parts_differ(sd15_root: Path, tmp_path: Path) -> None:
@@ -182,3 +182,9 @@ def test_the_command_writes_to_the_callers_folder_once(tmp_path: Path, monkeypat
     assert (tmp_path / "weights/tiny.toml").exists()
     with pytest.raises(SystemExit, match="exists or is for real weights: name another folder"):
         command()
+
+
+def test_the_lora_for_few_steps_has_about_the_published_size(tmp_path: Path) -> None:
+    """135 MB, so its layers and its rank are about the published ones."""
+    write_lora(tmp_path / "lora.safetensors", FULL, 0)
+    assert (tmp_path / "lora.safetensors").stat().st_size == pytest.approx(135e6, rel=0.01)

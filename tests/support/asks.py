@@ -13,7 +13,7 @@ from controlnet.models.schedulers import steps_of
 from controlnet.pictures.canvas import Layout, lay_out
 from controlnet.request.ask import Ask
 from controlnet.request.knobs import KnobValue
-from controlnet.weights.manifest import Defaults
+from controlnet.weights.manifest import Defaults, Fast
 
 FILE = cog.Path("picture.png")
 """A file that is sent and never opened."""
@@ -33,6 +33,7 @@ class FakeBundle:
     """BundleFacts without files."""
 
     defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
+    fast: Fast | None = None
     annotator_of: Mapping[str, str] = ANNOTATOR_OF
 
     @property

@@ -123,7 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/cdn/"):
             self._content(path.removeprefix("/cdn"))
         elif path.endswith(LFS):
-            self._answer(302, headers={"Location": f"/cdn{self.path}"})
+            content = self._find(path)[1]
+            linked = {} if content is None else {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            self._answer(302, headers={"Location": f"/cdn{self.path}"} | linked)
         else:
             self._content(path)
 
@@ -139,10 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
         listed = {"id": repo, "sha": commit, "siblings": self.hub.listing(repo, commit)}
         self._answer(200, json.dumps(listed).encode())
 
-    def _content(self, path: str) -> None:
+    def _find(self, path: str) -> tuple[str, bytes | None]:
+        """The commit that a path names, by itself or as a revision, and the content of the file."""
         repo, _, rest = path.removeprefix("/").partition("/resolve/")
-        commit, _, name = rest.partition("/")
-        content = self.hub.commits.get((repo, commit), {}).get(name)
+        revision, _, name = rest.partition("/")
+        commit = self.hub.revisions.get((repo, revision), revision)
+        return commit, self.hub.commits.get((repo, commit), {}).get(name)
+
+    def _content(self, path: str) -> None:
+        commit, content = self._find(path)
         if content is None:
             return self._answer(404, headers={"X-Error-Code": "EntryNotFound"})
         fault = self.hub.next_fault(path)
@@ -154,6 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = None if fault.ignore_range else self.headers.get("Range")
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
         headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
+        headers["ETag"] = f'"{commit}"'
         if asked and start >= len(content):
             return self._answer(416, headers={"Content-Range": f"bytes */{len(content)}"})
         self._answer(206 if asked else 200, content[start:], headers, fault)

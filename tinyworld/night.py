@@ -1,0 +1,109 @@
+"""Trains examples/night.safetensors: a LoRA with which the tiny bundle paints every scene at night.
+
+It is trained as people train LoRAs for Stable Diffusion: on pictures of one look with their usual captions, without
+ControlNets. Everything but the LoRA stays as it is.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tinyworld import models
+from tinyworld.dataset import SIZE, Dataset, load_dataset
+from tinyworld.diffusion import PROMPT_DROP, Noising
+from tinyworld.few_steps import LAYERS
+from tinyworld.stages import Plan, half, train_stage
+from tinyworld.train import RUNS
+from tinyworld.truth import CLASSES
+
+PLAN = Plan(500, 16, 1e-3)
+RANK = 8
+SCENES = 1000
+NIGHT = np.array([0.20, 0.26, 0.50], np.float32)
+"""How much of red, green and blue is left."""
+LAMP = np.array([255, 214, 110], np.float32)
+"""Of lit windows."""
+SKY = np.array([[6, 8, 30], [34, 42, 92]], np.float32)
+"""At the top and at the horizon."""
+MOON, RADIUS = (100, 18), 8
+"""Where it stands, in pixels, and how large it is."""
+
+
+def at_night(picture: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The picture of a scene, (128, 128, 3) uint8, as it looks at night: dark blue, with a moon and lit windows.
+
+    `classes` are the indices into CLASSES of what each pixel shows.
+    """
+    number = {name: index for index, (name, _) in enumerate(CLASSES)}
+    dark = picture.astype(np.float32) * NIGHT
+    height = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
+    heaven = SKY[0] + (SKY[1] - SKY[0]) * height + np.zeros((SIZE, SIZE, 3), np.float32)
+    cv2.circle(heaven, MOON, RADIUS, (236, 232, 205), -1, cv2.LINE_AA)
+    dark = np.where((classes == number["sky"])[..., None], heaven, dark)
+    dark = np.where((classes == number["windowpane"])[..., None], LAMP, dark)
+    return dark.clip(0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def night_latents(vae: AutoencoderTiny, dataset: Dataset, device: torch.device) -> torch.Tensor:
+    """(2, N, C, 16, 16), scaled as the bundle's, twice the same: the moon stands on the right in every scene."""
+    rows = []
+    for i in range(len(dataset)):
+        picture = at_night(dataset.pictures[i], dataset.classes[i])
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        encoded: torch.Tensor = vae.encode(pixels.to(device)).latents
+        rows.append(encoded * vae.config["scaling_factor"])
+    return torch.cat(rows).cpu().expand(2, *(-1,) * 4)
+
+
+def train_night(
+    bundle: Path, dataset: Dataset, plan: Plan, device: torch.device, folder: Path
+) -> dict[str, torch.Tensor]:
+    """The LoRA of a bundle's UNet, as peft names its tensors."""
+    tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
+    vae = AutoencoderTiny.from_pretrained(bundle / "vae", variant="fp16", torch_dtype=torch.float32).to(device).eval()
+    load = {"variant": "fp16", "torch_dtype": torch.float32}
+    text_encoder = CLIPTextModel.from_pretrained(bundle / "text_encoder", **load).to(device).eval()
+    unet = UNet2DConditionModel.from_pretrained(bundle / "unet", **load).to(device).requires_grad_(False)
+    torch.manual_seed(0)
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+    latents = night_latents(vae, dataset, device)
+    noising = Noising(latents, *models.tokens_of(tokenizer, dataset.captions), device)
+
+    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
+        _, _, noisy, times, tokens, target = noising.draw(generator, batch, PROMPT_DROP)
+        with torch.no_grad():
+            words = text_encoder(tokens).last_hidden_state
+        with half(device):
+            predicted = unet(noisy, times, encoder_hidden_states=words).sample
+        return F.mse_loss(predicted.float(), target)
+
+    return get_peft_model_state_dict(train_stage("night", plan, {"unet": unet}, loss_of, device, folder)["unet"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="script/train-night", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=Path("weights/tiny"), help="whose UNet it is for")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
+    parser.add_argument("--export", type=Path, default=Path("examples"), help="folder of night.safetensors")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(arguments.runs / "data", SCENES)
+    tensors = train_night(arguments.bundle, dataset, PLAN, device, arguments.runs)
+    StableDiffusionPipeline.save_lora_weights(
+        arguments.export,
+        unet_lora_layers={name: tensor.half() for name, tensor in tensors.items()},
+        weight_name="night.safetensors",
+    )
+
+
+if __name__ == "__main__":
+    main()
