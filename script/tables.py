@@ -95,18 +95,20 @@ def bundles() -> str:
 
 def quality() -> str:
     """How well pictures of the embedded bundle follow map and prompt, as measured by script/evaluate."""
-    measured = Manifest.read(WEIGHTS / "tiny.toml").made["quality"]
+    made = Manifest.read(WEIGHTS / "tiny.toml").made
+    measured, fast = made["quality"], made["go_fast"]
+    figures = ("value", "score", "floor", "ceiling", "share")
     rows = [
-        (f"`{name}`", row["metric"], *(f"{row[key]:.2f}" for key in ("value", "score", "floor", "ceiling", "share")))
+        (f"`{name}`", row["metric"], *(f"{row[key]:.2f}" for key in figures), f"{fast[name]['share']:.2f}")
         for name, row in measured.items()
         if name != "prompt_colour"
     ]
     colour = measured["prompt_colour"]
     return (
-        table(("conditioner", "metric", "value", "score", "floor", "ceiling", "share"), rows)
+        table(("conditioner", "metric", *figures, "share with `go_fast`"), rows)
         + f"\n\nThe one thing of a scene has the colour that the prompt names in {colour['right']:.0%} of "
         f"{colour['scenes']} pictures (by chance {colour['chance']:.0%}; the rendered scenes' own are read right "
-        f"in {colour['ceiling']:.0%})."
+        f"in {colour['ceiling']:.0%}), and with `go_fast` in {fast['prompt_colour']['right']:.0%}."
     )
 
 

@@ -9,9 +9,14 @@ from support.server import Server
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """One real server with the tiny bundle for all tests in this process: starting it takes over ten seconds."""
-    with Server({"CONTROLNET_BUNDLE": "tiny"}) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One real server with the tiny bundle for all tests in this process: starting it takes over ten seconds.
+
+    It fetches LoRAs from this machine, over HTTP.
+    """
+    cache = str(tmp_path_factory.mktemp("loras"))
+    loras = {"CONTROLNET_LORA_HOSTS": "http://127.0.0.1:*", "CONTROLNET_LORA_CACHE": cache}
+    with Server({"CONTROLNET_BUNDLE": "tiny"} | loras) as running:
         yield running
 
 

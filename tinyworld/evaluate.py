@@ -94,14 +94,17 @@ def small(picture: Image.Image, exact: bool = False) -> Image.Image:
     return picture.resize((SIZE, SIZE), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
 
 
-def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None) -> str:
-    """The figures as TOML for the manifest, from which the table in docs/quality.md is made."""
+def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None, table: str = "quality") -> str:
+    """The figures as TOML for the manifest, from which the table in docs/quality.md is made.
+
+    `table` is their place in [made]: "quality", or "go_fast" for pictures made with it.
+    """
     tables: dict[str, dict[str, Any]] = {name: asdict(quality) for name, quality in qualities.items()}
     if colours:
         tables["prompt_colour"] = colours
     lines = []
     for name, figures in tables.items():
-        lines += [f"[made.quality.{name}]"]
+        lines += [f"[made.{table}.{name}]"]
         lines += [
             f"{key} = {json.dumps(round(value, 3) if isinstance(value, float) else value, ensure_ascii=False)}"
             for key, value in figures.items()
@@ -146,9 +149,10 @@ def main() -> None:
         qualities[name] = measure(name, painter, judge, arguments.scenes)
         print(f"{name}: {qualities[name]} in {time.monotonic() - started:.0f} s", flush=True)
     colours = measure_colours(painter, arguments.scenes) if "canny" in names else None
-    (folder / "quality.toml").write_text(as_toml(qualities, colours), encoding="utf-8")
+    figures = as_toml(qualities, colours, "go_fast" if arguments.go_fast else "quality")
+    (folder / "quality.toml").write_text(figures, encoding="utf-8")
     sheets.scenes(painter, names).save(folder / "scenes.png")
-    print(as_toml(qualities, colours) + f"\nIn {folder}/: quality.toml, scenes.png")
+    print(figures + f"\nIn {folder}/: quality.toml, scenes.png")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,28 @@
-"""Trains examples/night.safetensors: a LoRA with which the tiny bundle paints every scene at night.
+"""Trains examples/night.safetensors, a LoRA with which the tiny bundle paints every scene at night.
 
 It is trained as people train LoRAs for Stable Diffusion: on pictures of one look with their usual captions, without
 ControlNets. Everything but the LoRA stays as it is.
 """
 
-import argparse
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tinyworld import models
-from tinyworld.dataset import SIZE, Dataset, load_dataset
+from tinyworld.dataset import SIZE, Dataset
 from tinyworld.diffusion import PROMPT_DROP, Noising
 from tinyworld.few_steps import LAYERS
 from tinyworld.stages import Plan, half, train_stage
-from tinyworld.train import RUNS
 from tinyworld.truth import CLASSES
 
 PLAN = Plan(500, 16, 1e-3)
 RANK = 8
-SCENES = 1000
 NIGHT = np.array([0.20, 0.26, 0.50], np.float32)
 """How much of red, green and blue is left."""
 LAMP = np.array([255, 214, 110], np.float32)
@@ -86,24 +83,3 @@ def train_night(
         return F.mse_loss(predicted.float(), target)
 
     return get_peft_model_state_dict(train_stage("night", plan, {"unet": unet}, loss_of, device, folder)["unet"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/train-night", description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("weights/tiny"), help="whose UNet it is for")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
-    parser.add_argument("--export", type=Path, default=Path("examples"), help="folder of night.safetensors")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset(arguments.runs / "data", SCENES)
-    tensors = train_night(arguments.bundle, dataset, PLAN, device, arguments.runs)
-    StableDiffusionPipeline.save_lora_weights(
-        arguments.export,
-        unet_lora_layers={name: tensor.half() for name, tensor in tensors.items()},
-        weight_name="night.safetensors",
-    )
-
-
-if __name__ == "__main__":
-    main()

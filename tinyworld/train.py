@@ -21,6 +21,7 @@ from tinyworld.dataset import SIZE, Dataset, load_dataset
 from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.export import EVALUATOR, export
 from tinyworld.hints import HINTS
+from tinyworld.loras import LORAS, train_lora
 from tinyworld.one_net import FIRST_NET
 from tinyworld.plots import plot_losses
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
@@ -176,8 +177,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for data and checkpoints")
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")
     parser.add_argument("--net", choices=list(HINTS), help="only this ControlNet, for the bundle of --start")
+    parser.add_argument("--lora", choices=list(LORAS), help="only this LoRA, for the bundle of --start")
     parser.add_argument("--start", type=Path, help="a bundle made by this script, from which all stages continue")
-    parser.add_argument("--export", type=Path, help="write the trained bundle into this folder")
+    parser.add_argument("--export", type=Path, help="folder for the trained bundle, or file for the LoRA")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="where --export writes the scoring network")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -185,8 +187,11 @@ def main() -> None:
     if arguments.smoke:
         plans = {name: Plan(SMOKE_STEPS, 4, plan.rate) for name, plan in plans.items()}
         scenes = 32
-    if arguments.net and not arguments.start:
-        parser.error("--net needs --start, the bundle that the ControlNet is for")
+    if (arguments.net or arguments.lora) and not arguments.start:
+        parser.error("--net and --lora need --start, the bundle that the ControlNet or the LoRA is for")
+    if arguments.lora:
+        file = arguments.export or Path(LORAS[arguments.lora])
+        return train_lora(arguments.lora, arguments.runs, scenes, arguments.start, device, arguments.smoke, file)
     if arguments.net:
         trained = train_net(arguments.net, arguments.runs, scenes, plans["net"], device, arguments.start)
     else:

@@ -29,8 +29,8 @@ VALUE_PARSERS: dict[str, Callable[[str], Any]] = {
 def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
     """Turn "name=value" strings into the JSON input of a request, by the types in `schemas` (components/schemas).
 
-    A file input takes @path or a URL. A text input takes @path for the text of a UTF-8 file, and @@text for a text that
-    begins with @. A value that does not fit its type is sent as text, and the server says what is wrong with it.
+    A file input takes @path or a URL. A text input takes @path for the text of a UTF-8 file, or for a .safetensors file
+    itself as a data: URI, and @@text for a text that begins with @. A value that does not fit its type is sent as text, and the server says what is wrong with it.
 
     Raises ArgumentError for an unknown name (which the server would silently drop), a name given twice, a missing
     required name and a file that cannot be read.
@@ -76,7 +76,9 @@ def _parse_value(name: str, text: str, schema: Json) -> Any:
                 continue
     if "string" not in types or "enum" in schema or not text.startswith("@"):
         return text
-    return text[1:] if text.startswith("@@") else _text_of_file(name, text[1:])
+    if text.startswith("@@"):
+        return text[1:]
+    return _file_value(name, text) if text.endswith(".safetensors") else _text_of_file(name, text[1:])
 
 
 def _text_of_file(name: str, path: str) -> str:

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from support import ROOT
 
 from controlnet.bundle import open_bundle
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
+from controlnet.models.lora import adapted
+from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld import stages, train
+from tinyworld.loras import LORAS
 from tinyworld.render import FIRST_SOLID, SKY, camera_rays, render
 from tinyworld.scene import make_scene
 from tinyworld.shapes import Capsule, Ellipsoid, Frustum, Polyhedron, box, pyramid, roof, vector
@@ -161,6 +166,22 @@ def test_one_net_is_trained_next_to_a_bundle_that_stays(tmp_path: Path, monkeypa
     monkeypatch.setattr("sys.argv", ["train-tiny", "--net", "tile"])
     with pytest.raises(SystemExit):
         train.main()
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_a_lora_is_trained_that_acts_on_the_bundle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "made" / "lora.safetensors"
+    places = {"--runs": tmp_path / "runs", "--start": WEIGHTS / "tiny", "--export": file}
+    arguments = ["--smoke", "--lora", name, *(str(word) for pair in places.items() for word in pair)]
+    monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
+    (tmp_path / "runs").mkdir()
+    train.main()
+    base = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    changed = adapted(base, [Lora(file, "", 1.0)])["unet"].state_dict()
+    own = base["unet"].state_dict()
+    committed = load_file(ROOT / LORAS[name])
+    assert {key: tensor.shape for key, tensor in load_file(file).items()} == {k: t.shape for k, t in committed.items()}
+    assert sum(not torch.equal(changed[key], own[key]) for key in own) == len(committed) / 2
 
 
 def test_a_stage_that_runs_again_keeps_its_tokenizer(tmp_path: Path) -> None:
