@@ -53,7 +53,8 @@ class Model:
         metrics = _Metrics(record, {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type})
         timed = Stopwatch(record)
         metrics.say_ignored(ask)
-        layout = lay_out(ask, self.bundle.manifest.limits.pixels)
+        limits = self.bundle.manifest.limits
+        layout = lay_out(ask, limits.pixels, limits.upscaled_pixels)
         with timed("preprocess"):
             controls = draw_controls(ask, layout, self.annotators, self.maps)
         metrics.say_people(ask, controls)
@@ -61,10 +62,10 @@ class Model:
         if ask.map_only:
             return Answer(maps, poses, [])
 
-        width, height = layout.canvas.size
+        width, height = layout.size
         print(f"seed: {ask.seed}")
         metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
-        pictures = self.generator.generate(make_job(ask, controls, layout.initial), timed)
+        pictures = self.generator.generate(make_job(ask, controls, layout), timed)
         with timed("safety"):
             allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
         metrics.put(withheld=len(pictures) - len(allowed))

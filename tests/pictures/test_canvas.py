@@ -151,16 +151,16 @@ def test_a_bad_picture_is_refused_by_its_input(tmp_path: Path, name: str) -> Non
     noise(32, 32).save(good)
     bad.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=rf"^{name}: The image is not a picture") as refusal:
-        lay_out(asked(image=good, conditioner_3="depth", **{name: bad}), most_pixels=2**20)
+        lay_out(asked(image=good, conditioner_3="depth", **{name: bad}), most_pixels=2**20, most_upscaled=2**22)
     assert not re.search(str(tmp_path), str(refusal.value))
     with pytest.raises(ImageError, match=r"^The image is not a picture"):
-        lay_out(asked(image=bad), most_pixels=2**20)
+        lay_out(asked(image=bad), most_pixels=2**20, most_upscaled=2**22)
 
 
 def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
     file = tmp_path / "both.png"
     noise(64, 64).save(file)
-    layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20)
+    layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20, most_upscaled=2**22)
     assert layout.initial is not None and layout.initial.mask is not None and layout.controls[0].region is not None
     assert (layout.controls[0].sent.open().mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
         "RGB", "L", "L",
