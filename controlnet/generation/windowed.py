@@ -54,10 +54,7 @@ class WindowedControlNet(CompositeControlNet):
 
 
 class WindowedUNet:
-    """A UNet whose noise prediction is the weighted mean of those of overlapping windows.
-
-    A window is as large as the pictures that the UNet was trained on, for it was never shown others.
-    """
+    """A UNet whose noise prediction is the weighted mean of those of overlapping windows."""
 
     def __init__(self, unet: Any) -> None:
         self.unet = unet
@@ -83,8 +80,11 @@ class WindowedUNet:
 
 
 def unet_windows(unet: Any, size: Sequence[int]) -> list[Window]:
-    """The windows in which a UNet sees latents of (height, width) `size`. Neighbours share a quarter or more."""
-    longest = unet.config.sample_size
+    """The windows in which a UNet sees latents of (height, width) `size`. Neighbours share a quarter or more.
+
+    Their sides are half as long again as those of the latents that the UNet was trained on: 96 for Stable Diffusion 1.5.
+    """
+    longest = unet.config.sample_size * 3 // 2
     return windows(size, longest, longest // 4)
 
 
