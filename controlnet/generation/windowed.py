@@ -82,7 +82,7 @@ class WindowedUNet:
 def unet_windows(unet: Any, size: Sequence[int]) -> list[Window]:
     """The windows in which a UNet sees latents of (height, width) `size`. Neighbours share a quarter or more.
 
-    Their sides are half as long again as those of the latents that the UNet was trained on: 96 for Stable Diffusion 1.5.
+    Their sides are half as long again as those of the latents that the UNet was trained on: 96 for sd15.
     """
     longest = unet.config.sample_size * 3 // 2
     return windows(size, longest, longest // 4)

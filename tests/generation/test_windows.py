@@ -1,5 +1,7 @@
 """Windows cover a picture, their weights add up to 1, and no place of a result depends on an edge alone."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_windows_are_as_few_as_can_be_and_share_what_they_should(size: tuple[int
     rows = list(dict.fromkeys((window.rows.start, window.rows.end) for window in windows(size, 16, 4)))
     assert rows[0][0] == 0 and rows[-1][1] == size[0]
     assert all(end - start == min(16, size[0]) for start, end in rows)
-    shared = [end - start for (_, end), (start, _) in zip(rows, rows[1:], strict=False)]
+    shared = [end - start for (_, end), (start, _) in pairwise(rows)]
     assert all(share >= 4 for share in shared)
     assert len(rows) == 1 or 16 + 12 * (len(rows) - 2) < size[0], "one window less would do"
 
