@@ -37,7 +37,8 @@ class Painter:
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
         return self.paint_with((Control(conditioner, control_map),), prompt, seed)
 
-    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int) -> Image.Image:
+    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int, **upscale: float) -> Image.Image:
+        """`upscale` is the job's upscale and upscale_strength, if it has any."""
         defaults = self.bundle.manifest.defaults
         job = Job(
             prompt=prompt,
@@ -49,6 +50,7 @@ class Painter:
             scheduler=defaults.scheduler,
             control_mode=defaults.control_mode,
             seed=seed,
+            **upscale,
         )
         with redirect_stderr(io.StringIO()):  # no progress bar for each of hundreds of pictures
             return self.generator.generate(job)[0]

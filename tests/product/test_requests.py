@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import cog
 import numpy as np
@@ -259,7 +260,8 @@ def test_cancelling_takes_one_step_and_leaves_no_trace(server: Server) -> None:
 
 def test_cancelling_the_second_pass_leaves_no_trace(server: Server) -> None:
     asked = {"image": PHOTO, "output_format": "png", "upscale": 3.0, "upscale_strength": 1.0}
-    before = [png(server), png(server, upscale=1.5)]
+    others: list[dict[str, Any]] = [{}, {"upscale": 1.5, "upscale_strength": 0.5}]
+    before = [png(server, **inputs) for inputs in others]
     said = len(server.logs)
     running = server.start(**(FAST | asked | {"num_outputs": 4}))
     deadline = time.monotonic() + 60
@@ -268,7 +270,7 @@ def test_cancelling_the_second_pass_leaves_no_trace(server: Server) -> None:
         time.sleep(0.01)
     running.stop()
     assert running.result().status == "canceled"
-    assert [png(server), png(server, upscale=1.5)] == before
+    assert [png(server, **inputs) for inputs in others] == before
 
 
 # ---- memory
