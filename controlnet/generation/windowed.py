@@ -54,11 +54,12 @@ class WindowedControlNet(CompositeControlNet):
 
 
 class WindowedUNet:
-    """A UNet whose noise prediction is the weighted mean of those of overlapping windows."""
+    """A UNet whose noise prediction is the weighted mean of those of overlapping windows. For latents of one size."""
 
     def __init__(self, unet: Any) -> None:
         self.unet = unet
         self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+        self._windows: list[Window] = []
 
     def __call__(
         self,
@@ -76,7 +77,9 @@ class WindowedUNet:
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
             return self.unet(window.of(sample), timestep, **residuals, **others)[0]
 
-        return (blended(unet_windows(self.unet, sample.shape[-2:]), noise),)
+        if not self._windows:  # once, because moving their weights makes the CPU wait for the GPU
+            self._windows = unet_windows(self.unet, sample.shape[-2:])
+        return (blended(self._windows, noise),)
 
 
 def unet_windows(unet: Any, size: Sequence[int]) -> list[Window]:
@@ -85,7 +88,7 @@ def unet_windows(unet: Any, size: Sequence[int]) -> list[Window]:
     Their sides are half as long again as those of the latents that the UNet was trained on: 96 for sd15.
     """
     longest = unet.config.sample_size * 3 // 2
-    return windows(size, longest, longest // 4)
+    return windows(size, longest, longest // 4, device=unet.device)
 
 
 class WindowedVae:
@@ -106,7 +109,7 @@ class WindowedVae:
             made = self.vae.encode(window.of(pixels, STEP))
             return made.latent_dist.parameters if drawn else made.latents
 
-        made = blended(windows((height, width), self.longest, self.overlap), latents)
+        made = blended(windows((height, width), self.longest, self.overlap, device=pixels.device), latents)
         if drawn:
             return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(made))
         return AutoencoderTinyOutput(latents=made)
@@ -114,6 +117,6 @@ class WindowedVae:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """(B, C, h, w) -> pixels, (B, 3, H, W), about −1 to 1."""
-        parts = windows(latents.shape[-2:], self.longest, self.overlap, STEP)
+        parts = windows(latents.shape[-2:], self.longest, self.overlap, STEP, latents.device)
         pixels = blended(parts, lambda window: self.vae.decode(window.of(latents), return_dict=False)[0])
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)

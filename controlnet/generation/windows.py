@@ -36,21 +36,23 @@ class Window:
         return tensor[..., rows, self.columns.start * scale : self.columns.end * scale]
 
 
-def windows(size: Sequence[int], longest: int, overlap: int, scale: int = 1) -> list[Window]:
+def windows(
+    size: Sequence[int], longest: int, overlap: int, scale: int = 1, device: torch.device | str = "cpu"
+) -> list[Window]:
     """Windows that cover (height, width) `size` at even distances, row by row.
 
     Their sides are `longest`, or those of `size` where they are shorter. Neighbours share at least `overlap`, which is
-    less than `longest`. `scale` is that of the results.
+    less than `longest`. `scale` is that of the results, and `device` that of the weights.
     """
-    columns = _spans(size[1], longest, overlap, scale)
-    return [Window(span, across, scale) for span in _spans(size[0], longest, overlap, scale) for across in columns]
+    rows, columns = (_spans(side, longest, overlap, scale, device) for side in size)
+    return [Window(span, across, scale) for span in rows for across in columns]
 
 
 def blended(parts: Sequence[Window], make: Callable[[Window], torch.Tensor]) -> torch.Tensor:
     """The weighted mean of make(window) over all windows of a picture, added up in float32.
 
     make() returns (…, height × scale, width × scale) of its window. The result is (…, H × scale, W × scale), in the
-    same dtype. If there is one window, its own result is returned.
+    same dtype. If there is one window, its own result is returned. The weights are on the device of the results.
     """
     if len(parts) == 1:
         return make(parts[0])
@@ -61,14 +63,14 @@ def blended(parts: Sequence[Window], make: Callable[[Window], torch.Tensor]) -> 
         if total is None:
             total = made.new_zeros(*made.shape[:-2], *size, dtype=torch.float32)
         weights = window.rows.weights[:, None] * window.columns.weights
-        window.of(total, window.scale).add_(made * weights.to(total))
+        window.of(total, window.scale).add_(made * weights)
     assert total is not None
     return total.to(made.dtype)
 
 
-def _spans(length: int, longest: int, overlap: int, scale: int) -> list[Span]:
+def _spans(length: int, longest: int, overlap: int, scale: int, device: torch.device | str) -> list[Span]:
     if length <= longest:
-        return [Span(0, length, torch.ones(length * scale))]
+        return [Span(0, length, torch.ones(length * scale, device=device))]
     count = math.ceil((length - overlap) / (longest - overlap))
     starts = [round(i * (length - longest) / (count - 1)) for i in range(count)]
     # Squared sines of two windows that overlap add up to 1. Where there are three, the sum is divided by.
@@ -81,7 +83,7 @@ def _spans(length: int, longest: int, overlap: int, scale: int) -> list[Span]:
     for start, weights in zip(starts, raw, strict=True):
         total[start * scale : (start + longest) * scale] += weights
     return [
-        Span(start, start + longest, weights / total[start * scale : (start + longest) * scale])
+        Span(start, start + longest, (weights / total[start * scale : (start + longest) * scale]).to(device))
         for start, weights in zip(starts, raw, strict=True)
     ]
 

@@ -15,6 +15,7 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.generation.upscale import Upscale
 from controlnet.maps.controls import Control
+from controlnet.models.controlnets import ControlNets, cast
 from controlnet.models.exact import EXACT
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.canvas import InitialPicture
@@ -151,6 +152,18 @@ def test_which_controls_act_in_the_second_pass() -> None:
         *others, tile = Upscale(replace(enlarging(), controls=(control,))).of(0, hint(2)).controls
         assert (tile.conditioner, tile.scale, tile.start, tile.end) == ("tile", 1.0, 0.0, 1.0)
         assert [(other.start, other.end) for other in others] == ([] if window is None else [window]), name
+
+
+def test_the_nets_of_both_passes_are_made_ready_once_for_all_pictures(monkeypatch) -> None:
+    """Without room for all nets (low-memory mode, or on a CPU), nets of another set would be freed in between."""
+    small, names = SmallBundle(), ("canny", "scribble", "tile")
+    stored = {name: cast(parts()[name], torch.float16) for name in names}  # type: ignore[arg-type]
+    monkeypatch.setattr(small, "controlnets", lambda: ControlNets(stored, torch.float32))
+    generator, copied = Generator(small, {}), []
+    copy = ControlNets._copy
+    monkeypatch.setattr(ControlNets, "_copy", lambda self, net: copied.append(net) or copy(self, net))
+    generator.generate(enlarging(num_outputs=2))
+    assert copied == [stored["canny"], stored["tile"]]
 
 
 def test_outside_the_mask_the_second_pass_keeps_the_original(exact: Generator) -> None:
