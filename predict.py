@@ -229,6 +229,18 @@ class Predictor(BasePredictor):
             le=1024,
             description="Pixels to paint beyond the bottom edge, by which the picture grows.",
         ),
+        upscale: float = Input(
+            default=1.0,
+            ge=1,
+            le=4,
+            description="How many times as wide and high a second pass makes the picture, with new details.",
+        ),
+        upscale_strength: float = Input(
+            default=0.4,
+            ge=0,
+            le=1,
+            description="upscale: how much the second pass may change. 0.3 to 0.5 is a good range.",
+        ),
         control_start: float = Input(
             default=0.0,
             ge=0,

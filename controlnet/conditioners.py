@@ -29,6 +29,8 @@ class Conditioner:
     made_of: Source = "picture"
     pooled: bool = False
     """Whether its ControlNet averages each residual over the picture (global_pool_conditions in its config.json)."""
+    acts_on_parts: bool = True
+    """Whether its map, enlarged, still says what a part of an enlarged picture should be (input upscale)."""
 
     @property
     def lines(self) -> bool:
@@ -61,16 +63,28 @@ CONDITIONERS: tuple[Conditioner, ...] = (
         "lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", form="soft_lines"
     ),
     Conditioner(
-        "shuffle", "colours and textures, but not the layout", "other scenes in the style of the image", pooled=True
+        "shuffle",
+        "colours and textures, but not the layout",
+        "other scenes in the style of the image",
+        pooled=True,
+        acts_on_parts=False,
     ),
-    Conditioner("tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew"),
+    # Enlarging has its own map for this net: the picture that was made.
+    Conditioner(
+        "tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew", acts_on_parts=False
+    ),
     Conditioner(
         "inpaint",
         "everything but a masked part",
         "repainting a part, and painting beyond the edges",
         made_of="holes",
+        acts_on_parts=False,
     ),
-    Conditioner("ip2p", "the image itself", 'instructions such as "make it winter"; experimental'),
+    # Enlarging follows the picture that was made. This map is the one before the instruction.
+    Conditioner("ip2p", "the image itself", 'instructions such as "make it winter"; experimental', acts_on_parts=False),
 )
 
 BY_NAME: dict[str, Conditioner] = {conditioner.name: conditioner for conditioner in CONDITIONERS}
+
+ENLARGING = "tile"
+"""The conditioner whose ControlNet guides the second pass that enlarges a picture (input upscale)."""

@@ -57,7 +57,8 @@ class Model:
         timed = Stopwatch(record)
         metrics.say_ignored(ask)
         loras = self._fetch_loras(ask, timed)
-        layout = lay_out(ask, self.bundle.manifest.limits.pixels)
+        limits = self.bundle.manifest.limits
+        layout = lay_out(ask, limits.pixels, limits.upscaled_pixels)
         with timed("preprocess"):
             controls = draw_controls(ask, layout, self.annotators, self.maps)
         metrics.say_people(ask, controls)
@@ -65,12 +66,12 @@ class Model:
         if ask.map_only:
             return Answer(maps, poses, [])
 
-        width, height = layout.canvas.size
+        width, height = layout.size
         print(f"seed: {ask.seed}")
         if loras:
             metrics.put(lora_sha256=[lora.sha256 for lora in loras])
         metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
-        pictures = self.generator.generate(make_job(ask, controls, layout.initial, loras), timed)
+        pictures = self.generator.generate(make_job(ask, controls, layout, loras), timed)
         with timed("safety"):
             allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
         metrics.put(withheld=len(pictures) - len(allowed))

@@ -124,12 +124,24 @@ def together() -> str:
     return table(("controls", "measured", "score", "floor"), rows)
 
 
+def enlarged() -> str:
+    """Pictures that upscale enlarges, as measured by script/evaluate-upscale."""
+    measured = Manifest.read(WEIGHTS / "tiny.toml").made["enlarged"]
+    rows = [
+        (f"{int(name) / 100:g}", *(f"{row[key]:.2f}" for key in ("steepness", "before", "f1", "floor", "seams")))
+        for name, row in measured.items()
+        if name not in ("scenes", "upscale")
+    ]
+    return table(("`upscale_strength`", "steepness", "merely enlarged", "F1", "floor", "seams"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "conditioners": conditioners,
     "bundles": bundles,
     "quality": quality,
     "together": together,
+    "enlarged": enlarged,
 }
 
 

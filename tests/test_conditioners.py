@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlnet.conditioners import BY_NAME, CONDITIONERS
+from controlnet.conditioners import BY_NAME, CONDITIONERS, ENLARGING
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names
 
@@ -24,6 +24,12 @@ def test_only_lines_and_skeletons_have_blank_parts() -> None:
     blank = {conditioner.name for conditioner in CONDITIONERS if conditioner.blank is not None}
     assert blank == {"canny", "hed", "mlsd", "scribble", "lineart", "lineart_anime", "openpose"}
     assert all(conditioner.blank == 0 for conditioner in CONDITIONERS if conditioner.name in blank)
+
+
+def test_the_enlarging_net_is_a_conditioner_and_some_maps_say_nothing_about_a_part() -> None:
+    assert not BY_NAME[ENLARGING].acts_on_parts
+    whole = {conditioner.name for conditioner in CONDITIONERS if not conditioner.acts_on_parts}
+    assert whole == {"shuffle", "tile", "inpaint", "ip2p"}
 
 
 def test_only_openpose_and_inpaint_maps_are_not_made_of_a_picture() -> None:

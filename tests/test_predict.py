@@ -12,7 +12,7 @@ from controlnet.maps.annotators.canny import STRONGEST
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import LARGEST, RESIZE_MODES, SMALLEST
 from controlnet.pictures.output import OUTPUT_FORMATS
-from controlnet.request.ask import INITIAL_STRENGTH, NO_CONDITIONER, SEEDS
+from controlnet.request.ask import INITIAL_STRENGTH, NO_CONDITIONER, SEEDS, UPSCALE_STRENGTH
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.request.pose import POSE_PARTS
 from controlnet.weights.manifest import Manifest
@@ -56,8 +56,9 @@ def test_names_and_order_of_inputs_are_final() -> None:
         "resize_mode", "guidance_scale", "num_inference_steps", "go_fast", "conditioning_scale", "preprocess",
         "map_only", "return_control_map", "return_pose_json", "lora_weights", "lora_scale", "lora_weights_2",
         "lora_scale_2", "init_image", "prompt_strength", "mask", "mask_feather",
-        "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom", "control_start", "control_end",
-        "control_mode", "control_mask", *knobs, *others, "scheduler", "eta", "clip_skip", "output_format",
+        "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom", "upscale", "upscale_strength",
+        "control_start", "control_end", "control_mode", "control_mask",
+        *knobs, *others, "scheduler", "eta", "clip_skip", "output_format",
         "output_quality", "disable_safety_checker",
     ]  # fmt: skip
 
@@ -108,6 +109,10 @@ def test_the_description_says_what_each_conditioner_is(conditioner: str) -> None
 
 def test_prompt_strength_says_its_default() -> None:
     assert f"Left out: {INITIAL_STRENGTH:g}, and 1 with mask or outpaint." in description_of("prompt_strength")
+
+
+def test_upscale_strength_has_the_default_of_jobs() -> None:
+    assert PARAMETERS["upscale_strength"].default.default == UPSCALE_STRENGTH
 
 
 def description_of(name: str) -> str:

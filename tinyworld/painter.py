@@ -43,7 +43,8 @@ class Painter:
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
         return self.paint_with((Control(conditioner, control_map),), prompt, seed)
 
-    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int) -> Image.Image:
+    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int, **upscale: float) -> Image.Image:
+        """`upscale` is the job's upscale and upscale_strength, if it has any."""
         defaults = self.bundle.manifest.defaults
         usual = self.fast or defaults
         job = Job(
@@ -57,6 +58,7 @@ class Painter:
             go_fast=self.fast is not None,
             control_mode=defaults.control_mode,
             seed=seed,
+            **upscale,
         )
         with redirect_stderr(io.StringIO()):  # no progress bar for each of hundreds of pictures
             return self.generator.generate(job)[0]

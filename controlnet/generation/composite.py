@@ -79,6 +79,7 @@ class CompositeControlNet(MultiControlNetModel):
         conditioning_scale: list[float],
         guess_mode: bool = False,
         return_dict: bool = False,
+        regions: Sequence[torch.Tensor | None] | None = None,
         **_: Any,
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
         """Residuals for the UNet's skip connections and its middle block, or (None, None) if no net acts at this step.
@@ -86,13 +87,13 @@ class CompositeControlNet(MultiControlNetModel):
         encoder_hidden_states is (B, tokens, d). sample is (B, C, h, w), or one half of a guided batch if the nets take
         it (controlnet/models/exact): residuals from before the first cross-attention then have its batch.
         controlnet_cond has one (B, 3, H, W) in [0, 1] per net, and conditioning_scale one number per net. With
-        `hints`, B is one picture. Raises ValueError for guess mode, which is meant for single nets: here the half of
-        the batch is chosen for each net.
+        `hints`, B is one picture. `regions` are used in place of the composite's own, for a part of the picture. Raises
+        ValueError for guess mode, which is meant for single nets: here the half of the batch is chosen for each net.
         """
         if guess_mode or return_dict:
             raise ValueError("The composite ControlNet takes guess_mode=False and return_dict=False only.")
         total: Residuals | None = None
-        acts = zip(self.nets, self.regions, controlnet_cond, conditioning_scale, strict=True)
+        acts = zip(self.nets, regions or self.regions, controlnet_cond, conditioning_scale, strict=True)
         for i, (shared, region, hint, scale) in enumerate(acts):
             if scale == 0:
                 continue

@@ -18,16 +18,17 @@ from PIL import Image
 from controlnet.bundle import Bundle
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.job import Job
-from controlnet.generation.progress import LogLines
+from controlnet.generation.progress import PictureBar
 from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_prompts
 from controlnet.generation.repaint import Repainting
+from controlnet.generation.upscale import Upscale
+from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.maps.controls import Control
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.lora import AdaptedBase, Base
 from controlnet.models.schedulers import make_scheduler
-from controlnet.pictures.geometry import SMALLEST
+from controlnet.pictures.geometry import SMALLEST, STEP
 from controlnet.pictures.output import PARAMETERS
-from controlnet.request.ask import SEEDS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.files import sha256
@@ -47,10 +48,11 @@ class Generator:
         self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
-        """The job's pictures, RGB, of the control maps' size.
+        """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
 
         Each is denoised separately: picture i is then bit for bit the one that seed + i alone gives, for any number of
-        outputs. Progress is shown on stderr, one bar per picture. `timed` gets the phases encode, denoise and decode.
+        outputs. Progress is shown on stderr, one bar per picture. `timed` gets the phases encode, denoise and
+        decode, and upscale for all of the second pass.
         """
         return list(self._pictures(job, timed or Stopwatch()))
 
@@ -80,27 +82,50 @@ class Generator:
         with timed("encode"):
             embeddings = self._embeddings(job, base)
         nets = self._nets(job, timed)
-        models, decoder = ([base["unet"], *nets], [self.base["vae"]]) if self.exact else ([], [])
+        models, coder = ([base["unet"], *nets.values()], [self.base["vae"]]) if self.exact else ([], [])
         hints: dict[int, torch.Tensor] | None = {} if self.exact else None
-        with removed_from(models) as complete, removed_from(decoder):
+        upscale = Upscale(job) if job.upscale > 1 else None
+        with removed_from(models) as complete, removed_from(coder):
             one_half = self.exact and complete and job.guided
             for i in range(job.num_outputs):
-                pipeline = self._pipeline(job, timed, hints, one_half, base)
-                yield self._picture(job, i, pipeline, embeddings, timed, progress)
+                with self._bar(job, i, upscale, progress) as bar:
+                    pipeline = self._pipeline(job, nets, hints, one_half, base)
+                    pipeline.progress_bar = bar.of_pass()
+                    picture = self._picture(job, i, pipeline, embeddings, timed)
+                    if upscale is not None:
+                        with timed("upscale"):
+                            picture = self._upscaled(upscale.of(i, picture), nets, embeddings, one_half, bar, base)
+                picture.info[PARAMETERS] = job.parameters(i)
+                yield picture
 
-    def _picture(
+    def _bar(self, job: Job, i: int, upscale: Upscale | None, shown: bool) -> PictureBar:
+        """The bar of picture i. A step of the second pass counts as often as the UNet sees windows in it."""
+        steps = job.steps_taken
+        if upscale is not None:
+            steps += upscale.steps_taken * self._windows(upscale.size)
+        return PictureBar(f"picture {i + 1}/{job.num_outputs}", steps, shown)
+
+    def _windows(self, size: tuple[int, int]) -> int:
+        """In how many windows the UNet sees a picture of (width, height) `size` in the second pass."""
+        return len(unet_windows(self.base["unet"], (size[1] // STEP, size[0] // STEP)))
+
+    def _upscaled(
         self,
         job: Job,
-        i: int,
-        pipeline: Any,
+        nets: Mapping[str, ControlNetModel],
         embeddings: Embeddings,
-        timed: Stopwatch,
-        progress: bool,
+        one_half: bool,
+        bar: PictureBar,
+        base: Base,
     ) -> Image.Image:
+        """The picture of the second pass. `job` is that of the pass."""
+        # Without hints: an embedded map for each window and net would take memory in proportion to the picture.
+        pipeline = self._pipeline(job, nets, one_half=one_half, base=base, windowed=True)
+        pipeline.progress_bar = bar.of_pass(self._windows(job.controls[-1].control_map.size))
+        return self._picture(job, 0, pipeline, embeddings, Stopwatch())
+
+    def _picture(self, job: Job, i: int, pipeline: Any, embeddings: Embeddings, timed: Stopwatch) -> Image.Image:
         prompt, negative = embeddings
-        # After the bar, because replicate's clients read progress from lines that begin with the percentage.
-        name = f"picture {i + 1}/{job.num_outputs}"
-        pipeline.set_progress_bar_config(postfix=name, leave=True, disable=not progress, file=LogLines())
         with timed("denoise"):
             result: Any = pipeline(
                 prompt_embeds=prompt,
@@ -112,16 +137,13 @@ class Generator:
                 control_guidance_start=[control.start for control in job.controls],
                 control_guidance_end=[control.end for control in job.controls],
                 output_type="latent",
-                **self._beginning(job, (job.seed + i) % SEEDS),
+                **self._beginning(job, job.seed_of(i), pipeline.vae),
             )
         with timed("decode"):
             picture = self._decode(result.images, pipeline)
-        if job.initial is not None:
-            picture = job.initial.restore(picture)
-        picture.info[PARAMETERS] = job.parameters(i)
-        return picture
+        return picture if job.initial is None else job.initial.restore(picture)
 
-    def _beginning(self, job: Job, seed: int) -> dict[str, Any]:
+    def _beginning(self, job: Job, seed: int, vae: Any) -> dict[str, Any]:
         """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
         hints, initial = _hints(job), job.initial
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -130,7 +152,7 @@ class Generator:
         repainting: Any = {}
         if initial.mask is not None:
             drawing = torch.Generator("cpu").manual_seed(seed)
-            kept = Repainting(initial, self.base["vae"], drawing)
+            kept = Repainting(initial, vae, drawing)
             repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
             if initial.is_overwritten:
                 # Samplers that add noise at each step continue with the generator that drew the first latents.
@@ -142,7 +164,7 @@ class Generator:
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor, pipeline: Any) -> Image.Image:
         """Decode as the pipeline does. It is done here to measure its time apart from the denoising."""
-        vae = self.base["vae"]
+        vae = pipeline.vae
         pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
         return pictures[0]
@@ -168,22 +190,26 @@ class Generator:
         models = base["tokenizer"], base["text_encoder"]
         return encode_prompts(job.prompt, job.negative_prompt, *models, job.clip_skip)
 
-    def _nets(self, job: Job, timed: Stopwatch | None) -> list[ControlNetModel]:
-        return self.controlnets.together([control.conditioner for control in job.controls], timed)
+    def _nets(self, job: Job, timed: Stopwatch | None = None) -> dict[str, ControlNetModel]:
+        """The nets of all passes, by conditioner. Together, since any other set would free some of them."""
+        return dict(zip(job.conditioners, self.controlnets.together(job.conditioners, timed), strict=True))
 
     def _pipeline(
         self,
         job: Job,
-        timed: Stopwatch | None = None,
+        nets: Mapping[str, ControlNetModel] | None = None,
         hints: dict[int, torch.Tensor] | None = None,
         one_half: bool = False,
         base: Base | None = None,
+        windowed: bool = False,
     ) -> Any:
         """For one picture, with the networks of `base`.
 
-        `hints` is the composite's, `one_half` whether the models get one half of the latents.
+        `hints` is the composite's, `one_half` whether the models get one half of the latents. `windowed`: the models
+        see the picture window by window (windowed.py).
         """
-        nets = self._nets(job, timed)
+        nets = nets or self._nets(job)
+        own = [nets[control.conditioner] for control in job.controls]
         regions = [_region(control.region, self.base["unet"].device) for control in job.controls]
         pipeline = (
             StableDiffusionControlNetPipeline if job.begins_with_noise else StableDiffusionControlNetImg2ImgPipeline
@@ -194,9 +220,12 @@ class Generator:
         # safety.py checks the pictures instead: there a flagged one does not affect the others.
         none: Any = None
         parts = {name: part for name, part in (base or self.base).items() if name != "scheduler"}
+        if windowed:
+            parts |= {"unet": WindowedUNet(parts["unet"]), "vae": WindowedVae(parts["vae"])}
+        composite = WindowedControlNet if windowed else CompositeControlNet
         return pipeline(
             **parts,
-            controlnet=CompositeControlNet(nets, job.guided, CONTROL_MODES[job.control_mode], regions, hints),
+            controlnet=composite(own, job.guided, CONTROL_MODES[job.control_mode], regions, hints),
             scheduler=scheduler,
             safety_checker=none,
             feature_extractor=none,

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from controlnet.conditioners import ENLARGING
 from controlnet.maps.controls import Control
-from controlnet.pictures.canvas import InitialPicture
-from controlnet.request.ask import SEEDS, Ask, steps_taken
+from controlnet.pictures.canvas import InitialPicture, Layout
+from controlnet.request.ask import SEEDS, UPSCALE_STRENGTH, Ask, steps_taken
 from controlnet.weights.lora_files import Lora
 
 
@@ -36,6 +37,12 @@ class Job:
     """Whether the LoRA acts that makes few steps possible. Only if the bundle has one."""
     eta: float = 0.0
     """Noise that DDIM adds at each step, 0–1: η in J. Song et al., "Denoising Diffusion Implicit Models", 2021."""
+    upscale: float = 1.0
+    """By what factor the pictures are enlarged in a second pass, 1–4. 1 means not at all, without that pass."""
+    upscale_strength: float = UPSCALE_STRENGTH
+    """Share of the steps that the second pass takes, 0–1."""
+    original: InitialPicture | None = None
+    """If a part is repainted: `initial` at the size of the enlarged pictures. Outside of its mask they show it."""
 
     @property
     def guided(self) -> bool:
@@ -54,9 +61,25 @@ class Job:
             return 0
         return self.num_inference_steps - steps_taken(self.num_inference_steps, self.initial.strength)
 
+    @property
+    def steps_taken(self) -> int:
+        """How many of num_inference_steps are taken."""
+        return self.num_inference_steps - self.steps_skipped
+
+    @property
+    def conditioners(self) -> tuple[str, ...]:
+        """Those whose ControlNets the job needs, each once."""
+        names = [control.conditioner for control in self.controls]
+        return tuple(dict.fromkeys(names + [ENLARGING] * (self.upscale > 1)))
+
+    def seed_of(self, i: int) -> int:
+        """The seed of picture `i`."""
+        return (self.seed + i) % SEEDS
+
     def parameters(self, i: int) -> dict[str, Any]:
         """The parameters that make picture `i` alone, for its file's metadata: plain values, no pictures."""
         begun = {} if self.initial is None else {"prompt_strength": self.initial.strength}
+        enlarged = {"upscale": self.upscale, "upscale_strength": self.upscale_strength} if self.upscale > 1 else {}
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -69,14 +92,13 @@ class Job:
             **({"go_fast": True} if self.go_fast else {}),
             **({"loras": [lora.parameters() for lora in self.loras]} if self.loras else {}),
             **begun,
-            "seed": (self.seed + i) % SEEDS,
+            **enlarged,
+            "seed": self.seed_of(i),
             "controls": [control.parameters() for control in self.controls],
         }
 
 
-def make_job(
-    ask: Ask, controls: tuple[Control, ...], initial: InitialPicture | None, loras: tuple[Lora, ...] = ()
-) -> Job:
+def make_job(ask: Ask, controls: tuple[Control, ...], layout: Layout, loras: tuple[Lora, ...] = ()) -> Job:
     """The job of a request whose control maps are drawn and whose LoRAs are fetched."""
     return Job(
         prompt=ask.prompt,
@@ -92,5 +114,8 @@ def make_job(
         eta=ask.eta,
         loras=loras,
         go_fast=ask.go_fast,
-        initial=initial,
+        initial=layout.initial,
+        upscale=ask.upscale,
+        upscale_strength=ask.upscale_strength,
+        original=layout.original,
     )

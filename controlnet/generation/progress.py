@@ -1,6 +1,11 @@
 """Progress bars that the readers of a log can follow."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm
 
 
 class LogLines:
@@ -16,3 +21,35 @@ class LogLines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+class PictureBar:
+    """The bar of one picture, over all its passes: each of a pipeline's own bars moves it on."""
+
+    def __init__(self, name: str, total: int, shown: bool) -> None:
+        # The name comes after the bar, because replicate's clients read progress from lines that begin with the
+        # percentage.
+        self._bar = tqdm(total=total, postfix=name, leave=True, disable=not shown, file=LogLines())
+
+    def __enter__(self) -> "PictureBar":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def of_pass(self, weight: int = 1) -> Callable[..., Any]:
+        """The method progress_bar of a pipeline each of whose steps moves this bar by `weight`."""
+
+        @contextmanager
+        def progress_bar(iterable: Any = None, total: int | None = None) -> Iterator["_Steps"]:
+            yield _Steps(self._bar, weight)
+
+        return progress_bar
+
+
+class _Steps:
+    def __init__(self, bar: Any, weight: int) -> None:
+        self._bar, self._weight = bar, weight
+
+    def update(self) -> None:
+        self._bar.update(self._weight)

@@ -7,7 +7,18 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops
 
-from controlnet.pictures.geometry import Margins, canvas_size, check_pixels, detect_size, extend, fit, in_steps, reshape
+from controlnet.pictures.geometry import (
+    Margins,
+    canvas_size,
+    check_pixels,
+    check_upscaled,
+    detect_size,
+    extend,
+    fit,
+    in_steps,
+    reshape,
+    upscaled_size,
+)
 from controlnet.pictures.images import ImageError, open_image
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.combinations import RequestError
@@ -28,6 +39,14 @@ class Canvas:
     def size(self) -> tuple[int, int]:
         """(width, height), both multiples of 8."""
         return self.margins.around(self.kept)
+
+    def upscaled(self, size: tuple[int, int]) -> "Canvas":
+        """This canvas at another `size` with the same content. Its margins need not be multiples of 8."""
+        across, down = (after / before for after, before in zip(size, self.size, strict=True))
+        left, top = round(self.margins.left * across), round(self.margins.top * down)
+        right, bottom = (self.margins.left + self.kept[0]) * across, (self.margins.top + self.kept[1]) * down
+        kept = round(right) - left, round(bottom) - top
+        return Canvas(kept, Margins(left, top, size[0] - left - kept[0], size[1] - top - kept[1]), self.mode)
 
     def lay(self, image: Image.Image, size: tuple[int, int], blank: int | None = None) -> Image.Image:
         """The image at `size`. What the mode "fill" adds is `blank`, or the image's edges continued."""
@@ -108,14 +127,19 @@ class Layout:
     """One for each control of the request."""
     initial: InitialPicture | None
     """None if the request begins with noise alone."""
+    size: tuple[int, int]
+    """(width, height) of the final pictures: that of the canvas, or as much larger as the request says."""
+    original: InitialPicture | None
+    """If a part is repainted and the pictures are enlarged: `initial` at the final size, from the sent pictures."""
 
 
-def lay_out(ask: Ask, most_pixels: int) -> Layout:
+def lay_out(ask: Ask, most_pixels: int, most_upscaled: int) -> Layout:
     """Open the request's pictures and place them. Everything that depends on their pixels is refused here.
 
     Raises ImageError for a file that is no picture, naming its input unless that is image; SizeError for more than
-    `most_pixels` in all outputs together, or for a detect_resolution that is too high for the canvas; RequestError for
-    a mask that does nothing; and PoseError for a pose_json with people far beyond the canvas.
+    `most_pixels` in all outputs together, for more than `most_upscaled` in all after they are enlarged, or for a
+    detect_resolution that is too high for the canvas; RequestError for a mask that does nothing; and PoseError for a
+    pose_json with people far beyond the canvas.
     """
     # One picture is opened at a time, and reduced to what is needed of it before the next: a large one takes 100 MB.
     first = open_input(ask.controls[0].image, ask.controls[0].input("image"))
@@ -124,9 +148,16 @@ def lay_out(ask: Ask, most_pixels: int) -> Layout:
     canvas = Canvas(canvas_size(begun.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
     by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
-    initial = _initial_picture(ask, begun, canvas)
+    check_upscaled(canvas.size, ask.upscale, ask.num_outputs, most_upscaled)
+    initial = _initial_picture(ask, begun, canvas, ask.mask_feather)
+    size, original = canvas.size, None
+    if ask.upscale > 1:
+        size = upscaled_size(canvas.size, ask.upscale)
+        if ask.repaints:
+            original = _initial_picture(ask, begun, canvas.upscaled(size), round(ask.mask_feather * ask.upscale))
     del begun
-    return Layout(canvas, tuple(_area(ask, control, first, canvas) for control in ask.controls), initial)
+    areas = tuple(_area(ask, control, first, canvas) for control in ask.controls)
+    return Layout(canvas, areas, initial, size, original)
 
 
 def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
@@ -138,8 +169,11 @@ def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas) -> InitialPicture | None:
-    """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges."""
+def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas, feathered: int) -> InitialPicture | None:
+    """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges.
+
+    `feathered` is the mask_feather of this canvas.
+    """
     if ask.init_image is None and not ask.repaints:
         return None
     laid = extend(canvas.lay(picture, canvas.kept), canvas.margins)
@@ -149,7 +183,7 @@ def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas) -> InitialP
         inside = Image.new("L", canvas.kept)
     else:
         inside = canvas.lay_mask(open_input(ask.mask, "mask", "L"), canvas.kept, "mask")
-    repainted = feather(extend(inside, canvas.margins, blank=255), ask.mask_feather)
+    repainted = feather(extend(inside, canvas.margins, blank=255), feathered)
     return InitialPicture(laid, ask.prompt_strength, repainted)
 
 

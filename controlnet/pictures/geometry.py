@@ -14,6 +14,8 @@ SMALLEST = 64
 """Pixels: the UNet halves the latents three times more, so a side has at least 8 latents."""
 LARGEST = 2048
 """Pixels: the longest side that a request can ask for by resolution, width, height or detect_resolution."""
+LARGEST_UPSCALED = 4096
+"""Pixels: the longest side of a picture that is enlarged after it was made."""
 MOST_EXTENDED = 25_000_000
 """Pixels that a picture may have when "fill" adds margins to it. A larger one is shrunk first."""
 MOST_DETECTED = LARGEST * LARGEST
@@ -41,6 +43,12 @@ def canvas_size(
     canvas_short = max(SMALLEST, _nearest(resolution, 1))
     canvas_long = max(canvas_short, _nearest(canvas_short * long, short))
     return (canvas_short, canvas_long) if size[0] <= size[1] else (canvas_long, canvas_short)
+
+
+def upscaled_size(size: tuple[int, int], upscale: float) -> tuple[int, int]:
+    """The size of a picture of a canvas of `size` after it is enlarged: sides are multiples of 8, halves up."""
+    width, height = (STEP * math.floor(side * upscale / STEP + 0.5) for side in size)
+    return width, height
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,31 @@ def check_pixels(size: tuple[int, int], num_outputs: int, limit: int, by_resolut
         f"{num_outputs} × {width}×{height} pixels is more than one request may ask for ({limit} pixels): "
         f"{' or '.join(ways) or 'no resolution is small enough'}."
     )
+
+
+def check_upscaled(size: tuple[int, int], upscale: float, num_outputs: int, limit: int) -> None:
+    """Raise SizeError if `num_outputs` pictures of the canvas `size` are too large once they are enlarged by `upscale`.
+
+    That is if `upscale` is above 1 and they have over `limit` pixels together, or a side over LARGEST_UPSCALED.
+    """
+    if upscale == 1 or _fits(size, upscale, num_outputs, limit):
+        return
+    width, height = upscaled_size(size, upscale)
+    most = min(math.sqrt(limit / (size[0] * size[1] * num_outputs)), LARGEST_UPSCALED / max(size))
+    # Downwards from there, because sides are rounded up, too.
+    fitting = (x / 100 for x in range(int(most * 100), 100, -1) if _fits(size, x / 100, num_outputs, limit))
+    ways = [f"lower upscale to {largest:g}" for largest in (next(fitting, None),) if largest]
+    if num_outputs > 1 and _fits(size, upscale, 1, limit):
+        ways.append(f"lower num_outputs to {limit // (width * height)}")
+    raise SizeError(
+        f"{num_outputs} × {width}×{height} pixels is more than upscale may make ({limit} pixels in all, "
+        f"{LARGEST_UPSCALED} on a side): {' or '.join(ways) or 'leave upscale out, or lower resolution'}."
+    )
+
+
+def _fits(size: tuple[int, int], upscale: float, num_outputs: int, limit: int) -> bool:
+    width, height = upscaled_size(size, upscale)
+    return width * height * num_outputs <= limit and max(width, height) <= LARGEST_UPSCALED
 
 
 def _nearest(numerator: int, denominator: int) -> int:

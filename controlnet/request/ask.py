@@ -35,6 +35,8 @@ SEEDS = 2**32
 NOBODY = SentPoses((), None)
 INITIAL_STRENGTH = 0.8
 """Default of prompt_strength if only init_image is sent: the picture keeps its layout, and much else changes."""
+UPSCALE_STRENGTH = 0.4
+"""Default of upscale_strength."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class Ask:
     """As outpaint_left, beyond the top edge."""
     outpaint_bottom: int
     """As outpaint_left, beyond the bottom edge."""
+    upscale: float
+    """By what factor the pictures are enlarged in a second pass, 1–4. 1 means not at all, without that pass."""
+    upscale_strength: float
+    """Share of the steps that the second pass takes, 0–1: how much it may change."""
     num_outputs: int
     """How many pictures to make, 1–4."""
     resolution: int

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from controlnet.conditioners import ENLARGING
 from controlnet.request.bundle_facts import BundleFacts
 from controlnet.request.modes import CONTROL_MODES
 
@@ -192,6 +193,23 @@ def _covers_a_step(control: "AskedControl", steps: int) -> bool:
     return any(i / steps >= control.start and (i + 1) / steps <= control.end for i in range(steps))
 
 
+def _upscale(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
+    """The second pass needs its ControlNet and a step to take. Otherwise the picture would merely be enlarged."""
+    if ask.upscale == 1:
+        return
+    if ENLARGING not in bundle.conditioners:
+        yield (
+            f"The bundle in use has no {ENLARGING} ControlNet, which upscale needs: leave upscale out, or run a bundle "
+            "that has it (CONTROLNET_BUNDLE=sd15 does)."
+        )
+    steps = ask.num_inference_steps
+    if int(steps * ask.upscale_strength) == 0:
+        yield (
+            f"An upscale_strength of {ask.upscale_strength:g} leaves none of the {steps} steps to take: raise it to "
+            f"{math.ceil(100 / steps) / 100:g} or more, raise num_inference_steps, or leave upscale out."
+        )
+
+
 def _safety(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
     """Whoever runs the container decides. The request would be served with a checker that it asks to skip."""
     # Every value but an explicit "no" forbids it, so a typing error cannot switch the checker off.
@@ -211,5 +229,6 @@ RULES: tuple[Rule, ...] = (
     _knob_values,
     _prompts,
     _steps,
+    _upscale,
     _safety,
 )

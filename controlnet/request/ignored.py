@@ -65,6 +65,7 @@ def _map_only(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
         *("negative_prompt", "control_mode", "prompt_strength", "num_outputs", "num_inference_steps"),
         *("guidance_scale", "clip_skip", "scheduler", "eta", "seed", "go_fast"),
         *("lora_weights", "lora_scale", "lora_weights_2", "lora_scale_2"),
+        *("upscale", "upscale_strength"),
     ]
     for control in ask.controls:
         names += [control.input(field) for field in ("scale", "start", "end", "mask")]
@@ -78,6 +79,11 @@ def _initial_picture(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
         yield Ignored(("mask_feather",), "nothing is repainted")
         if ask.init_image is None:
             yield Ignored(("prompt_strength",), "no init_image, mask or outpaint")
+
+
+def _upscale(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
+    if ask.upscale == 1:
+        yield Ignored(("upscale_strength",), "upscale is 1")
 
 
 def _guidance(ask: "Ask", bundle: BundleFacts) -> Iterator[Ignored]:
@@ -140,6 +146,7 @@ RULES: tuple[Rule, ...] = (
     _size,
     _map_only,
     _initial_picture,
+    _upscale,
     _guidance,
     _sampler,
     _loras,

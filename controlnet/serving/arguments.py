@@ -30,7 +30,8 @@ def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
     """Turn "name=value" strings into the JSON input of a request, by the types in `schemas` (components/schemas).
 
     A file input takes @path or a URL. A text input takes @path for the text of a UTF-8 file, or for a .safetensors file
-    itself as a data: URI, and @@text for a text that begins with @. A value that does not fit its type is sent as text, and the server says what is wrong with it.
+    itself as a data: URI, and @@text for a text that begins with @. A value that does not fit its type is sent as text,
+    and the server says what is wrong with it.
 
     Raises ArgumentError for an unknown name (which the server would silently drop), a name given twice, a missing
     required name and a file that cannot be read.

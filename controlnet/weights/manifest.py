@@ -69,6 +69,8 @@ class Limits:
 
     pixels: int
     """width × height × num_outputs."""
+    upscaled_pixels: int
+    """The same after the pictures are enlarged (input upscale). Unless the manifest says it: as many as `pixels`."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,9 @@ def _read_fast(table: Table) -> Fast:
 
 
 def _read_limits(table: Table) -> Limits:
-    limits = Limits(pixels=table.number("pixels", 1))
+    pixels = table.number("pixels", 1)
+    upscaled = table.number("upscaled_pixels", 1) if "upscaled_pixels" in table.remaining_keys() else pixels
+    limits = Limits(pixels, upscaled)
     table.close()
     return limits
 

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.generator import _region
 from controlnet.generation.prompts import encode_prompts
+from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.request.modes import CONTROL_MODES
 
 CUDA = torch.device("cuda", 0)
@@ -69,6 +70,22 @@ def test_a_step_of_full_size_runs_on_a_gpu(models: dict[str, Any], mode: str, gu
     residuals: dict[str, Any] = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     (noise,) = models["unet"](latents, time, words, return_dict=False, **residuals)
     assert on_the_gpu(*down, middle, noise) and noise.shape == latents.shape
+
+
+def test_windows_of_full_size_run_on_a_gpu(models: dict[str, Any]) -> None:
+    """Two windows of 96 latents, and two of the VAE's."""
+    unet, size = models["unet"], (8, 136)
+    composite = WindowedControlNet([models["controlnet/canny"]], True, CONTROL_MODES["prompt"])
+    latents, words, hint = half(2, 4, *size), half(2, 77, 768), half(2, 3, 8 * size[0], 8 * size[1])
+    time = torch.tensor(10, device=CUDA)
+    residuals, _ = composite(latents, time, words, [hint], [1.0])
+    given: dict[str, Any] = {"down_block_additional_residuals": residuals, "mid_block_additional_residual": None}
+    (noise,) = WindowedUNet(unet)(latents, time, encoder_hidden_states=words, return_dict=False, **given)
+    vae = WindowedVae(models["vae"])
+    encoded = retrieve_latents(vae.encode(hint[:1]), torch.Generator())
+    (decoded,) = vae.decode(encoded, return_dict=False)
+    assert len(unet_windows(unet, size)) == 2 and on_the_gpu(noise, encoded, decoded)
+    assert noise.shape == latents.shape and decoded.shape == (1, *hint.shape[1:]) and encoded.shape == (1, 4, *size)
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])

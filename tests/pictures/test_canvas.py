@@ -151,16 +151,16 @@ def test_a_bad_picture_is_refused_by_its_input(tmp_path: Path, name: str) -> Non
     noise(32, 32).save(good)
     bad.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=rf"^{name}: The image is not a picture") as refusal:
-        lay_out(asked(image=good, conditioner_3="depth", **{name: bad}), most_pixels=2**20)
+        lay_out(asked(image=good, conditioner_3="depth", **{name: bad}), most_pixels=2**20, most_upscaled=2**22)
     assert not re.search(str(tmp_path), str(refusal.value))
     with pytest.raises(ImageError, match=r"^The image is not a picture"):
-        lay_out(asked(image=bad), most_pixels=2**20)
+        lay_out(asked(image=bad), most_pixels=2**20, most_upscaled=2**22)
 
 
 def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
     file = tmp_path / "both.png"
     noise(64, 64).save(file)
-    layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20)
+    layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20, most_upscaled=2**22)
     assert layout.initial is not None and layout.initial.mask is not None and layout.controls[0].region is not None
     assert (layout.controls[0].sent.open().mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
         "RGB", "L", "L",
@@ -187,3 +187,37 @@ def test_a_large_picture_of_a_second_control_is_not_kept(tmp_path: Path, monkeyp
     controls = laid_out(tmp_path, pictures, conditioner_2="depth", conditioner_3="hed")[1].controls
     assert [control.sent.kept is None for control in controls] == [False, True, False]
     assert [control.sent.open() for control in controls] == list(pictures.values())
+
+
+def test_a_repainted_picture_is_laid_out_at_the_final_size_too(tmp_path: Path) -> None:
+    """From the pixels that were sent, so what is kept is as fine as they are."""
+    fine, mask = noise(256, 256), Image.new("L", (256, 256))
+    mask.paste(255, (0, 0, 128, 256))
+    pictures = {"image": fine, "mask": mask}
+    layout = laid_out(tmp_path, pictures, upscale=4.0, mask_feather=2, outpaint_right=13, prompt_strength=0.5)[1]
+    original = layout.original
+    assert layout.canvas.size == (80, 64) and layout.size == (320, 256)
+    assert original and original.mask is not None and original.picture.size == original.mask.size == (320, 256)
+    assert np.array_equal(np.asarray(original.picture)[:, :256], np.asarray(fine))
+    row = np.asarray(original.mask)[100]
+    assert (row[:120] == 255).all() and (row[136:248] == 0).all() and (row[264:] == 255).all()
+    assert 0 < (row[120:136] % 255 > 0).sum() <= 16
+
+
+def test_a_request_that_is_not_enlarged_has_no_second_layout(tmp_path: Path) -> None:
+    pictures = {"image": noise(64, 64), "mask": noise(64, 64).convert("L")}
+    layout = laid_out(tmp_path, pictures)[1]
+    assert layout.size == layout.canvas.size and layout.original is None
+    assert laid_out(tmp_path, {"image": noise(64, 64)}, upscale=2.0)[1].original is None
+    with pytest.raises(SizeError, match="more than upscale may make"):
+        laid_out(tmp_path, pictures, resolution=1024, upscale=4.0)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (101, 99), (304, 200)])
+def test_an_upscaled_canvas_has_the_same_content(size: tuple[int, int]) -> None:
+    canvas = Canvas((64, 48), Margins(left=8, bottom=16), "crop")
+    larger = canvas.upscaled(size)
+    assert larger.size == size and larger.mode == "crop"
+    assert larger.margins.left / size[0] == pytest.approx(8 / 72, abs=0.01)
+    assert larger.margins.bottom / size[1] == pytest.approx(16 / 64, abs=0.01)
+    assert (larger.margins.right, larger.margins.top) == (0, 0)

@@ -12,10 +12,12 @@ from controlnet.pictures.geometry import (
     SizeError,
     canvas_size,
     check_pixels,
+    check_upscaled,
     detect_size,
     filled,
     fit,
     reshape,
+    upscaled_size,
 )
 
 
@@ -114,6 +116,46 @@ def test_the_advised_resolution_is_legal_and_nearly_the_largest() -> None:
             check_pixels(canvas_size(size, advised), outputs, limit)
             with pytest.raises(SizeError):
                 check_pixels(canvas_size(size, advised + 24), outputs, limit)
+
+
+@pytest.mark.parametrize(
+    ("size", "upscale", "enlarged"),
+    [
+        ((64, 96), 1.5, (96, 144)),
+        ((72, 64), 1.5, (112, 96)),
+        ((64, 64), 1.01, (64, 64)),
+        ((1024, 512), 4, (4096, 2048)),
+    ],
+)
+def test_upscaled_sides_are_multiples_of_8(size: tuple, upscale: float, enlarged: tuple) -> None:
+    assert upscaled_size(size, upscale) == enlarged
+
+
+@pytest.mark.parametrize(
+    ("size", "outputs", "upscale", "advice"),
+    [
+        ((512, 512), 4, 4.0, "lower upscale to 2 or lower num_outputs to 1."),
+        ((512, 512), 3, 4.0, r"lower upscale to 2\.\d+ or lower num_outputs to 1."),
+        ((2048, 1024), 1, 1.5, "leave upscale out, or lower resolution."),
+        ((1200, 256), 1, 4.0, r"lower upscale to 3\.\d+."),
+    ],
+)
+def test_too_much_to_upscale_is_refused_with_what_is_allowed(size, outputs, upscale, advice) -> None:
+    limit = 4 * 1024 * 1024 if size != (2048, 1024) else 2048 * 1024
+    with pytest.raises(SizeError, match=rf"is more than upscale may make .*: {advice}$") as refusal:
+        check_upscaled(size, upscale, outputs, limit)
+    if "lower upscale to" in str(refusal.value):
+        advised = float(str(refusal.value).split("lower upscale to ")[1].split(" ")[0].rstrip("."))
+        check_upscaled(size, advised, outputs, limit)
+        with pytest.raises(SizeError):
+            check_upscaled(size, advised + 0.03, outputs, limit)
+
+
+def test_a_side_of_4096_is_the_largest() -> None:
+    check_upscaled((1024, 512), 4.0, 1, 2**30)
+    with pytest.raises(SizeError, match="4096 on a side"):
+        check_upscaled((1032, 512), 4.0, 1, 2**30)
+    check_upscaled((1032, 512), 1.0, 1, 1)
 
 
 def test_detect_size_keeps_aspect_ratio_within_a_limit() -> None:

@@ -24,6 +24,7 @@ FEATURES: dict[str, Inputs] = {
     "mask": {"mask": HALF},
     "inpaint": {"conditioner": "inpaint", "mask": HALF},
     "outpaint": {"outpaint_right": 16},
+    "upscale": {"upscale": 1.5},
     "width and height": {"resolution": None, "width": 72, "height": 96},
     "resize_mode": {"resolution": None, "width": 72, "height": 64, "resize_mode": "fill"},
     "no guidance": {"guidance_scale": 1},
@@ -136,6 +137,9 @@ REFUSED: list[Inputs] = [
     {"image": "data:image/png;base64,AAAA"},
 ]
 CANCELED: list[Inputs] = [{}, FEATURES["mask"], FEATURES["second control"], FEATURES["init_image"]] * 2
+CANCELED += [
+    {"upscale": 4, "upscale_strength": 1.0, "num_inference_steps": 2}
+] * 2  # most of the time in the second pass
 
 
 def test_a_walk_over_all_features_leaves_no_trace(server: Server) -> None:

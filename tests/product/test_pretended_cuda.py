@@ -61,6 +61,7 @@ OTHERS: dict[str, Inputs] = {
     "an initial picture at strength 1": {"init_image": "other", "prompt_strength": 1.0},
     "a soft mask at strength 1": {"mask": "soft"},
     "a hard mask at strength 0.5": {"mask": "hard", "prompt_strength": 0.5},
+    "larger pictures": {"upscale": 2.0, "upscale_strength": 0.5, "conditioner_2": "depth", "control_mask_2": "soft"},
     "outpainting": {"conditioner": "inpaint", "outpaint_right": 16},
     "outpainting with a region": {"conditioner": "inpaint", "outpaint_top": 16, "control_mask": "soft"},
 }
@@ -176,6 +177,15 @@ def test_every_scheduler_runs_on_a_gpu(send, scheduler: str, beginning: str) -> 
 @pytest.mark.parametrize("inputs", OTHERS.values(), ids=OTHERS.keys())
 def test_every_other_kind_of_request_runs_on_a_gpu(send, inputs: Inputs) -> None:
     assert send(**inputs)
+
+
+def test_steps_in_windows_move_no_tensor_to_the_gpu(send, gpu: Operations) -> None:
+    moved = []
+    for strength in (0.5, 0.75):
+        before = gpu.uploads
+        send(scheduler="DDIM", num_inference_steps=4, upscale=2.0, upscale_strength=strength, mask="soft")
+        moved.append(gpu.uploads - before)
+    assert moved[0] == moved[1] > 0
 
 
 def test_the_safety_checker_runs_on_a_gpu(predictor: predict.Predictor, gpu: Operations) -> None:

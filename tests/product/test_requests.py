@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import cog
 import numpy as np
@@ -148,6 +149,17 @@ def test_the_log_has_progress_that_replicates_client_can_read(server: Server) ->
         assert all(match["total"] == "2" for match in bar)
 
 
+def test_progress_counts_both_passes(server: Server) -> None:
+    """Two steps, then one of 0.5 of them in the windows of 192×128 pixels."""
+    answer = server.run(**(FAST | {"image": PHOTO, "upscale": 2.0, "upscale_strength": 0.5}))
+    bar = _progress(answer.logs)
+    percentages = [int(match["percentage"]) for match in bar]
+    assert percentages == sorted(percentages) and {0, 100} <= {*percentages}
+    assert {match["total"] for match in bar} == {"3"}, "one step in one window follows the two"
+    assert answer.metrics["width"] == 192 and answer.metrics["height"] == 128
+    assert "upscale" in str(answer.metrics)
+
+
 def _progress(logs: str) -> list[re.Match[str]]:
     return [match for line in logs.split("\n") if (match := PROGRESS.match(line.strip()))]
 
@@ -244,6 +256,21 @@ def test_cancelling_takes_one_step_and_leaves_no_trace(server: Server) -> None:
     assert running.result().status == "canceled"
     assert stopping < step + 0.5  # half a second for HTTP and for a busy machine
     assert png(server, **size) == before
+
+
+def test_cancelling_the_second_pass_leaves_no_trace(server: Server) -> None:
+    asked = {"image": PHOTO, "output_format": "png", "upscale": 3.0, "upscale_strength": 1.0}
+    others: list[dict[str, Any]] = [{}, {"upscale": 1.5, "upscale_strength": 0.5}]
+    before = [png(server, **inputs) for inputs in others]
+    said = len(server.logs)
+    running = server.start(**(FAST | asked | {"num_outputs": 4}))
+    deadline = time.monotonic() + 60
+    while not any(match["current"] == "2" for match in _progress(server.logs[said:])):  # the first pass has 2 steps
+        assert time.monotonic() < deadline and not running.future.done()
+        time.sleep(0.01)
+    running.stop()
+    assert running.result().status == "canceled"
+    assert [png(server, **inputs) for inputs in others] == before
 
 
 # ---- memory

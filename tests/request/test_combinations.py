@@ -47,6 +47,8 @@ REFUSED: list[tuple[dict, str]] = [
     ({"conditioner_3": "depth", "control_end_3": 0.1}, "widen control_start_3 and control_end_3 or raise"),
     ({"init_image": FILE, "prompt_strength": 0.1}, "prompt_strength of 0.1 leaves none of the 4 steps"),
     ({"init_image": FILE, "prompt_strength": 0.1, "num_inference_steps": 3}, "raise prompt_strength to 0.34 or more"),
+    ({"upscale": 2.0, "upscale_strength": 0.2}, "An upscale_strength of 0.2 leaves none of the 4 steps to take"),
+    ({"upscale": 2.0, "upscale_strength": 0.0, "num_inference_steps": 3}, "raise it to 0.34 or more"),
     ({"clip_skip": 3}, "clip_skip is too high."),
     ({"init_image": FILE, "prompt_strength": 0.5, "control_end": 0.4}, "covers none of the 2 steps"),
 ]
@@ -96,6 +98,7 @@ ALLOWED: list[dict] = [
     {"mask": FILE, "mask_feather": 8},
     {"guidance_scale": 1.5, "negative_prompt": "a cat"},
     {"init_image": FILE, "prompt_strength": 0.25},
+    {"upscale": 1.5, "upscale_strength": 0.25, "mask": FILE, "control_end": 0.5},
     {"init_image": FILE, "prompt_strength": 0.5, "control_end": 0.5},
 ]
 
@@ -105,6 +108,16 @@ def test_inputs_that_go_together_pass_and_none_is_ignored(sent: dict) -> None:
     ask = asked(**sent)
     assert set(sent) == set(ask.sent) - {"prompt", "image"}
     assert ask.ignored == ()
+
+
+def test_a_bundle_without_a_tile_net_refuses_to_upscale() -> None:
+    class Without(FakeBundle):
+        def __init__(self) -> None:
+            self.annotator_of = {"canny": "canny"}
+
+    with pytest.raises(RequestError, match="has no tile ControlNet, which upscale needs: leave upscale out, or run"):
+        asked(Without(), upscale=2.0)
+    assert asked(Without(), upscale_strength=0.5).upscale == 1
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

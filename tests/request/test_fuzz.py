@@ -64,6 +64,7 @@ REFUSALS = {
     "window reversed": r"control_start\w* must be below control_end.*? Lower \S+ or raise \w+\.",
     "window without a step": r"Control from .*? covers none of the .*? num_inference_steps\.",
     "no step to take": r"A prompt_strength of .*? leaves none of the .*? num_inference_steps\.",
+    "no step to take in the second pass": r"An upscale_strength of .*? or leave upscale out\.",
     "thresholds": r"canny cannot work with low_threshold .*? the low one below the high one .*?\)\.",
     "inpaint without a part to repaint": r"The inpaint conditioner needs to know what to repaint: .*?\.",
     "inpaint with two pictures": r"The inpaint conditioner (repaints image itself|takes its map from the picture).*?\.",
@@ -104,7 +105,8 @@ def obey(sent: dict[str, Any]) -> dict[str, Any]:
         sent |= {f"control_start{suffix}": start, f"control_end{suffix}": min(end, 1.0)}
         if suffix and sent.get(f"conditioner{suffix}") == "inpaint":
             sent[f"conditioner{suffix}"] = "tile"
-    for name, least in (("num_inference_steps", 10), ("prompt_strength", 0.5), ("guidance_scale", 1.1)):
+    least_of = {"num_inference_steps": 10, "prompt_strength": 0.5, "guidance_scale": 1.1, "upscale_strength": 0.2}
+    for name, least in least_of.items():
         if name in sent:
             sent[name] = max(sent[name], least)
     if "num_inference_steps" in sent:

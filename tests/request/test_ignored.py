@@ -24,6 +24,7 @@ IGNORED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"prompt_strength": 0.0}, "prompt_strength (no init_image, mask or outpaint)"),
     ({}, {"mask_feather": 0}, "mask_feather (nothing is repainted)"),
     ({"init_image": FILE}, {"mask_feather": 0}, "mask_feather (nothing is repainted)"),
+    ({}, {"upscale_strength": 0.0}, "upscale_strength (upscale is 1)"),
     ({"guidance_scale": 1}, {"negative_prompt": "a cat"}, "negative_prompt (no guidance with guidance_scale 1)"),
     ({"guidance_scale": 0}, {"negative_prompt": "a cat"}, "negative_prompt (no guidance with guidance_scale 0)"),
     (INPAINT, {"preprocess": False}, "preprocess (inpaint has no annotator)"),
@@ -56,6 +57,7 @@ IGNORED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"clip_skip": 3, "control_start_2": 1.0, "control_mask": FILE, "mask": FILE, "num_outputs": 4},
         "num_outputs, clip_skip, control_mask, control_start_2, mask (map_only makes no pictures)",
     ),
+    ({"map_only": True}, {"upscale": 2.0, "upscale_strength": 0.0}, "upscale, upscale_strength (map_only makes no"),
     ({"map_only": True, "preprocess": False}, {"mask": FILE}, "mask (map_only makes no pictures)"),
     ({"map_only": True}, {"control_mode": "control", "guidance_scale": 1.0}, "guidance_scale (map_only makes no"),
 ]

@@ -59,6 +59,12 @@ def test_a_text_input_is_read_from_a_file(tmp_path: Path) -> None:
     assert parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS) == {"prompt": "ein Häuschen\n"}
 
 
+def test_a_lora_is_sent_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"\xff\x00")
+    sent = parse_inputs([f"prompt=@{tmp_path}/a.safetensors"], SCHEMAS)
+    assert sent == {"prompt": "data:application/octet-stream;base64,/wA="}
+
+
 def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_bytes(b"\xff")
     with pytest.raises(ArgumentError, match=r"'prompt': expected text in UTF-8\.$"):

@@ -64,7 +64,7 @@ def laid_out(folder: Path, pictures: Mapping[str, Image.Image], **sent) -> tuple
     for name, picture in pictures.items():
         picture.save(files[name])
     ask = asked(**files, **sent)
-    return ask, lay_out(ask, most_pixels=2**20)
+    return ask, lay_out(ask, most_pixels=2**20, most_upscaled=2**22)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

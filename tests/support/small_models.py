@@ -40,7 +40,7 @@ def vae() -> AutoencoderKL:
 
 @cache
 def parts() -> dict[str, nn.Module]:
-    """unet, vae, text_encoder, tokenizer, scheduler, canny and scribble (ControlNets), shuffle (a pooled one)."""
+    """unet, vae, text_encoder, tokenizer, scheduler, canny, scribble and tile (ControlNets), shuffle (a pooled one)."""
     torch.manual_seed(0)
     tokenizer = models.make_tokenizer(CAPTIONS)
     base = unet().eval()
@@ -53,6 +53,7 @@ def parts() -> dict[str, nn.Module]:
         "canny": controlnet(base),
         "scribble": controlnet(base),
         "shuffle": controlnet(base, global_pool_conditions=True),
+        "tile": controlnet(base),
     }
 
 
@@ -63,7 +64,7 @@ class SmallBundle:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
 
     def controlnets(self) -> ControlNets:
-        return ControlNets({name: parts()[name] for name in ("canny", "scribble", "shuffle")}, torch.float32)
+        return ControlNets({name: parts()[name] for name in ("canny", "scribble", "shuffle", "tile")}, torch.float32)
 
 
 def write_bundle(root: Path, name: str = "small") -> Path:

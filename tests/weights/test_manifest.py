@@ -61,7 +61,8 @@ def test_manifest_is_read_as_written(read: Callable[[str], Manifest]) -> None:
     manifest = read(MINIMAL)
     assert (manifest.name, manifest.embedded, manifest.made) == ("small", False, {})
     assert manifest.defaults.guidance_scale == 4.0
-    assert manifest.limits.pixels == 4096
+    assert manifest.limits.pixels == manifest.limits.upscaled_pixels == 4096
+    assert read(MINIMAL.replace("pixels = 4096", "pixels = 4096\nupscaled_pixels = 9")).limits.upscaled_pixels == 9
     assert manifest.cpu_threads is None
     assert read(MINIMAL.replace('name = "small"', 'name = "small"\ncpu_threads = 2')).cpu_threads == 2
     assert manifest.conditioners["canny"].annotator == "canny"
