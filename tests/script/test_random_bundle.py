@@ -75,8 +75,8 @@ def test_a_random_bundle_has_exactly_the_files_of_the_manifest(sd15_root: Path) 
     assert (sd15_root / "sd15.toml").read_bytes() == (WEIGHTS / "sd15.toml").read_bytes()
 
 
-def test_files_of_an_option_are_written_if_it_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONTROLNET_OPENPOSE_CMU", "1")
+def test_files_of_an_annotator_are_written_if_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROLNET_OPENPOSE", "cmu")
 
     def write_empty(part: Part, root: Path, *rest: object) -> None:
         for path in part.paths:
