@@ -5,24 +5,18 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from checkpoint_kinds import CheckpointError
 from import_checkpoint import Wanted, import_checkpoint, main
-from PIL import Image
 from random_bundle import write_part
 from random_models import SMALL
 from safetensors.torch import load_file, save_file
 from support.ldm_names import single_file
+from support.own_bundles import folder_with, opened, picture
 
-from controlnet.bundle import Bundle, open_bundle
-from controlnet.generation.generator import Generator
-from controlnet.generation.job import Job
-from controlnet.maps.controls import Control
 from controlnet.weights.files import verify
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
@@ -34,12 +28,7 @@ PARTS = ("unet", "vae", "text_encoder")
 
 @pytest.fixture
 def root(sd15_root: Path, tmp_path: Path) -> Path:
-    """A folder of weights with the small sd15, to which bundles can be added."""
-    root = tmp_path / "weights"
-    root.mkdir()
-    (root / "sd15").symlink_to(sd15_root / "sd15")
-    shutil.copy(sd15_root / "sd15.toml", root)
-    return root
+    return folder_with(sd15_root, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -64,20 +53,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def opened(root: Path, name: str = "realistic") -> Bundle:
-    return open_bundle({"CONTROLNET_BUNDLE": name}, root)
-
-
-def picture(bundle: Bundle) -> bytes:
-    """Made with canny's net in two steps at the bundle's clip_skip."""
-    only = {"canny": bundle.manifest.conditioners["canny"]}  # to open one net and not all fourteen
-    bundle.manifest = replace(bundle.manifest, conditioners=only)
-    canny = Control("canny", Image.new("RGB", (64, 64), "white"))
-    values: dict[str, Any] = {"num_outputs": 1, "num_inference_steps": 2, "guidance_scale": 3.0, "scheduler": "DDIM"}
-    job = Job("a red ball", "", (canny,), **values, seed=1, clip_skip=bundle.defaults.clip_skip)
-    return Generator(bundle, {}).generate(job)[0].tobytes()
 
 
 def test_a_checkpoint_becomes_a_bundle_on_its_base(root: Path, models: Path, checkpoint: Path, capsys) -> None:
