@@ -104,9 +104,16 @@ class Bundle:
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
+        self._say_chosen()
         kinds = {name: self.manifest.annotator(name) for name in self.manifest.conditioners}
         loaded = {kind: self._annotator(kind) for kind in sorted(set(kinds.values()))}
         return {name: loaded[kind] for name, kind in kinds.items()}
+
+    def _say_chosen(self) -> None:
+        """Print the licences of annotators that the environment has chosen."""
+        for part in self.manifest.needed_parts:
+            if part.option:
+                print(f"{part.option} is used because it was chosen. Licence: {part.licence}", flush=True)
 
     def model(self, model_class: type, part: str, mapped: bool = False) -> Any:
         """A part as a `model_class`. Raises WeightsMismatch if its tensors are not the model's.
