@@ -403,11 +403,11 @@ class Predictor(BasePredictor):
             le=1,
             description="DDIM, TCD: noise added at each step, from 0 (none) to 1. Left out: 0, with TCD 0.3.",
         ),
-        clip_skip: int = Input(
-            default=1,
+        clip_skip: Optional[int] = Input(
+            default=None,
             ge=1,
             le=12,
-            description="Layer of the text encoder, counted from the last. 2 suits anime and lineart_anime.",
+            description="Layer of the text encoder, counted from the last; 2 suits anime. Left out: the bundle's.",
         ),
         output_format: str = Input(
             default="webp",

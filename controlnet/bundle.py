@@ -81,7 +81,7 @@ class Bundle:
 
     def folder(self, part: str) -> Path:
         """Where the files of a part are."""
-        return self.root / self.manifest.name / part
+        return self.root / self.manifest.part(part).bundle / part
 
     def base(self) -> dict[str, Any]:
         """Tokenizer, text encoder, UNet, VAE and scheduler, under the names that diffusers' pipelines give them."""
@@ -108,9 +108,16 @@ class Bundle:
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
+        self._say_chosen()
         kinds = {name: self.manifest.annotator(name) for name in self.manifest.conditioners}
         loaded = {kind: self._annotator(kind) for kind in sorted(set(kinds.values()))}
         return {name: loaded[kind] for name, kind in kinds.items()}
+
+    def _say_chosen(self) -> None:
+        """Print the licences of annotators that the environment has chosen."""
+        for part in self.manifest.needed_parts:
+            if part.option:
+                print(f"{part.option} is used because it was chosen. Licence: {part.licence}", flush=True)
 
     def model(self, model_class: type, part: str, mapped: bool = False) -> Any:
         """A part as a `model_class`. Raises WeightsMismatch if its tensors are not the model's.
@@ -133,7 +140,7 @@ class Bundle:
     def files(self, *parts: str) -> list[Path]:
         """The files of `parts`, or of all that are needed if none is named."""
         chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
-        return [self.root / self.manifest.name / path for part in chosen for path in part.paths]
+        return [self.root / part.bundle / path for part in chosen for path in part.paths]
 
     def _check_pooling(self, part: str, expected: bool) -> None:
         """Raise WeightsMismatch if a ControlNet's config says otherwise. No tensor would show it."""
@@ -215,15 +222,16 @@ def use_threads(threads: int | None, device: torch.device, environ: Mapping[str,
 
 def _make_present(manifest: Manifest, root: Path, in_container: bool) -> None:
     """Check a bundle's files, and in the container fetch what is absent. Raises WeightsError."""
-    if in_container and not manifest.embedded and read_lock(manifest, root) is None:
+    layers = [layer for layer in manifest.layers if not layer.embedded]
+    if in_container and (unlocked := [layer.name for layer in layers if read_lock(layer, root) is None]):
         raise WeightsError(
-            f"The container starts with locked weights only, and {manifest.name} has no lock: run script/lock-weights "
-            f"{manifest.name} and build it again."
+            f"The container starts with locked weights only, and {unlocked[0]} has no lock: run script/lock-weights "
+            f"{unlocked[0]} and build it again."
         )
     try:
         check(manifest, root)
     except WeightsError:
-        if manifest.embedded or not in_container:
+        if not layers or not in_container:
             raise
         download(manifest, root, require_lock=True)
         check(manifest, root)

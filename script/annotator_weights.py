@@ -168,6 +168,48 @@ def make_openpose_cmu(folder: Path, dtype: torch.dtype = torch.float16) -> None:
         torch.save(published, folder / file)
 
 
+def make_openpose_dwpose(folder: Path) -> None:
+    """Networks with the published inputs and outputs, which find two people in every picture. Their size is not that
+    of the published ones: they are a few constants, of which each picture changes the numbers a little."""
+    from controlnet.maps.annotators import openpose_dwpose
+    from controlnet.maps.annotators.whole_body import BINS, CELLS, JOINTS, POSE_HEIGHT, POSE_WIDTH, VALUES
+
+    cells = torch.zeros(1, CELLS, VALUES)
+    cells[0, :, 4:] = torch.rand(CELLS, VALUES - 4) / 4  # not enough for a person
+    # The last 400 cells are those of 32 pixels. A square of 640 pixels is seen, whatever the picture's shape.
+    for row, column in ((3, 2), (5, 6)):
+        cells[0, CELLS - 400 + 20 * row + column, :6] = torch.tensor((0.5, 0.5, 1.5, 2.0, 0.9, 0.9))
+    write_onnx(folder / openpose_dwpose.DETECTOR_FILE, "images", (1, 3, 640, 640), {"output": cells}, change=1e-4)
+    across, down = (torch.rand(1, JOINTS, BINS * side) for side in (POSE_WIDTH, POSE_HEIGHT))
+    outputs = {"simcc_x": across, "simcc_y": down}
+    shape = ("batch", 3, POSE_HEIGHT, POSE_WIDTH)
+    write_onnx(folder / openpose_dwpose.POSE_FILE, "input", shape, outputs, change=0.1)
+
+
+def write_onnx(
+    file: Path, name: str, shape: tuple[int | str, ...], outputs: dict[str, torch.Tensor], change: float = 0.0
+) -> None:
+    """Write an ONNX network whose outputs are constants plus `change` times the mean of its input, which has `shape`.
+
+    Names and sides of `shape` are those of the file's graph; a word stands for any number of pictures.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("ReduceMean", [name], ["mean"], keepdims=0)]
+    constants = [numpy_helper.from_array(torch.tensor(change).numpy(), "change")]
+    nodes.append(helper.make_node("Mul", ["mean", "change"], ["added"]))
+    results = []
+    for output, tensor in outputs.items():
+        constants.append(numpy_helper.from_array(tensor.numpy(), f"{output}_constant"))
+        nodes.append(helper.make_node("Add", [f"{output}_constant", "added"], [output]))
+        results.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, [shape[0], *tensor.shape[1:]]))
+    taken = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
+    graph = helper.make_graph(nodes, "stand_in", taken, results, constants)
+    opsets = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(file))
+
+
 def _he_normal(build: Callable[[], torch.nn.Module]) -> Any:
     """A network whose outputs depend on its input, initialized as by K. He et al. (ICCV 2015).
 
@@ -221,6 +263,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "annotator/upernet": make_upernet,
     "annotator/person_detector": make_person_detector,
     "annotator/vitpose": make_vitpose,
+    "annotator/openpose_dwpose": make_openpose_dwpose,
     "annotator/openpose_cmu": make_openpose_cmu,
     "annotator/lineart": make_lineart,
     "annotator/lineart_anime": make_lineart_anime,

@@ -33,21 +33,28 @@ def write_bundle(
 ) -> Path:
     """Write the bundle `name` into root/<name>, and then its manifest next to it. Returns the manifest's path.
 
-    Only one part is in memory at a time. The parts of an option are written if the option is on (Manifest.options).
-    `say` gets a line per part: name, size, seconds. Raises FileExistsError if the folder exists, because it may hold
-    real weights.
+    A bundle that it extends is written too, without the parts that are replaced. Only one part is in memory at a time.
+    The parts of an annotator that must be chosen are written if the environment chooses it (Manifest.options). `say`
+    gets a line per part: name, size, seconds. Raises FileExistsError if the folder exists, because it may hold real
+    weights.
     """
     source = WEIGHTS / f"{name}.toml"
     manifest = Manifest.read(source)
-    folder = root / name
-    if folder.exists() or root.resolve() == WEIGHTS:
-        raise FileExistsError(f"{folder} exists or is for real weights: name another folder.")
+    for layer in manifest.layers:
+        folder = root / layer.name
+        if folder.exists() or root.resolve() == WEIGHTS:
+            raise FileExistsError(f"{folder} exists or is for real weights: name another folder.")
+        _write_parts(layer, folder, small, seed, say)
+        shutil.copy(source.with_name(f"{layer.name}.toml"), root)
+    return root / source.name
+
+
+def _write_parts(manifest: Manifest, folder: Path, small: bool, seed: int, say: Callable[[str], None]) -> None:
     for part in manifest.needed_parts:
         started = time.perf_counter()
         write_part(part, folder, SMALL if small else FULL, zlib.crc32(f"{seed} {part.name}".encode()))
         size = sum((folder / path).stat().st_size for path in part.paths)
         say(f"{part.name}: {size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
-    return Path(shutil.copy(source, root))
 
 
 def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:

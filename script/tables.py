@@ -8,9 +8,11 @@ from typing import Any
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.serving.schema import openapi_schema
-from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names, option_variable
+from controlnet.weights.entries import choice_variable
+from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names
 
-BUNDLES = bundle_names()
+BUNDLES = [name for name in bundle_names() if Manifest.read(WEIGHTS / f"{name}.toml").base is None]
+"""Those that extend another are left out: they are somebody's own."""
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -55,7 +57,7 @@ def _json(value: Any) -> str:
 
 def conditioners() -> str:
     """All conditioners, and the annotator that draws the map in each bundle."""
-    bundles = [Manifest.read(WEIGHTS / f"{name}.toml") for name in bundle_names()]
+    bundles = [Manifest.read(WEIGHTS / f"{name}.toml") for name in BUNDLES]
     rows = []
     for conditioner in CONDITIONERS:
         drawn = [_annotator(bundle, conditioner.name) for bundle in bundles]
@@ -69,9 +71,9 @@ def _annotator(bundle: Manifest, conditioner: str) -> str:
     if entry is None:
         return "not in this bundle"
     drawn = _description(bundle, entry.annotator)
-    if not entry.option:
-        return drawn
-    return f"{drawn}; with `{option_variable(entry.option)}=1`: {_description(bundle, entry.option)}"
+    others = entry.others.items()
+    variable = choice_variable(conditioner)
+    return "; ".join([drawn, *(f"with `{variable}={word}`: {_description(bundle, kind)}" for word, kind in others)])
 
 
 def _description(bundle: Manifest, name: str) -> str:
@@ -83,7 +85,7 @@ def _description(bundle: Manifest, name: str) -> str:
 def bundles() -> str:
     """All bundles and what they need."""
     rows = []
-    for name in bundle_names():
+    for name in BUNDLES:
         bundle = Manifest.read(WEIGHTS / f"{name}.toml")
         base = ", ".join(sorted({part.licence for part in bundle.parts if not part.name.startswith("annotator/")}))
         held = "all" if len(bundle.conditioners) == len(CONDITIONERS) else ", ".join(bundle.conditioners)

@@ -185,11 +185,19 @@ def test_the_small_test_bundle_has_tinys_manifest(root: Path) -> None:
     assert Manifest.read(root / "small.toml").paths == tiny.paths
 
 
-@pytest.mark.parametrize(("value", "kind"), [("1", "openpose_cmu"), ("0", "openpose")])
-def test_an_option_replaces_its_annotator(value: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = Manifest.read(WEIGHTS / "sd15.toml", {"CONTROLNET_OPENPOSE_CMU": value})
+@pytest.mark.parametrize(("value", "kind"), [
+    ("cmu", "openpose_cmu"), ("dwpose", "openpose_dwpose"), ("", "openpose"),
+])  # fmt: skip
+def test_a_chosen_annotator_replaces_the_first(value: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    manifest = Manifest.read(WEIGHTS / "sd15.toml", {"CONTROLNET_OPENPOSE": value})
     bundle = Bundle(manifest, WEIGHTS, torch.device("cpu"), torch.float32)
     monkeypatch.setattr(bundle, "_annotator", lambda name: name)
     assert bundle.annotators()["openpose"] == kind
+    said = (
+        f"{kind} is used because it was chosen. Licence: {manifest.part(f'annotator/{kind}').licence}\n"
+        if value
+        else ""
+    )
+    assert capsys.readouterr().out == said and ("non-commercial" in said) == bool(value)
     read = [str(file.relative_to(WEIGHTS / "sd15")) for file in bundle.files()]
     assert read == list(manifest.needed_paths)

@@ -17,7 +17,7 @@ def test_every_annotator_of_a_bundle_is_a_kind(bundle: str) -> None:
         where = (
             f"weights/{bundle}.toml names it for {name}; controlnet/maps/annotators/__init__.py: ANNOTATORS lacks it"
         )
-        assert {entry.annotator, entry.option} - {""} <= set(ANNOTATORS), where
+        assert set(entry.annotators.values()) <= set(ANNOTATORS), where
 
 
 def test_only_lines_and_skeletons_have_blank_parts() -> None:

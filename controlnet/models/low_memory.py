@@ -57,7 +57,7 @@ def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype) -> int:
     `root` is the folder that contains the bundle's folder.
     """
     weights = sum(
-        _in_memory(root / manifest.name / path, None if part.name.startswith("annotator/") else dtype)
+        _in_memory(root / part.bundle / path, None if part.name.startswith("annotator/") else dtype)
         for part in manifest.needed_parts
         for path in part.paths
         if path.endswith(TENSOR_FILES)

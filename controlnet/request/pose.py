@@ -6,7 +6,7 @@ editors of web UIs write it. Drawing them is in controlnet/maps/annotators/skele
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from reprlib import repr as brief
 from typing import Any, TypeGuard
@@ -66,6 +66,12 @@ class Pose:
         """The same person with every x times `across` and every y times `down`."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Pose(**{name: part and tuple(_scaled(j, across, down) for j in part) for name, part in parts.items()})
+
+    def only(self, parts: Collection[str]) -> "Pose":
+        """The body with those of "hands" and "face" that `parts` names."""
+        hands, face = "hands" in parts, "face" in parts
+        left, right = (self.left_hand, self.right_hand) if hands else (None, None)
+        return Pose(self.body, left_hand=left, right_hand=right, face=self.face if face else None)
 
     def joints(self) -> Iterator[tuple[float, float]]:
         """Every known joint of every part."""

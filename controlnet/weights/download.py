@@ -45,9 +45,16 @@ def download(
     """Download and verify the files that the bundle needs. Write a lock of all its files first if there is none.
 
     Files come from the locked commits and must have the locked hashes. Right files are not fetched again, wrong files
-    are replaced. A new lock is described to `say`; `require_lock` forbids to write one. An embedded bundle is only
-    checked. Raises WeightsError; the next run resumes.
+    are replaced. A new lock is described to `say`; `require_lock` forbids to write one. What is not on the hub
+    (embedded and imported files) is only checked. The bundle that it extends comes first. Raises WeightsError; the next
+    run resumes.
     """
+    for layer in manifest.layers:
+        _download(layer, root, require_lock, progress, say)
+
+
+def _download(manifest: Manifest, root: Path, require_lock: bool, progress: bool, say: Callable[[str], None]) -> None:
+    """The same for the files of one folder."""
     if manifest.embedded:
         return check(manifest, root)
     pinned = read_lock(manifest, root)
@@ -73,15 +80,18 @@ def download(
         transfer.bar.reset(total=sum(file.size for file in to_fetch))
         _in_parallel(lambda file: _fetch_verified(file, folder, transfer), to_fetch, transfer)
         shutil.rmtree(folder / STAGING, ignore_errors=True)
+    check(manifest, root)  # for files that are not on the hub
 
 
 def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> Lock:
-    """Write the bundle's lock: from the hub's current files, or for an embedded bundle from the files on disk.
+    """Write the bundle's lock: from the hub's current files, and for files that are not on the hub from those on disk.
 
-    Only files whose sha256 the hub does not list are fetched for it; they are small. Returns the lock.
+    Only files whose sha256 the hub does not list are fetched for it; they are small. The bundle that it extends keeps
+    its own lock. Returns the lock.
     """
-    if manifest.embedded:
-        written = _lock_on_disk(manifest, root)
+    manifest = manifest.layers[-1]
+    if not any(part.repo for part in manifest.parts):
+        written = Lock(manifest.name, (), _files_on_disk(manifest, root))
     else:
         with _transfer(manifest, progress) as transfer, tempfile.TemporaryDirectory() as folder:
             written = _lock_on_hub(manifest, root, Path(folder), transfer)
@@ -91,9 +101,11 @@ def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> 
 
 def describe(lock: Lock, manifest: Manifest, root: Path) -> str:
     """A new lock in words: its size, and which of its files nobody here knew beforehand."""
+    manifest = manifest.layers[-1]
     size, count = sum(file.size for file in lock.files) / 1e9, len(lock.files)
     text = f"{manifest.name}: {count} files, {size:.2f} GB, locked in {root.name}/{lock_path(manifest, root).name}."
-    if manifest.embedded:
+    count = sum(len(part.paths) for part in manifest.parts if part.repo)
+    if not count:
         return text
     published = read_published(manifest, root)
     unknown = published.unknown(manifest)
@@ -121,11 +133,13 @@ def _lock_on_hub(manifest: Manifest, root: Path, folder: Path, transfer: Transfe
     files = [file if file.sha256 else replace(file, sha256=sha256(_staged(file, folder))) for file in files]
     published.compare(files, manifest)
     commits = {file.repo: file.commit for file in files}
-    sources = sorted({(part.repo, part.revision) for part in manifest.parts})
+    sources = sorted({(part.repo, part.revision) for part in manifest.parts if part.repo})
+    rows = {file.path: LockedFile(file.path, file.size, file.sha256 or "") for file in files}
+    rows |= {row.path: row for row in _files_on_disk(manifest, root)}
     return Lock(
         manifest.name,
         tuple(LockedRepo(repo, revision, commits[repo]) for repo, revision in sources),
-        tuple(LockedFile(file.path, file.size, file.sha256 or "") for file in files),
+        tuple(rows[path] for path in manifest.paths),
     )
 
 
@@ -133,17 +147,18 @@ def _locked_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
     return [
         RemoteFile(path, part.repo, pinned.commit(part), repo_path, pinned.file(path).size, pinned.file(path).sha256)
         for part in manifest.parts
+        if part.repo
         for path, repo_path in zip(part.paths, part.repo_paths, strict=True)
     ]
 
 
 def _files_on_hub(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]:
     """The files of the manifest at the current commits of its revisions, one commit per repo."""
-    sources = sorted({(part.repo, part.revision) for part in manifest.parts})
+    sources = sorted({(part.repo, part.revision) for part in manifest.parts if part.repo})
     found = _in_parallel(lambda source: repo_files(*source, transfer), sources, transfer)
     listings = dict(zip(sources, found, strict=True))
     files, missing, present = [], [], {}
-    for part in manifest.parts:
+    for part in (part for part in manifest.parts if part.repo):
         listing = listings[part.repo, part.revision]
         for path, repo_path in zip(part.paths, part.repo_paths, strict=True):
             if repo_path in listing:
@@ -162,7 +177,7 @@ def _files_on_hub(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]:
 
 def _weight_files(listing: Iterable[str], folder: str) -> str:
     """The repo's files of tensors in words, at most _LISTED of them, those in `folder` first."""
-    names = [name for name in listing if name.endswith(TENSOR_FILES)]
+    names = [name for name in listing if name.endswith((*TENSOR_FILES, ".onnx"))]
     names.sort(key=lambda name: (not name.startswith(f"{folder}/"), name))
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"these weight files: {', '.join(names[:_LISTED])}{more}" if names else "no weight files"
@@ -253,15 +268,15 @@ def _check_space(files: list[RemoteFile], folder: Path) -> None:
         )
 
 
-def _lock_on_disk(manifest: Manifest, root: Path) -> Lock:
-    folder = root / manifest.name
-    if missing := [path for path in manifest.paths if not (folder / path).is_file()]:
+def _files_on_disk(manifest: Manifest, root: Path) -> tuple[LockedFile, ...]:
+    """The rows of a lock for the files that are not on the hub. Raises WeightsError if one is missing."""
+    folder, paths = root / manifest.name, [path for part in manifest.parts if not part.repo for path in part.paths]
+    if missing := [path for path in paths if not (folder / path).is_file()]:
         raise WeightsError(
             f"{manifest.name} cannot be locked without its files; missing: {', '.join(missing)}."
             f" Repair: {repair_command(manifest)}"
         )
-    rows = (LockedFile(path, (folder / path).stat().st_size, sha256(folder / path)) for path in manifest.paths)
-    return Lock(manifest.name, (), tuple(rows))
+    return tuple(LockedFile(path, (folder / path).stat().st_size, sha256(folder / path)) for path in paths)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Check that a bundle's files are present and right. Works with files and hashes only, and imports no models.
 
 `check` compares presence and size in milliseconds, so it runs before every start. `verify` reads every byte. Both
-collect all faults and raise once, with the command that repairs them. download.py fetches files. Parts that belong to
-an option that is off are ignored (Manifest.options).
+collect all faults and raise once, with the commands that repair them. download.py fetches files. Parts of annotators
+that are not chosen are ignored (Manifest.options). A bundle that extends another is checked with that one's files.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from controlnet.weights.lockfile import Lock, WeightsError, read_lock
-from controlnet.weights.manifest import WEIGHTS, Manifest, option_variable
+from controlnet.weights.manifest import WEIGHTS, Manifest
 
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
-"""Suffixes of the files that hold tensors."""
+"""Suffixes of the files that hold tensors of PyTorch."""
 
 
 def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
@@ -23,17 +23,24 @@ def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
 
     Without a lock, an empty file is the only one whose size is known to be wrong.
     """
-    lock = read_lock(manifest, root)
-    _raise_faults(manifest, root, _size_faults(manifest, root, lock))
+    layers = manifest.layers
+    _raise_faults(manifest, root, [(layer, _size_faults(layer, root, read_lock(layer, root))) for layer in layers])
 
 
 def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
     """Raise WeightsError with all faults unless every needed file has the locked size and sha256."""
-    lock = read_lock(manifest, root)
-    if lock is None:
-        raise WeightsError(
-            f"{manifest.name} has no lock to verify its files against. Write one: script/lock-weights {manifest.name}"
-        )
+    faults = []
+    for layer in manifest.layers:
+        lock = read_lock(layer, root)
+        if lock is None:
+            raise WeightsError(
+                f"{layer.name} has no lock to verify its files against. Write one: script/lock-weights {layer.name}"
+            )
+        faults.append((layer, _content_faults(layer, root, lock)))
+    _raise_faults(manifest, root, faults)
+
+
+def _content_faults(manifest: Manifest, root: Path, lock: Lock) -> dict[str, str]:
     faults = _size_faults(manifest, root, lock)
     right_size = [path for path in manifest.needed_paths if path not in faults]
 
@@ -43,8 +50,7 @@ def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
 
     # hashlib releases the interpreter's lock, so threads hash in parallel.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults |= _only_faults(zip(right_size, pool.map(hash_fault, right_size), strict=True))
-    _raise_faults(manifest, root, faults)
+        return faults | _only_faults(zip(right_size, pool.map(hash_fault, right_size), strict=True))
 
 
 def sha256(path: Path) -> str:
@@ -69,11 +75,13 @@ def size_fault(path: Path, expected: int | None) -> str | None:
 
 
 def repair_command(manifest: Manifest) -> str:
-    """The command that repairs a bundle's files."""
+    """The command that repairs the files in the bundle's own folder."""
     if manifest.embedded:
         return f"git checkout HEAD -- weights/{manifest.name}"
-    options = "".join(f"{option_variable(option)}=1 " for option in sorted(manifest.options))
-    return f"{options}script/download-weights {manifest.name}"
+    if not any(part.repo for part in manifest.parts):
+        return f"script/import-checkpoint FILE --name {manifest.name} --replace, with the file that it was made from"
+    chosen = "".join(f"{variable}={word} " for variable, word in manifest.choices().items())
+    return f"{chosen}script/download-weights {manifest.name}"
 
 
 def _size_faults(manifest: Manifest, root: Path, lock: Lock | None) -> dict[str, str]:
@@ -87,11 +95,18 @@ def _only_faults(findings: Iterable[tuple[str, str | None]]) -> dict[str, str]:
     return {path: fault for path, fault in findings if fault is not None}
 
 
-def _raise_faults(manifest: Manifest, root: Path, faults: dict[str, str]) -> None:
-    if not faults:
+def _raise_faults(manifest: Manifest, root: Path, layers: list[tuple[Manifest, dict[str, str]]]) -> None:
+    """Raise WeightsError if a layer of the manifest has a fault."""
+    found = [(layer, faults) for layer, faults in layers if faults]
+    if not found:
         return
-    # Listed in the manifest's order.
-    lines = [f"  {root.name}/{manifest.name}/{path}: {faults[path]}" for path in manifest.paths if path in faults]
+    # Listed in the manifests' order.
+    lines = [
+        f"  {root.name}/{layer.name}/{path}: {faults[path]}"
+        for layer, faults in found
+        for path in layer.paths
+        if path in faults
+    ]
     count = "1 file is" if len(lines) == 1 else f"{len(lines)} files are"
     heading = f"The weights of {manifest.name} cannot be used: {count} missing or wrong."
-    raise WeightsError("\n".join([heading, *lines, f"Repair: {repair_command(manifest)}"]))
+    raise WeightsError("\n".join([heading, *lines, *(f"Repair: {repair_command(layer)}" for layer, _ in found)]))

@@ -2,16 +2,19 @@
 
 Reading is strict: a misspelt key must not silently become a default, and a file name must not lead a download out of
 the bundle's folder. No model is imported here, so scripts can choose a bundle before they start anything heavy.
+
+A manifest may extend another: it lists only what differs, and shares the files of all other parts with that bundle.
 """
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from controlnet.weights.entries import ConditionerEntry, choice_variable, chosen, read_entries
+from controlnet.weights.parts import BUNDLE_NAME, Part, read_parts, replaced
 from controlnet.weights.toml_table import ManifestError, Table
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -19,17 +22,6 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 BUNDLE = "CONTROLNET_BUNDLE"
 """Environment variable: the bundle's name."""
 _PREFERRED, _FALLBACK = "sd15", "tiny"  # the bundle if BUNDLE is not set: see choose_bundle
-
-_BUNDLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_PART_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# No component starts with a dot: that excludes "..", and the download's staging folder has a dotted name.
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
-
-
-def option_variable(option: str) -> str:
-    """The environment variable that is 1 to switch an option on: CONTROLNET_OPENPOSE_CMU for openpose_cmu."""
-    return f"CONTROLNET_{option.upper()}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,8 @@ class Defaults:
     scheduler: str
     control_mode: str = "balanced"
     """A key of controlnet.request.modes.CONTROL_MODES."""
+    clip_skip: int = 1
+    """The layer of the text encoder that the base model was trained with, counted from the last, which is 1."""
 
 
 @dataclass(frozen=True)
@@ -74,46 +68,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ConditionerEntry:
-    """A conditioner of the bundle. Its ControlNet is the part controlnet/<conditioner>."""
-
-    annotator: str
-    """Name of the AnnotatorKind that draws its control map: a key of controlnet.maps.annotators.ANNOTATORS."""
-    option: str = ""
-    """Another key, used instead if the environment switches it on (option_variable). Empty if there is none."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A folder of files that are loaded together: one model, one tokenizer, one annotator."""
-
-    name: str
-    """Also its folder below weights/<bundle>/."""
-    files: tuple[str, ...]
-    """Relative to the part's folder, both on disk and on the hub."""
-    licence: str
-    purpose: str
-    repo: str = ""
-    """owner/name on the hub; empty in an embedded bundle, whose files are in git."""
-    revision: str = ""
-    """A branch, tag or commit of the repo. The lock pins it to a commit."""
-    folder: str = ""
-    """Folder of the files inside the repo; empty for its root."""
-    option: str = ""
-    """The only option that needs the part. While it is off, the part is not fetched and may be missing."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The files relative to the bundle's folder, with forward slashes: "unet/config.json"."""
-        return tuple(f"{self.name}/{file}" for file in self.files)
-
-    @property
-    def repo_paths(self) -> tuple[str, ...]:
-        """The files relative to the repo's root, in the order of `paths`."""
-        return tuple(f"{self.folder}/{file}" if self.folder else file for file in self.files)
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A weights bundle as its manifest describes it."""
 
@@ -131,50 +85,84 @@ class Manifest:
     limits: Limits
     conditioners: dict[str, ConditionerEntry]
     parts: tuple[Part, ...]
+    """With those of the bundle that it extends, except those that it replaces."""
     made: dict[str, Any]
-    """How an embedded bundle was made (commit, seed, steps, hardware, data). Its keys are free."""
-    options: frozenset[str]
-    """The options that are on."""
+    """How an embedded or imported bundle was made (commit, seed, steps, hardware, data). Its keys are free."""
+    chosen: dict[str, str]
+    """For each conditioner whose annotator is not its first, the word that chooses it."""
     fast: Fast | None = None
     """How to paint in few steps. None if the bundle cannot."""
     cpu_threads: int | None = None
     """With how many threads the bundle is fastest without a GPU. None leaves it to PyTorch: one per core."""
+    base: "Manifest | None" = None
+    """The bundle that it extends."""
+    left_out: frozenset[str] = field(default=frozenset())
+    """Names of parts that are not needed: those of a base that the bundle above it replaces."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All files of the bundle relative to its folder, in the manifest's order, including those of all options."""
+        """All files relative to their bundle's folder, in the manifest's order, also those of unused annotators."""
         return tuple(path for part in self.parts for path in part.paths)
 
     @property
+    def options(self) -> frozenset[str]:
+        """The annotators that the environment has chosen in the place of a conditioner's first."""
+        return frozenset(self.annotator(conditioner) for conditioner in self.chosen)
+
+    @property
     def needed_parts(self) -> tuple[Part, ...]:
-        """All parts except those of options that are off, in the manifest's order."""
-        return tuple(part for part in self.parts if not part.option or part.option in self.options)
+        """All parts but those of annotators that are not chosen, and those left out; in the manifest's order."""
+        chosen = (part for part in self.parts if not part.option or part.option in self.options)
+        return tuple(part for part in chosen if part.name not in self.left_out)
 
     @property
     def needed_paths(self) -> tuple[str, ...]:
         """The files of the needed parts, like `paths`."""
         return tuple(path for part in self.needed_parts for path in part.paths)
 
+    @property
+    def layers(self) -> "tuple[Manifest, ...]":
+        """The bundle as one manifest for each folder that has files of it, the base first.
+
+        Each has the parts of one folder and a lock of its own; the base's without the parts that are replaced.
+        """
+        if self.base is None:
+            return (self,)
+        own = replace(self, parts=tuple(part for part in self.parts if part.bundle == self.name), base=None)
+        left_out = frozenset(part.name for part in own.parts)
+        return (replace(self.base, left_out=left_out, conditioners=self.conditioners, chosen=self.chosen), own)
+
+    def part(self, name: str) -> Part:
+        """The part of that name. Raises KeyError if there is none."""
+        return {part.name: part for part in self.parts}[name]
+
     def annotator(self, conditioner: str) -> str:
-        """Name of the AnnotatorKind that draws the conditioner's map: its option if that is on."""
+        """Name of the AnnotatorKind that draws the conditioner's map: the chosen one, or else its first."""
         entry = self.conditioners[conditioner]
-        return entry.option if entry.option in self.options else entry.annotator
+        return entry.annotators[self.chosen[conditioner]] if conditioner in self.chosen else entry.annotator
+
+    def choices(self) -> dict[str, str]:
+        """The environment variables that choose other annotators than the first, with their values."""
+        return {choice_variable(conditioner): word for conditioner, word in sorted(self.chosen.items())}
 
     @classmethod
     def read(cls, path: Path, environ: Mapping[str, str] = os.environ) -> "Manifest":
-        """Read weights/<bundle>.toml. `environ` switches options on (option_variable).
+        """Read weights/<bundle>.toml, and the one that it extends. `environ` chooses annotators (choice_variable).
 
         Raises ManifestError for anything missing, misspelt or of the wrong type.
         """
+        values = _read_toml(path)
         source = f"{path.parent.name}/{path.name}"
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            known = ", ".join(bundle_names(path.parent)) or "none"
-            raise ManifestError(f"There is no bundle named {path.stem!r}. Bundles with a manifest: {known}.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{source}: not readable as TOML: {error}.") from error
-        manifest = _read_manifest(Table(values, source), environ)
+        base = None
+        if "extends" in values:
+            name = Table({"extends": values.pop("extends")}, source).name("extends", BUNDLE_NAME, "sd15")
+            base_path = path.with_name(f"{name}.toml")
+            inherited = _read_toml(base_path)
+            if "extends" in inherited:
+                raise ManifestError(f"{source}: extends: {name} extends {inherited['extends']}: extend that one.")
+            base = cls.read(base_path, environ)
+            values = _with_inherited(values, inherited)
+        manifest = _read_manifest(Table(values, source), environ, base)
         if manifest.name != path.stem:
             raise ManifestError(f"{source}: name: expected {path.stem!r}, as the file is named, got {manifest.name!r}.")
         return manifest
@@ -199,13 +187,37 @@ def choose_bundle(environ: Mapping[str, str], root: Path = WEIGHTS) -> tuple[str
     return _FALLBACK, f"no {_PREFERRED} weights: script/download-weights {_PREFERRED}"
 
 
-def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(bundle_names(path.parent)) or "none"
+        raise ManifestError(f"There is no bundle named {path.stem!r}. Bundles with a manifest: {known}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path.parent.name}/{path.name}: not readable as TOML: {error}.") from error
+
+
+_INHERITED_TABLES = ("needs", "defaults", "limits", "fast", "conditioners")
+_NOT_INHERITED = ("name", "title", "summary", "embedded", "parts", "made")
+
+
+def _with_inherited(values: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a manifest with those that it takes from the one that it extends. Its tables may be incomplete."""
+    shared = {key: value for key, value in inherited.items() if key not in _NOT_INHERITED}
+    merged = shared | dict(values)
+    for key in _INHERITED_TABLES:
+        if key in shared and type(merged[key]) is dict:
+            merged[key] = shared[key] | merged[key]
+    return merged
+
+
+def _read_manifest(table: Table, environ: Mapping[str, str], base: Manifest | None) -> Manifest:
     embedded = table.take("embedded", bool, False)
-    parts = _read_parts(table, embedded)
-    conditioners = _read_conditioners(table.table("conditioners"))
-    options = {entry.option for entry in conditioners.values() if entry.option}
+    name = table.name("name", BUNDLE_NAME, "sd15")
+    own = read_parts(table, name, embedded, extends=base is not None)
+    conditioners = read_entries(table.table("conditioners"))
     manifest = Manifest(
-        name=table.name("name", _BUNDLE_NAME, "sd15"),
+        name=name,
         title=table.text("title"),
         summary=table.text("summary"),
         needs=_read_needs(table.table("needs")),
@@ -215,11 +227,12 @@ def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
         defaults=_read_defaults(table.table("defaults")),
         limits=_read_limits(table.table("limits")),
         conditioners=conditioners,
-        parts=parts,
+        parts=replaced(base.parts, own) if base else own,
         made=table.table("made", default={}).take_rest(),
-        options=frozenset(option for option in options if environ.get(option_variable(option)) == "1"),
         fast=_read_fast(table.table("fast")) if "fast" in table.remaining_keys() else None,
+        chosen=chosen(conditioners, environ),
         cpu_threads=table.number("cpu_threads", 1) if "cpu_threads" in table.remaining_keys() else None,
+        base=base,
     )
     _check_names(table, manifest)
     table.close()
@@ -227,12 +240,12 @@ def _read_manifest(table: Table, environ: Mapping[str, str]) -> Manifest:
 
 
 def _check_names(table: Table, manifest: Manifest) -> None:
-    """Raise ManifestError unless every part and option that another entry names exists."""
+    """Raise ManifestError unless every part and annotator that another entry names exists."""
     names = {part.name for part in manifest.parts if not part.option}
-    options = {entry.option for entry in manifest.conditioners.values()}
+    options = {kind for entry in manifest.conditioners.values() for kind in entry.others.values()}
     for number, part in enumerate(manifest.parts, start=1):
         if part.option and part.option not in options:
-            raise table.error(f"parts[{number}].option", f"no conditioner has the option {part.option!r}")
+            raise table.error(f"parts[{number}].option", f"no conditioner can choose the annotator {part.option!r}")
     for conditioner in manifest.conditioners:
         if f"controlnet/{conditioner}" not in names:
             raise table.error(f"conditioners.{conditioner}", f"there is no part named 'controlnet/{conditioner}'")
@@ -258,6 +271,7 @@ def _read_defaults(table: Table) -> Defaults:
         guidance_scale=table.number("guidance_scale", 0, float),
         scheduler=table.text("scheduler"),
         control_mode=table.text("control_mode", "balanced"),
+        clip_skip=table.number("clip_skip", 1) if "clip_skip" in table.remaining_keys() else 1,
     )
     table.close()
     return defaults
@@ -269,7 +283,7 @@ def _read_fast(table: Table) -> Fast:
         if len(pair) != 2 or not all(isinstance(value, int | float) for value in pair) or pair[0] > pair[1]:
             raise table.error(key, f"expected the least and the most, such as [2, 8], got {pair}")
     fast = Fast(
-        part=table.name("part", _PART_NAME, "lora/fast"),
+        part=table.text("part"),
         num_inference_steps=table.number("num_inference_steps", 1),
         guidance_scale=table.number("guidance_scale", 0, float),
         scheduler=table.text("scheduler"),
@@ -286,51 +300,3 @@ def _read_limits(table: Table) -> Limits:
     limits = Limits(pixels, upscaled)
     table.close()
     return limits
-
-
-def _read_conditioners(table: Table) -> dict[str, ConditionerEntry]:
-    entries = {}
-    for conditioner in table.remaining_keys():
-        entry = table.table(conditioner)
-        option = entry.name("option", _BUNDLE_NAME, "openpose_cmu", default="")
-        entries[conditioner] = ConditionerEntry(entry.text("annotator"), option)
-        entry.close()
-    return entries
-
-
-def _read_parts(table: Table, embedded: bool) -> tuple[Part, ...]:
-    parts: list[Part] = []
-    seen: set[str] = set()
-    revisions: dict[str, str] = {}
-    for entry in table.tables("parts"):
-        part = _read_part(entry, embedded)
-        if any(part.name == other.name for other in parts):
-            raise entry.error("name", f"another part is already named {part.name!r}")
-        if twice := [path for path in part.paths if path in seen or part.paths.count(path) > 1]:
-            raise entry.error("files", f"{twice[0]!r} is named twice")
-        if revisions.setdefault(part.repo, part.revision) != part.revision:
-            raise entry.error("revision", f"expected {revisions[part.repo]!r} as for the other parts of {part.repo}")
-        seen.update(part.paths)
-        parts.append(part)
-    return tuple(parts)
-
-
-def _read_part(entry: Table, embedded: bool) -> Part:
-    name = entry.name("name", _PART_NAME, "controlnet/canny")
-    files = entry.take("files", list)
-    if not files:
-        raise entry.error("files", "expected at least one file name")
-    for file in files:
-        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
-            raise entry.error("files", f"expected a file name inside the part's folder, got {file!r}")
-    part = Part(name, tuple(files), licence=entry.text("licence"), purpose=entry.text("purpose"))
-    if not embedded:  # these four keys are unknown in an embedded bundle
-        part = replace(
-            part,
-            repo=entry.name("repo", _REPO, "owner/name"),
-            revision=entry.text("revision"),
-            folder=entry.name("folder", _FILE_NAME, "unet", default=""),
-            option=entry.name("option", _BUNDLE_NAME, "openpose_cmu", default=""),
-        )
-    entry.close()
-    return part

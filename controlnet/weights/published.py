@@ -70,6 +70,7 @@ class Published:
         return [
             path
             for part in manifest.parts
+            if part.repo
             for path, repo_path in zip(part.paths, part.repo_paths, strict=True)
             if (part.repo, repo_path) not in known
         ]

@@ -67,6 +67,10 @@ class Table:
     def table(self, key: str, default: dict[str, Any] | None = None) -> "Table":
         return Table(self.take(key, dict, default), self._source, f"{self._prefix}{key}.")
 
+    def is_table(self, key: str) -> bool:
+        """Whether the value of `key`, which is not taken out, is a table."""
+        return type(self._values.get(key)) is dict
+
     def tables(self, key: str) -> Iterator["Table"]:
         """Take out an array of tables. Their errors number them from 1: parts[1]."""
         for number, values in enumerate(self.take(key, list), start=1):

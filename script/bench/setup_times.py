@@ -149,7 +149,7 @@ def main() -> None:
         print(json.dumps(measure(options.way, options.bundle, options.weights)))
         return
     manifest = Manifest.read(options.weights / f"{options.bundle}.toml")
-    files = [options.weights / options.bundle / path for path in manifest.needed_paths]
+    files = [options.weights / part.bundle / path for part in manifest.needed_parts for path in part.paths]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     size = sum(file.stat().st_size for file in files)
     print(f"{options.bundle}: {len(manifest.needed_parts)} parts, {size / 1e9:.2f} GB of files; {device}\n")

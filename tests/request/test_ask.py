@@ -3,13 +3,13 @@
 import ast
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from support import ROOT
-from support.asks import FILE, asked
+from support.asks import FILE, FakeBundle, asked
 
 import predict
 from controlnet.request.ask import CONTROL_INPUTS, SUFFIXES, Ask, AskedControl
@@ -146,3 +146,9 @@ def test_values_are_checked_before_combinations_and_poses() -> None:
         asked(num_outputs=9, image_2=FILE)
     with pytest.raises(PoseError, match="not JSON"):
         asked(conditioner="openpose", pose_json="no json")
+
+
+def test_clip_skip_defaults_to_the_bundles() -> None:
+    bundle = FakeBundle()
+    bundle.defaults = replace(bundle.defaults, clip_skip=2)
+    assert [asked(bundle).clip_skip, asked(bundle, clip_skip=1).clip_skip, asked().clip_skip] == [2, 1, 1]

@@ -75,8 +75,8 @@ def test_a_random_bundle_has_exactly_the_files_of_the_manifest(sd15_root: Path) 
     assert (sd15_root / "sd15.toml").read_bytes() == (WEIGHTS / "sd15.toml").read_bytes()
 
 
-def test_files_of_an_option_are_written_if_it_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONTROLNET_OPENPOSE_CMU", "1")
+def test_files_of_an_annotator_are_written_if_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROLNET_OPENPOSE", "cmu")
 
     def write_empty(part: Part, root: Path, *rest: object) -> None:
         for path in part.paths:
@@ -86,7 +86,9 @@ def test_files_of_an_option_are_written_if_it_is_on(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("random_bundle.write_part", write_empty)
     write_bundle("sd15", tmp_path, small=True)
     written = {str(path.relative_to(tmp_path / "sd15")) for path in (tmp_path / "sd15").rglob("*") if path.is_file()}
-    assert written == set(SD15.paths) and "annotator/openpose_cmu/facenet.pth" in written - set(SD15.needed_paths)
+    others = set(SD15.part("annotator/openpose_dwpose").paths)
+    assert written == set(SD15.paths) - others > set(SD15.needed_paths)
+    assert "annotator/openpose_cmu/facenet.pth" in written
 
 
 def test_weights_have_the_precision_in_the_files_name(sd15_root: Path) -> None:

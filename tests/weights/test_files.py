@@ -123,8 +123,9 @@ def test_truncated_embedded_file_names_the_git_command(tmp_path: Path) -> None:
 
 
 def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
-    """The small bundle, but annotator/hed belongs to an option that is on or off."""
-    text = MANIFEST.replace("[conditioners]", '[conditioners]\nscribble = { annotator = "xdog", option = "fine_hed" }')
+    """The small bundle, but annotator/hed belongs to an annotator that is chosen or not."""
+    entry = 'scribble.annotator = { rough = "xdog", fine = "fine_hed" }'
+    text = MANIFEST.replace("[conditioners]", f"[conditioners]\n{entry}")
     text = text.replace('name = "annotator/hed"', 'name = "annotator/hed"\noption = "fine_hed"')
     net = (
         '\n[[parts]]\nname = "controlnet/scribble"\nrepo = "someone/net"\nrevision = "main"\nfiles = ["config.json"]\n'
@@ -132,7 +133,7 @@ def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
     (root / "small.toml").write_text(text + net + 'licence = "MIT"\npurpose = "Scribbles"\n')
     if ("someone/net", "main") not in hub.revisions:
         hub.publish("someone/net", {"config.json": CONFIG})
-    return Manifest.read(root / "small.toml", {"CONTROLNET_FINE_HED": "1" if on else "0"})
+    return Manifest.read(root / "small.toml", {"CONTROLNET_SCRIBBLE": "fine" if on else ""})
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["without a lock", "locked"])
@@ -146,10 +147,10 @@ def test_files_of_an_option_are_needed_only_if_it_is_on(hub: Hub, root: Path, lo
     verify(off, root)
     assert not file.exists()
     assert Lock.read(root / "small.lock").file("annotator/hed/hed.pth").size == len(HED), (
-        "the lock includes all options"
+        "the lock includes all annotators"
     )
     for action in (check, verify):
-        with pytest.raises(WeightsError, match=r"hed\.pth: missing[^$]*CONTROLNET_FINE_HED=1 script/download-weights"):
+        with pytest.raises(WeightsError, match=r"hed\.pth: missing[^$]*CONTROLNET_SCRIBBLE=fine script/download"):
             action(on, root)
     fetch(on, root)
     check(on, root)

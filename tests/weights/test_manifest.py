@@ -147,7 +147,7 @@ def test_manifests_have_the_parts_their_annotators_need(name: str) -> None:
     parts = {part.name for part in manifest.parts}
     assert manifest.conditioners
     entries = manifest.conditioners.values()
-    annotators = {name for entry in entries for name in (entry.annotator, entry.option) if name}
+    annotators = {name for entry in entries for name in entry.annotators.values()}
     needed = {part for annotator in annotators for part in ANNOTATORS[annotator].parts}
     assert needed == {part for part in parts if part.startswith("annotator/")}, "a part that no annotator needs"
     needed_without_options = {name for entry in entries for name in ANNOTATORS[entry.annotator].parts}
@@ -158,7 +158,7 @@ def test_manifests_have_the_parts_their_annotators_need(name: str) -> None:
 
 
 OPTIONAL = (
-    MINIMAL.replace('annotator = "canny"', 'annotator = "canny"\noption = "sharp_edges"')
+    MINIMAL.replace('annotator = "canny"', 'annotator = { plain = "canny", sharp = "sharp_edges" }')
     + """
 [[parts]]
 name = "annotator/sharp_edges"
@@ -172,29 +172,50 @@ purpose = "Sharper edges"
 )
 
 
-def test_option_is_off_unless_its_variable_is_1(read: Callable, tmp_path: Path) -> None:
+def test_another_annotator_is_used_only_if_its_word_is_chosen(read: Callable, tmp_path: Path) -> None:
     read(OPTIONAL)
     path = tmp_path / "small.toml"
     file = "annotator/sharp_edges/edges.pth"
-    for value in (None, "", "0", "true"):
-        off = Manifest.read(path, {} if value is None else {"CONTROLNET_SHARP_EDGES": value})
+    for environ in ({}, {"CONTROLNET_CANNY": ""}, {"CONTROLNET_CANNY": "plain"}):
+        off = Manifest.read(path, environ)
         assert off.annotator("canny") == "canny" and file in off.paths and file not in off.needed_paths
-    on = Manifest.read(path, {"CONTROLNET_SHARP_EDGES": "1"})
+        assert off.choices() == {}
+    on = Manifest.read(path, {"CONTROLNET_CANNY": "sharp"})
     assert on.annotator("canny") == "sharp_edges" and on.needed_paths == on.paths == off.paths
+    assert on.choices() == {"CONTROLNET_CANNY": "sharp"} and on.options == {"sharp_edges"}
     assert [part.name for part in on.parts if part not in off.needed_parts] == ["annotator/sharp_edges"]
+    with pytest.raises(ManifestError, match=r"^CONTROLNET_CANNY: expected plain or sharp, got 'Sharp'"):
+        Manifest.read(path, {"CONTROLNET_CANNY": "Sharp"})
 
 
-def test_option_defaults_to_the_process_environment(read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONTROLNET_SHARP_EDGES", "1")
+def test_the_choice_defaults_to_the_process_environment(read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROLNET_CANNY", "sharp")
     assert read(OPTIONAL).options == {"sharp_edges"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "kind"),
+    [
+        ({}, "openpose"),
+        ({"CONTROLNET_OPENPOSE": "vitpose"}, "openpose"),
+        ({"CONTROLNET_OPENPOSE": "cmu"}, "openpose_cmu"),
+        ({"CONTROLNET_OPENPOSE_CMU": "1"}, "openpose_cmu"),
+        ({"CONTROLNET_OPENPOSE_CMU": "0"}, "openpose"),
+        ({"CONTROLNET_OPENPOSE_CMU": "1", "CONTROLNET_OPENPOSE": "vitpose"}, "openpose"),
+    ],
+)
+def test_the_older_variable_still_chooses_cmu(environ: dict[str, str], kind: str) -> None:
+    assert Manifest.read(WEIGHTS / "sd15.toml", environ).annotator("openpose") == kind
+    assert Manifest.read(WEIGHTS / "tiny.toml", environ).annotator("openpose") == "tiny_openpose"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('\noption = "sharp_edges"\nrepo', '\noption = "blunt"\nrepo', "parts[3].option: no conditioner has"),
+        ('\noption = "sharp_edges"\nrepo', '\noption = "blunt"\nrepo', "parts[3].option: no conditioner can choose"),
         ('\noption = "sharp_edges"\nrepo', "\noption = true\nrepo", "parts[3].option: expected a string"),
-        ('\noption = "sharp_edges"\n\n', '\noption = "Sharp Edges"\n\n', "conditioners.canny.option: expected a name"),
+        ('sharp = "sharp_edges"', "sharp = 1", "conditioners.canny.annotator.sharp: expected a string"),
+        ('{ plain = "canny", sharp = "sharp_edges" }', "{}", "conditioners.canny.annotator: expected the name of an"),
         ('files = ["model.safetensors"]', 'files = ["a"]\noption = "sharp_edges"', "safety_checker: expected a part's"),
     ],
 )

@@ -112,7 +112,7 @@ def _bodies_only(knobs: Mapping[str, KnobValue]) -> str | None:
         return None
     return (
         f"The annotator in use finds people's bodies and no {' or '.join(lacking)}: leave pose_parts at body, send a "
-        "pose with these parts, or run the bundle sd15 with CONTROLNET_OPENPOSE_CMU=1."
+        "pose with these parts, or run the bundle sd15 with CONTROLNET_OPENPOSE=dwpose or cmu."
     )
 
 
@@ -170,6 +170,12 @@ ANNOTATORS: dict[str, AnnotatorKind] = {
             "annotator/vitpose",
             knobs=POSE,
             fault=_bodies_only,
+        ),
+        _kind(
+            "openpose_dwpose",
+            "Skeletons with hands and faces, by DWPose.",
+            "annotator/openpose_dwpose",
+            knobs=POSE,
         ),
         _kind(
             "openpose_cmu",

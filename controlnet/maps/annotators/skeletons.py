@@ -58,6 +58,8 @@ class PoseAnnotator:
     """RGB picture -> the bodies of the people in it, in its pixels."""
     more: Mapping[str, Callable[[Image.Image, Pose], Pose]] = field(default_factory=dict)
     """For "hands" and "face", if it finds them: the picture and a person -> the person with those."""
+    whole: bool = False
+    """Whether `find` finds hands and faces too, all at once."""
 
     def __call__(self, image: Image.Image, pose_parts: str = FOUND_PARTS) -> Image.Image:
         """RGB picture -> the skeletons of the people in it, on black. Its info has PEOPLE."""
@@ -67,9 +69,14 @@ class PoseAnnotator:
         return drawn
 
     def poses(self, image: Image.Image, pose_parts: str = FOUND_PARTS) -> list[Pose]:
-        """RGB picture -> the people in it, in its pixels, with the parts of POSE_PARTS[pose_parts], all in `more`."""
-        people = self.find(image)
-        for part in POSE_PARTS[pose_parts]:
+        """RGB picture -> the people in it, in its pixels, with the parts of POSE_PARTS[pose_parts] and no others.
+
+        These must be in `more`, unless `find` finds them.
+        """
+        people, parts = self.find(image), POSE_PARTS[pose_parts]
+        if self.whole:
+            return [person.only(parts) for person in people]
+        for part in parts:
             people = [self.more[part](image, person) for person in people]
         return people
 

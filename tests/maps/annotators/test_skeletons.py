@@ -133,5 +133,6 @@ def test_kinds_that_find_bodies_only_refuse_hands_and_faces(kind: str) -> None:
     assert fault({}) is None and fault({"pose_parts": "body"}) is None
     for choice, lacking in (("body_hands", "no hands:"), ("body_face", "no face:"), ("all", "no hands or face:")):
         sentence = fault({"pose_parts": choice})
-        assert sentence and lacking in sentence and sentence.endswith("CONTROLNET_OPENPOSE_CMU=1.")
-        assert ANNOTATORS["openpose_cmu"].fault({"pose_parts": choice}) is None
+        assert sentence and lacking in sentence and sentence.endswith("CONTROLNET_OPENPOSE=dwpose or cmu.")
+        for whole in ("openpose_cmu", "openpose_dwpose"):
+            assert ANNOTATORS[whole].fault({"pose_parts": choice}) is None

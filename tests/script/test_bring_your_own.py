@@ -1,0 +1,102 @@
+"""docs/bring-your-own.md: its manifests and commands, run in their order with random files of the published layout."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import import_checkpoint
+import pytest
+from random_bundle import write_part
+from random_models import SMALL
+from support import ROOT
+from support.hub import Hub
+from support.ldm_names import single_file
+from support.own_bundles import folder_with, opened, picture
+from support.small_bundle import point_at
+
+from controlnet.weights import cli
+from controlnet.weights.files import sha256
+from controlnet.weights.lockfile import Lock, LockedFile, LockedRepo
+from controlnet.weights.manifest import Manifest, Part
+
+pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of the unet:FutureWarning")
+PAGE = (ROOT / "docs/bring-your-own.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(toml|bash)\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_with(sd15_root, tmp_path)
+    lock_as_it_is(Manifest.read(root / "sd15.toml"), root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare_checkpoint(tmp_path / "Downloads/realistic_v5.safetensors", tmp_path)
+    pictures = {"sd15": {name: picture(opened(root, "sd15"), name) for name in ("canny", "scribble", "ip2p")}}
+    with Hub() as hub:
+        point_at(hub, monkeypatch)
+        for kind, text in BLOCKS:
+            if kind == "toml":
+                (root / f"{tomllib.loads(text)['name']}.toml").write_text(text)
+                prepare(Manifest.read(root / f"{tomllib.loads(text)['name']}.toml").layers[-1].parts[0], root, hub)
+                continue
+            for command, arguments, environ in commands(text):
+                if command == "predict":
+                    name, conditioner = environ["CONTROLNET_BUNDLE"], arguments[-1]
+                    pictures[name] = {conditioner: picture(opened(root, name), conditioner)}
+                elif command == "import-checkpoint":
+                    arguments[0] = str(Path(arguments[0]).expanduser())
+                    assert import_checkpoint.main(arguments, root) == 0
+                else:
+                    assert cli.main([command.removesuffix("-weights"), *arguments], root) == 0
+    assert list(pictures) == ["sd15", "realistic", "sd15-mse", "qrcode", "mine"]
+    for name, made in pictures.items():
+        for conditioner, pixels in made.items():
+            assert (pixels == pictures["sd15"][conditioner]) == (name == "sd15"), name
+    for name in ("realistic", "sd15-mse", "qrcode", "mine"):
+        assert cli.main(["verify", name], root) == 0
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """The scripts that a block of shell commands calls: name, arguments and environment.
+
+    Of script/predict the arguments are its conditioner, last.
+    """
+    for line in text.splitlines():
+        words = shlex.split(line)
+        environ = dict(word.split("=") for word in words if re.match(r"[A-Z_]+=", word))
+        script, *arguments = words[len(environ) :]
+        assert (ROOT / script).exists(), line
+        if script == "script/predict":
+            assert all(Path(name).name == "code.png" or (ROOT / name).exists() for name in re.findall(r"=@(\S+)", line))
+            arguments = [word.partition("=")[2] for word in arguments if word.startswith("conditioner=")]
+        yield script.removeprefix("script/"), arguments, environ
+
+
+def lock_as_it_is(manifest: Manifest, root: Path) -> None:
+    """Lock the files on disk, which no hub has, so that nothing is fetched for them."""
+    repos = sorted({(part.repo, part.revision) for part in manifest.parts})
+    files = [(path, root / manifest.name / path) for path in manifest.paths]
+    rows = [LockedFile(path, *(f.stat().st_size, sha256(f)) if f.exists() else (1, "0" * 64)) for path, f in files]
+    commits = tuple(LockedRepo(repo, revision, "0" * 40) for repo, revision in repos)
+    Lock(manifest.name, commits, tuple(rows)).write(root / f"{manifest.name}.lock")
+
+
+def prepare_checkpoint(file: Path, folder: Path) -> None:
+    """Write a checkpoint in one file, as if it had been downloaded."""
+    file.parent.mkdir()
+    for name in ("unet", "vae", "text_encoder"):
+        weights = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        part = Part(name, "any", ("config.json", f"{weights}.fp16.safetensors"), "", "")
+        write_part(part, folder / "models", SMALL, seed=len(name))
+    single_file(folder / "models", file)
+
+
+def prepare(part: Part, root: Path, hub: Hub) -> None:
+    """Put a part's random files on the hub, or where somebody's own files belong."""
+    if not part.repo:
+        return write_part(part, root / part.bundle, SMALL, seed=7)
+    write_part(part, root.parent / "hub" / part.bundle, SMALL, seed=8)
+    folder = root.parent / "hub" / part.bundle / part.name
+    hub.publish(part.repo, {file: (folder / file).read_bytes() for file in part.files})
+    return None
