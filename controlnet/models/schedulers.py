@@ -1,5 +1,6 @@
 """The schedulers (samplers) that a request can name, by the names of other Stable Diffusion models on Replicate."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,18 @@ class LMSFromAnyStep(LMSDiscreteScheduler):
 
     def step(self, model_output: Any, timestep: Any, sample: Any, order: int = 4, return_dict: bool = True) -> Any:
         return super().step(model_output, timestep, sample, min(order, len(self.derivatives) + 1), return_dict)
+
+    def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
+        """The integral of a Lagrange polynomial over step t, whose degree is order − 1 and at most 3.
+
+        Two points of Gauss and Legendre are exact for that. diffusers integrates with 21 points, at 4 ms a step.
+        """
+        levels = [float(self.sigmas[t - k]) for k in range(order)]
+        start, end = levels[0], float(self.sigmas[t + 1])
+        middle, half = (start + end) / 2, (end - start) / 2
+        own, others = levels[current_order], [level for k, level in enumerate(levels) if k != current_order]
+        points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
+        return half * sum(math.prod((point - other) / (own - other) for other in others) for point in points)
 
 
 class PNDMFromAnyStep(PNDMScheduler):

@@ -111,3 +111,15 @@ def test_every_scheduler_gives_different_latents(generator: Generator) -> None:
 def test_an_unknown_scheduler_is_refused_with_the_known_names() -> None:
     with pytest.raises(SchedulerError, match=r"DDIM.*got 'euler'"):
         make_scheduler("euler", parts()["scheduler"].config)
+
+
+def test_weights_of_earlier_outputs_in_klms_are_those_of_diffusers(generator: Generator) -> None:
+    """diffusers computes them in float32."""
+    ours: Any = make_scheduler("KLMS", generator.base["scheduler"].config)
+    ours.set_timesteps(6)
+    theirs = diffusers.LMSDiscreteScheduler.get_lms_coefficient
+    for step in range(6):
+        for order in range(1, min(step + 1, 4) + 1):
+            for earlier in range(order):
+                expected = theirs(ours, order, step, earlier)
+                assert ours.get_lms_coefficient(order, step, earlier) == pytest.approx(expected, rel=1e-6)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from controlnet.models.exact.replaced import FORMS, OWN_CLASS, ExactUpsample, phases_of
+from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS, OWN_CLASS, ExactUpsample, phases_of
 
 EXACT = "CONTROLNET_EXACT_SPEEDUPS"
 """Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is removed."""
@@ -38,14 +38,14 @@ def exact_speedups(environ: Mapping[str, str] = os.environ) -> bool:
 def removed_from(models: Iterable[nn.Module]) -> Iterator[bool]:
     """Remove repeated work from diffusers models inside the block. A model may appear twice.
 
-    Yields whether every layer that has an exact form was given it. Only then the models take latents of batch 1 with
-    embeddings of batch 2 (replaced.py). Another attention processor, for example, does not.
+    Yields whether every layer of FOR_ONE_HALF was given its exact form. Only then the models take latents of batch 1
+    with embeddings of batch 2 (replaced.py). With another attention processor, for example, they do not.
     """
     # As keys of a dict, because a net that a request names twice has each of its layers once.
     layers = dict.fromkeys(layer for model in models for layer in model.modules() if type(layer) in _EITHER)
-    replaced = [layer for layer in layers if replace(layer)]
+    replaced = {layer for layer in layers if replace(layer)}
     try:
-        yield len(replaced) == len(layers)
+        yield all(layer in replaced for layer in layers if isinstance(layer, FOR_ONE_HALF))
     finally:
         for layer in replaced:
             restore(layer)

@@ -281,3 +281,5 @@ FORMS: dict[type, Any] = {
 }
 """The exact form of a class of diffusers."""
 OWN_CLASS = {form: own for own, form in FORMS.items()}
+FOR_ONE_HALF = (Attention, Transformer2DModel, UpBlock2D, CrossAttnUpBlock2D)
+"""The classes whose exact forms let a model take latents of batch 1 with embeddings of batch 2."""

@@ -1,0 +1,227 @@
+"""The two sides of script/bench/speed: this project's whole request, and diffusers' pipelines as a user writes them.
+
+Both use the same models in the same process. A run goes from the picture's file to the files of the result.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cog
+import cv2
+import numpy as np
+import torch
+from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from PIL import Image
+from speed_clock import Clock
+
+from controlnet.model import Model
+from controlnet.models.schedulers import make_scheduler
+from controlnet.pictures.output import write_pictures
+from controlnet.request.ask import Ask
+from predict import Predictor
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
+PROMPT, NEGATIVE = "a red house with a blue roof on grass", "grey"
+SEED = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request that both sides can make."""
+
+    name: str
+    nets: int = 1
+    end: float = 1.0
+    """Share of the steps after which no net acts."""
+    outputs: int = 1
+    drawn: bool = False
+    """Whether the map is drawn, by canny, for each request."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases of a table have in common."""
+
+    side: int
+    """Of the pictures, in pixels."""
+    steps: int
+    conditioners: Sequence[str]
+    """Those of the first, second and third net."""
+    folder: Path
+    """For the files of this run. It has photo.png and map.png, of the pictures' size."""
+
+    @classmethod
+    def prepare(cls, side: int, steps: int, conditioners: Sequence[str], folder: Path) -> "Setting":
+        photo = Image.open(PHOTO).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        photo.save(folder / "photo.png")
+        plain_canny(photo).save(folder / "map.png")
+        return cls(side, steps, conditioners, folder)
+
+
+def plain_canny(photo: Image.Image) -> Image.Image:
+    """Canny as diffusers' documentation shows it."""
+    edges = cv2.Canny(np.array(photo), 100, 200)
+    return Image.fromarray(np.concatenate([edges[:, :, None]] * 3, axis=2))
+
+
+def ours(model: Model, case: Case, setting: Setting) -> list[Path]:
+    """The request with this project. Returns the files of its pictures."""
+    inputs: dict[str, Any] = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "resolution": setting.side,
+        "num_inference_steps": setting.steps,
+        "num_outputs": case.outputs,
+        "seed": SEED,
+        "control_mode": "balanced",
+        "scheduler": "DDIM",
+        "disable_safety_checker": True,
+    }
+    for suffix, conditioner in zip(("", "_2", "_3")[: case.nets], setting.conditioners, strict=False):
+        inputs |= {
+            f"image{suffix}": cog.Path(setting.folder / ("photo.png" if case.drawn else "map.png")),
+            f"conditioner{suffix}": conditioner,
+            f"preprocess{suffix}": case.drawn,
+            f"control_end{suffix}": case.end,
+        }
+    ask = Ask.read(Predictor.predict, inputs, model.bundle)
+    if case.drawn:
+        model.maps = type(model.maps)()  # none is kept from the last run
+    answer = model.answer(ask, lambda name, value: None)
+    files = write_pictures(answer.maps, answer.pictures, ask.output_format, ask.output_quality)
+    return [Path(file) for file in files]
+
+
+class Plain:
+    """diffusers' own pipelines around the models of this project's bundle."""
+
+    def __init__(self, model: Model, compiled: bool = False) -> None:
+        """`compiled`: with torch.compile for UNet and nets, which are then copies."""
+        self.model, self.compiled = model, compiled
+        self._copies: dict[int, Any] = {}
+
+    def __call__(self, case: Case, setting: Setting) -> list[Path]:
+        """The request with diffusers. Returns the files of its pictures."""
+        maps = [self._map(case, setting)] * case.nets
+        one = case.nets == 1
+        result: Any = self.pipeline(case, setting)(
+            PROMPT,
+            negative_prompt=NEGATIVE,
+            image=maps[0] if one else maps,
+            num_inference_steps=setting.steps,
+            guidance_scale=self.model.bundle.defaults.guidance_scale,
+            num_images_per_prompt=case.outputs,
+            controlnet_conditioning_scale=1.0 if one else [1.0] * case.nets,
+            control_guidance_end=case.end if one else [case.end] * case.nets,
+            generator=[torch.Generator("cpu").manual_seed(SEED + i) for i in range(case.outputs)],
+        )
+        files = [setting.folder / f"plain_{i}.webp" for i in range(len(result.images))]
+        for file, picture in zip(files, result.images, strict=True):
+            picture.save(file)
+        return files
+
+    def pipeline(self, case: Case, setting: Setting) -> Any:
+        nets = self.model.generator.controlnets.together(setting.conditioners[: case.nets])
+        parts: dict[str, Any] = dict(self.model.generator.base)
+        parts["scheduler"] = make_scheduler("DDIM", parts["scheduler"].config)
+        parts["unet"] = self._maybe_compiled(parts["unet"])
+        chosen: Any = [self._maybe_compiled(net) for net in nets]
+        return StableDiffusionControlNetPipeline(
+            **parts,
+            controlnet=chosen[0] if case.nets == 1 else MultiControlNetModel(chosen),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        )
+
+    def _maybe_compiled(self, network: Any) -> Any:
+        """A compiled copy, because the network itself gets other forward methods for our requests."""
+        if not self.compiled:
+            return network
+        if id(network) not in self._copies:
+            self._copies[id(network)] = network, torch.compile(type(network).from_config(network.config))
+            own = self._copies[id(network)][1]
+            own.load_state_dict(network.state_dict())
+            own.to(network.device, network.dtype).eval().requires_grad_(False)
+        return self._copies[id(network)][1]
+
+    @staticmethod
+    def _map(case: Case, setting: Setting) -> Image.Image:
+        name = "photo.png" if case.drawn else "map.png"
+        picture = Image.open(setting.folder / name).convert("RGB")
+        return plain_canny(picture) if case.drawn else picture
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing on stdout and stderr: progress bars are drawn, but to nowhere."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def latents_of(model: Model, run: Callable[[], Any]) -> torch.Tensor:
+    """What a run decodes: the final latents of all pictures, (N, C, h, w)."""
+    vae: Any = model.generator.base["vae"]
+    decode, given = vae.decode, []
+
+    def kept(latents: torch.Tensor, *others: Any, **named: Any) -> Any:
+        given.append(latents.float() * vae.config.scaling_factor)
+        return decode(latents, *others, **named)
+
+    vae.decode = kept
+    try:
+        run()
+    finally:
+        del vae.decode
+    return torch.cat(given)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of a run's parts, in their order."""
+
+    before: float
+    """Files opened, map drawn, prompts encoded: until the first call of a ControlNet."""
+    denoising: float
+    decoding: float
+    after: float
+    """From pixels to the file."""
+
+
+def phases_of(model: Model, setting: Setting, run: Callable[[], Any], clock: Clock) -> Phases:
+    """The parts of a run with one output."""
+    marks = [clock.mark()]
+    nets = set(model.generator.controlnets.together(setting.conditioners))
+
+    def begin(*_: Any) -> None:
+        if len(marks) == 1:
+            marks.append(clock.mark())
+
+    hooks = [net.register_forward_pre_hook(begin) for net in nets]
+    vae: Any = model.generator.base["vae"]
+    decode = vae.decode
+
+    def marked(*given: Any, **named: Any) -> Any:
+        marks.append(clock.mark())
+        decoded = decode(*given, **named)
+        marks.append(clock.mark())
+        return decoded
+
+    vae.decode = marked
+    try:
+        run()
+    finally:
+        del vae.decode
+        for hook in hooks:
+            hook.remove()
+    marks.append(clock.mark())
+    return Phases(*(clock.seconds(start, end) for start, end in pairwise(marks)))
