@@ -89,8 +89,8 @@ IMPORTABLE = {
     "predict.py": [ROOT],
     "controlnet": [ROOT],
     "tinyworld": [ROOT],
-    "script": [ROOT, ROOT / "script"],
-    "tests": [ROOT, ROOT / "script", ROOT / "tests"],
+    "script": [ROOT, ROOT / "script", ROOT / "script/bench"],
+    "tests": [ROOT, ROOT / "script", ROOT / "script/bench", ROOT / "tests"],
 }
 """The folders that each place imports modules of this project from."""
 
