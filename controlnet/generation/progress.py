@@ -2,6 +2,8 @@
 
 import sys
 
+from controlnet.log import is_silent
+
 
 class LogLines:
     """The file that tqdm writes a bar to: each state of the bar is a line of its own on stderr.
@@ -11,7 +13,7 @@ class LogLines:
     """
 
     def write(self, text: str) -> None:
-        if state := text.strip("\r\n"):
+        if (state := text.strip("\r\n")) and not is_silent():
             sys.stderr.write(f"{state}\n")
 
     def flush(self) -> None:
