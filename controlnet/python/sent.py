@@ -13,6 +13,12 @@ from controlnet.request.inputs import InputError
 Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 """A PIL picture, a NumPy array (uint8 or bool; H×W, H×W×3 or H×W×4), the content of a file, a path or a URL."""
 EXPECTED = "expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL"
+
+
+class NotFetched(InputError):
+    """A picture could not be fetched from its URL. Another time it may be there."""
+
+
 IN_PNG = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
 """Modes of PIL pictures that a PNG keeps. The others are written as TIFF."""
 
@@ -49,8 +55,10 @@ def _fetched(name: str, url: str) -> bytes:
         with cog.File.validate(url) as file:
             return file.read()
     except Exception as error:  # of urllib, requests and urllib3
-        kind = "data URL could not be decoded" if url.lower().startswith("data:") else "URL could not be fetched"
-        raise InputError(f"{name}: the {kind} ({type(error).__name__}): please check it and send it again.") from None
+        wrong = f"({type(error).__name__}): please check it and send it again."
+        if url.lower().startswith("data:"):
+            raise InputError(f"{name}: the data URL could not be decoded {wrong}") from None
+        raise NotFetched(f"{name}: the URL could not be fetched {wrong}") from None
 
 
 def _from_array(name: str, array: np.ndarray) -> Image.Image:
