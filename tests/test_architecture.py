@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"bundle", "generation", "maps", "pictures", "request", "stopwatch", "log"},
     "python": {"model", "bundle", "pictures", "request", "weights", "errors", "log"},
     "serving": {"weights"},
+    "batch": {"python", "serving", "weights"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -12,6 +12,8 @@ from typing import Any
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to Ray's makers
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise it prints on stderr what its log has anyway
+    # Otherwise it ends workers while the machine's memory is nearly full, whoever uses it. Theirs does not grow.
+    "RAY_memory_monitor_refresh_ms": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": str(24 * 3600),  # one job of a large model may take an hour on a CPU
 }

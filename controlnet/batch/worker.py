@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
 
-from controlnet import open_model
 from controlnet.batch.folder import URI, Folder, FolderError, read
+from controlnet.python.opened import OpenModel
 from controlnet.python.sent import NotFetched
 
 DONE, FAILED, PICTURES = "done", "failed", "pictures"
@@ -22,7 +22,7 @@ class Worker:
     def __init__(self, bundle: str, out: str, files: frozenset[str], stopped: Callable[[], bool]) -> None:
         """`files` are the names of the inputs that are files. Once `stopped` says so, jobs are left for another run."""
         self.folder, self.files, self.stopped = Folder(out), files, stopped
-        self.model = open_model(bundle)
+        self.model = OpenModel(bundle)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make the files of a job and then its record, unless the record is there. Returns how it ended."""
