@@ -34,6 +34,7 @@ def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv(*OURS.split("="))
+        patch.setenv("RAY_worker_niceness", "0")  # other tests run beside these
         running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
             ray.init(address=running.address, log_to_driver=False, logging_level="ERROR")
@@ -62,7 +63,7 @@ def meanwhile(out: Path, records: int, act: Callable[[], None]) -> threading.Thr
     """Call `act` once that many jobs are over."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (out / "done").exists() or len(list((out / "done").glob("*.json"))) < records:
             if time.monotonic() > deadline:
                 return
