@@ -21,8 +21,10 @@ from controlnet.batch.worker import DONE, FAILED, PICTURES, Worker
 
 MOST_BLOCKS = 5000
 """Into how many blocks jobs are divided at most. A block of one is given to the next free actor; fewer cost less."""
-RETRIES = 3
-"""How often a job whose process ended is tried again before it counts as failed."""
+RETRIES = 1
+"""How often Ray gives a job whose process ended to the actor in its place."""
+MORE_PASSES = 2
+"""How often jobs are tried again that nobody has finished. Those of a machine that was lost wait for an actor there."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,20 @@ def run(batch: Batch) -> Counter[str]:
     with folder.claimed():
         for inner in (DONE, FAILED, PICTURES):
             folder.remove_partial(inner)
-        over = folder.names(DONE)
-        wanted = {job.name: job for job in batch.jobs if job.fault is None and f"{job.name}.json" not in over}
-        if wanted:
+        if wanted := _wanted(batch, folder.names(DONE)):
             with stopping.on_interrupt(), connected(batch.address, batch.environ):
-                _make(batch, list(wanted.values()), stopping)
+                _make(batch, wanted, stopping)
+                for _ in range(MORE_PASSES):
+                    over = folder.names(DONE) | folder.names(FAILED)
+                    if not stopping.asked and (lost := _wanted(batch, over)):
+                        _make(batch, lost, stopping)
         return write_results(folder, batch.jobs, stopping.asked)
+
+
+def _wanted(batch: Batch, over: set[str]) -> list[Job]:
+    """The jobs without a record in `over`, each once."""
+    named = {job.name: job for job in batch.jobs if job.fault is None}
+    return [job for name, job in named.items() if f"{name}.json" not in over]
 
 
 def _make(batch: Batch, jobs: list[Job], stopping: "Stopping") -> None:
@@ -70,10 +80,10 @@ def _make(batch: Batch, jobs: list[Job], stopping: "Stopping") -> None:
         ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         **resources,
     )
-    _follow(made.iter_rows(), len(jobs), actors)
+    _follow(made.iter_rows(), len(jobs), lambda: min(actors, places_for_actors(batch.threads)[0]))
 
 
-def _follow(rows: Iterable[dict[str, Any]], total: int, actors: int) -> None:
+def _follow(rows: Iterable[dict[str, Any]], total: int, actors: Callable[[], int]) -> None:
     """Show the progress of a batch until its end, or until a batch that is being stopped makes nothing any more."""
     idle, failed = set(), 0
     pause = 0.5 if sys.stderr.isatty() else 10
@@ -82,7 +92,7 @@ def _follow(rows: Iterable[dict[str, Any]], total: int, actors: int) -> None:
             if row["status"] == "left":
                 # An actor that leaves a job has ended the one before. Once all have, nothing is being made.
                 idle.add(row["worker"])
-                if len(idle) >= actors:
+                if len(idle) >= actors():  # fewer than at first, if a machine was lost
                     return
                 continue
             if bar.n == 0:
