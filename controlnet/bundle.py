@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.conditioners import BY_NAME
+from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
@@ -117,7 +118,7 @@ class Bundle:
         """Print the licences of annotators that the environment has chosen."""
         for part in self.manifest.needed_parts:
             if part.option:
-                print(f"{part.option} is used because it was chosen. Licence: {part.licence}", flush=True)
+                say(f"{part.option} is used because it was chosen. Licence: {part.licence}")
 
     def model(self, model_class: type, part: str, mapped: bool = False) -> Any:
         """A part as a `model_class`. Raises WeightsMismatch if its tensors are not the model's.
@@ -199,14 +200,14 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
     precision = str(dtype).removeprefix("torch.")
-    print(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}", flush=True)
+    say(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}")
     low_memory = False
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         low_memory, why = choose_mode(asked, free, needed_memory(manifest, root, dtype))
-        print(why, flush=True)
+        say(why)
     elif asked:
-        print(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used", flush=True)
+        say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
     return Bundle(manifest, root, device, dtype, low_memory)
 
 
