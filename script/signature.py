@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from controlnet.request.loras import LORA_INPUTS
 from controlnet.serving.schema import openapi_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from controlnet.python.made import Pictures
-from controlnet.python.sent import Picture
+from controlnet.python.sent import LoraWeights, Picture
 
 '''
 CLASS = '''
@@ -75,7 +76,8 @@ def _literal(alias: str, options: tuple[str, ...]) -> str:
 
 
 def _parameter(name: str, field: dict[str, Any], required: bool, alias: str | None) -> str:
-    kind = alias or ("Picture" if field.get("format") == "uri" else TYPES[field["type"]])
+    lora = "LoraWeights" if name in dict(LORA_INPUTS) else None
+    kind = alias or lora or ("Picture" if field.get("format") == "uri" else TYPES[field["type"]])
     optional = " | None" if field.get("nullable") else ""
     if required:
         return f"{name}: {kind},"

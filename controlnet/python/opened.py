@@ -19,10 +19,11 @@ from controlnet.model import Model
 from controlnet.pictures.temporary import home
 from controlnet.python.declared import declared_predict
 from controlnet.python.made import FileKind, Pictures
-from controlnet.python.sent import as_file
+from controlnet.python.sent import as_file, lora_as_text
 from controlnet.python.signature import Signature
 from controlnet.request.ask import Ask
 from controlnet.request.inputs import InputError, file_inputs
+from controlnet.request.loras import LORA_INPUTS
 from controlnet.weights.manifest import BUNDLE
 
 
@@ -94,13 +95,14 @@ class OpenModel(Signature):
             raise InputError(" ".join(faults))
 
     def _with_files(self, inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """The inputs, with a file for each picture."""
+        """The inputs, with a file for each picture, and a data: URI for each LoRA that is a path."""
         files = {
             name: as_file(name, inputs[name], folder)
             for name in file_inputs(self._predict)
             if inputs.get(name) is not None
         }
-        return dict(inputs) | files
+        loras = {name: lora_as_text(name, inputs[name]) for name, _ in LORA_INPUTS if inputs.get(name) is not None}
+        return dict(inputs) | files | loras
 
     def _make(self, model: Model, inputs: dict[str, Any]) -> Pictures:
         """The way of a request in predict.py, up to writing files."""

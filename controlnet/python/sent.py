@@ -1,5 +1,6 @@
 """Pictures that a program sends, as the files that a request has."""
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from PIL import Image
 
 from controlnet.request.inputs import InputError
 
+LoraWeights = str | os.PathLike[str]
+"""A text as lora_weights takes it, or a path object."""
 Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 """A PIL picture, a NumPy array (uint8 or bool; H×W, H×W×3 or H×W×4), the content of a file, a path or a URL."""
 EXPECTED = "expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL"
@@ -43,10 +46,21 @@ def as_file(name: str, picture: Any, folder: Path) -> Path:
     return _saved(name, picture, folder)
 
 
-def _existing(name: str, path: Path) -> Path:
+def lora_as_text(name: str, lora: Any) -> Any:
+    """What the input `name` takes: a data: URI of the file if `lora` is a path object. A text is left as it is.
+
+    Raises InputError if the file is not there.
+    """
+    if not isinstance(lora, os.PathLike):
+        return lora
+    content = _existing(name, Path(lora), "expected the path of a .safetensors file").read_bytes()
+    return f"data:;base64,{base64.b64encode(content).decode()}"
+
+
+def _existing(name: str, path: Path, expected: str = EXPECTED) -> Path:
     if path.is_file():
         return path
-    raise InputError(f"{name}: {EXPECTED}; {str(path)!r} is {'a folder' if path.is_dir() else 'not there'}.")
+    raise InputError(f"{name}: {expected}; {str(path)!r} is {'a folder' if path.is_dir() else 'not there'}.")
 
 
 def _fetched(name: str, url: str) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from controlnet.python.made import Pictures
-from controlnet.python.sent import Picture
+from controlnet.python.sent import LoraWeights, Picture
 
 Conditioner = Literal[
     "canny",
@@ -105,9 +105,9 @@ class Signature:
         map_only: bool = False,
         return_control_map: bool = False,
         return_pose_json: bool = False,
-        lora_weights: str | None = None,
+        lora_weights: LoraWeights | None = None,
         lora_scale: float | None = None,
-        lora_weights_2: str | None = None,
+        lora_weights_2: LoraWeights | None = None,
         lora_scale_2: float | None = None,
         init_image: Picture | None = None,
         prompt_strength: float | None = None,

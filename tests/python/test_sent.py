@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnet.python.sent import as_file
+from controlnet.python.sent import as_file, lora_as_text
 from controlnet.request.inputs import InputError
 
 EXPECTED = "mask: expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL; "
@@ -49,3 +49,11 @@ def test_an_array_keeps_its_pixels(shape: tuple[int, ...], tmp_path: Path) -> No
 def test_true_is_white(tmp_path: Path) -> None:
     array = np.eye(20, dtype=bool)
     assert np.array_equal(np.asarray(Image.open(as_file("mask", array, tmp_path))), array * np.uint8(255))
+
+
+def test_a_lora_is_a_text_or_a_path_object(tmp_path: Path) -> None:
+    assert lora_as_text("lora_weights", "owner/model") == "owner/model"
+    (tmp_path / "a.safetensors").write_bytes(b"abc")
+    assert lora_as_text("lora_weights", tmp_path / "a.safetensors") == "data:;base64,YWJj"
+    with pytest.raises(InputError, match=r"lora_weights: .*is not there"):
+        lora_as_text("lora_weights", tmp_path / "b.safetensors")
