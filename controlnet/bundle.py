@@ -27,8 +27,9 @@ from controlnet.models.schedulers import steps_of
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
-from controlnet.weights.files import check
+from controlnet.weights.files import check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
+from controlnet.weights.lora_files import Lora, check_lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
@@ -106,6 +107,20 @@ class Bundle:
         else:
             stored = {name: self.model(ControlNetModel, part, mapped) for name, part in parts.items()}
         return ControlNets(stored, self.dtype, self.device)
+
+    def fast_lora(self, prompt_width: int) -> Lora | None:
+        """The LoRA of go_fast, for a UNet with prompts of that width. None if the bundle has none.
+
+        Its file is read when a request needs it. Raises LoraError if it is no LoRA for such a UNet.
+        """
+        if self.fast is None:
+            return None
+        files = self.files(self.fast.part)
+        with self.log(self.fast.part, files, mapped=True):
+            (file,) = (path for path in files if path.suffix == ".safetensors")
+            lora = Lora(file, sha256(file), 1.0, "go_fast")
+            check_lora(lora, prompt_width)
+        return lora
 
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
