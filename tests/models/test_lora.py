@@ -128,6 +128,7 @@ def test_an_interrupted_change_leaves_nothing(
         patched.setattr("controlnet.models.lora.recurse_remove_peft_layers", cancelled)
         kept.of([lora(file, 0.7)])
     assert distance(outputs(kept.of([])), plain) == 0
+    assert distance(outputs(kept.of([lora(file, 0.7)])), outputs(adapted(base, [lora(file, 0.7)]))) == 0
     assert distance(outputs(kept.of([lora(file)])), expected) == 0
 
 
