@@ -40,7 +40,7 @@ def measure(choice: Mapping[str, str], options: Sequence[str]) -> Result:
         file = Path(folder) / "result.json"
         command = [sys.executable, "script/bench/speed_table.py", *options, "--json", str(file)]
         unset = {name: "" for each in CHOICES.values() for name in each}
-        environ = os.environ | unset | choice | {"PYTHONPATH": "."}
+        environ = {**os.environ, **unset, **choice, "PYTHONPATH": "."}
         done = subprocess.run(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
