@@ -72,8 +72,12 @@ def markdown(results: Mapping[str, Result]) -> str:
         rows.append([row["name"], short(plain), *cells])
     head = ["", "plain diffusers, s", *(f"{name}, s (share)" for name in measured)]
     head += ["diffusers with torch.compile, s (share)"] if any("compiled" in row for row in first["rows"]) else []
-    latents = ["latents", ""] + [f"{_difference(result):.0e} apart" for result in measured.values()]
-    rows.append(latents + [""] * (len(head) - len(latents)))
+    said_last = {
+        "latents": [f"{_difference(result):.0e} apart" for result in measured.values()],
+        "setup, without imports": [f"{result['setup']:.0f}" for result in measured.values()],
+    }
+    for name, cells in said_last.items():
+        rows.append([name, "", *cells] + [""] * (len(head) - 2 - len(cells)))
     said = f"{first['bundle']}, {first['device']}, {first['dtype']}, torch {first['torch']}, {first['date']}"
     return "\n".join([said, "", table(head, rows), *(["", *failed] if failed else [])])
 

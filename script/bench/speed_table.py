@@ -134,6 +134,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     started = time.perf_counter()
     with silent():
         model = Model(open_bundle(os.environ | {BUNDLE: options.bundle}, options.weights))
+    loaded = time.perf_counter() - started  # with CONTROLNET_COMPILE=1 this compiles
     # On a full-size model without a GPU a step takes seconds.
     slow = options.bundle != "tiny" and model.bundle.device.type == "cpu"
     side = options.side or (256 if slow else model.bundle.defaults.resolution)
@@ -141,6 +142,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     setting = Setting.prepare(side, steps, CONDITIONERS, folder)
     bench = Bench(model, setting, options.rounds, say, not options.no_compiled)
     result: dict[str, Any] = about(model, bench.clock) | {"side": side, "steps": steps, "rounds": options.rounds}
+    result["setup"] = round(loaded, 1)
     with silent():
         if "rows" in options.parts:
             result["phases"] = bench.phases()

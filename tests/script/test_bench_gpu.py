@@ -14,7 +14,7 @@ from gpu_choices import CHOICES, compare, markdown, measure
 
 
 def result(ours: float, latents: float, **row: Any) -> dict[str, Any]:
-    said = dict.fromkeys(("bundle", "device", "dtype", "torch", "date"), "x")
+    said = dict.fromkeys(("bundle", "device", "dtype", "torch", "date"), "x") | {"setup": 60.4}
     return said | {
         "rows": [{"name": "a", "plain": {"median": 2.0}, "ours": {"median": ours}, "latents": latents} | row]
     }
@@ -44,6 +44,7 @@ def test_the_table_has_a_column_for_each_choice_and_names_failures() -> None:
         "| --- | --- | --- | --- | --- |",
         "| a | 2.00 | 1.00 (0.50) | 0.250 (0.12) | 0.500 (0.25) |",
         "| latents |  | 1e-05 apart | 3e-04 apart |  |",
+        "| setup, without imports |  | 60 | 60 |  |",
         "",
         "c: SomeError: no",
     ]
