@@ -17,6 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 from controlnet.conditioners import BY_NAME
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
+from controlnet.models.attention import asked_attention, use_attention
+from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
@@ -44,13 +46,21 @@ class Bundle:
     """
 
     def __init__(
-        self, manifest: Manifest, root: Path, device: torch.device, dtype: torch.dtype, low_memory: bool = False
+        self,
+        manifest: Manifest,
+        root: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        low_memory: bool = False,
+        attention: str = "sdpa",
     ) -> None:
+        """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py)."""
         self.manifest = manifest
         self.root = root
         self.device = device
         self.dtype = dtype
         self.low_memory = low_memory
+        self.attention = attention
         self.log = LoadLog(root)
 
     # ---- what requests are checked against
@@ -141,13 +151,19 @@ class Bundle:
         `mapped`: its tensors are left in the file, in the file's precision, for any dtype of the bundle.
         """
         with self.log(part, self.files(part), mapped):
-            return load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
+            model = load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
+            return self._with_attention(model)
 
     def packed(self, model_class: type, part: str) -> Packed:
         """A part as a `model_class`, packed in main memory for moves to the device. Raises WeightsMismatch."""
         with self.log(part, self.files(part)):
             model = load_pretrained(model_class, self.folder(part), "cpu", None)  # its tensors still in the file
-            return Packed(model, self.dtype, pinned=self.device.type == "cuda")
+            return Packed(self._with_attention(model), self.dtype, pinned=self.device.type == "cuda")
+
+    def _with_attention(self, model: Any) -> Any:
+        if isinstance(model, UNet2DConditionModel | ControlNetModel):
+            use_attention(model, self.attention)
+        return model
 
     def read_ahead(self) -> None:
         """Start reading the files of all needed parts from the disk, in their order: the base first."""
@@ -204,13 +220,16 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     """The bundle that the environment chooses, its files checked for presence and size; on the GPU if there is one.
 
     Raises WeightsError with every fault and the command that repairs them. If CONTROLNET_DOWNLOAD is 1, absent weights
-    are fetched first, and an unlocked manifest is refused. Raises PrecisionError and LowMemoryError for their
-    environment variables, before anything is fetched.
+    are fetched first, and an unlocked manifest is refused. Raises PrecisionError, LowMemoryError, AttentionError and
+    CompileError for their environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml", environ)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, asked = working_dtype(device, environ), asked_mode(environ)
+    attention = asked_attention(device, environ)
+    if asked_compile(environ):
+        prepare_compiler(device, environ)
     use_threads(manifest.cpu_threads, device, environ)
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
@@ -223,7 +242,7 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
         say(why)
     elif asked:
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
-    return Bundle(manifest, root, device, dtype, low_memory)
+    return Bundle(manifest, root, device, dtype, low_memory, attention)
 
 
 def use_threads(threads: int | None, device: torch.device, environ: Mapping[str, str]) -> None:

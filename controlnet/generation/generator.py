@@ -23,6 +23,7 @@ from controlnet.generation.repaint import Repainting
 from controlnet.generation.upscale import Upscale
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.maps.controls import Control
+from controlnet.models.compiled import asked_compile, compile_regions, give_contiguous
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.lora import AdaptedBase, Base
 from controlnet.models.schedulers import make_scheduler
@@ -36,8 +37,9 @@ class Generator:
     """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
 
     def __init__(self, bundle: Bundle, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises ExactSpeedupsError for a value of CONTROLNET_EXACT_SPEEDUPS that is not 1 or 0."""
+        """Raises ExactSpeedupsError or CompileError for a value of their environment variables that is not 1 or 0."""
         self.exact = exact_speedups(environ)
+        self.compiled = asked_compile(environ)
         self.bundle = bundle
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
@@ -58,10 +60,19 @@ class Generator:
         """Make the smallest picture in one step, with the bundle's defaults, and throw it away.
 
         So the first request does not wait for one-time work of libraries and drivers, or for the first read of mapped
-        weights. It changes nothing that a request reads.
+        weights. It changes nothing that a request reads. With CONTROLNET_COMPILE=1 this compiles all that requests
+        need: with guidance and without, from pictures whose sides differ and are not 1 in the deepest layer, because
+        functions for a size of 1 fit no other.
         """
+        guidance = self.bundle.manifest.defaults.guidance_scale
+        if not self.compiled:
+            return self._warm_up((SMALLEST, SMALLEST), guidance)
+        for each in (max(guidance, 2.0), 1.0):
+            self._warm_up((2 * SMALLEST, 3 * SMALLEST), each)
+
+    def _warm_up(self, size: tuple[int, int], guidance_scale: float) -> None:
         defaults = self.bundle.manifest.defaults
-        black = Image.new("RGB", (SMALLEST, SMALLEST))
+        black = Image.new("RGB", size)
         control = Control(next(iter(self.controlnets)), black)
         job = Job(
             prompt="",
@@ -69,7 +80,7 @@ class Generator:
             controls=(control,),
             num_outputs=1,
             num_inference_steps=1,
-            guidance_scale=defaults.guidance_scale,
+            guidance_scale=guidance_scale,
             scheduler=defaults.scheduler,
             seed=0,
         )
@@ -81,6 +92,8 @@ class Generator:
             embeddings = self._embeddings(job, base)
         nets = self._nets(job, timed)
         models, coder = ([base["unet"], *nets.values()], [self.base["vae"]]) if self.exact else ([], [])
+        if self.compiled:  # here, because the networks of a LoRA and of low-memory mode are copies
+            compile_regions([base["unet"], *nets.values()])
         hints: dict[int, torch.Tensor] | None = {} if self.exact else None
         upscale = Upscale(job) if job.upscale > 1 else None
         with removed_from(models) as complete, removed_from(coder):
@@ -208,6 +221,8 @@ class Generator:
         scheduler = make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped)
         if one_half:
             scale_one_half(scheduler)
+        if self.compiled:
+            give_contiguous(scheduler)
         # safety.py checks the pictures instead: there a flagged one does not affect the others.
         none: Any = None
         parts = {name: part for name, part in (base or self.base).items() if name != "scheduler"}

@@ -44,12 +44,13 @@ Say = Callable[[str], None]
 class Bench:
     """All measurements with one loaded bundle."""
 
-    def __init__(self, model: Model, setting: Setting, rounds: int, say: Say) -> None:
+    def __init__(self, model: Model, setting: Setting, rounds: int, say: Say, compiled: bool = True) -> None:
+        """`compiled`: whether a GPU's rows have diffusers with torch.compile."""
         self.model, self.setting, self.rounds, self.say = model, setting, rounds, say
         self.cuda = model.bundle.device.type == "cuda"
         self.clock: Clock = CudaClock() if self.cuda else ProcessorClock()
         self.plain = Plain(model)
-        self.compiled = Plain(model, compiled=True)
+        self.compiled = Plain(model, compiled=True) if compiled and self.cuda else None
 
     def rows(self) -> list[dict[str, Any]]:
         """The table's rows of requests, each measured on every side."""
@@ -62,8 +63,8 @@ class Bench:
         }
         # These runs are not counted, because a first run does more than later ones.
         made = {side: latents_of(self.model, run) for side, run in runs.items()}
-        if self.cuda:
-            runs["compiled"] = lambda: self.compiled(case, self.setting)
+        if (compiled := self.compiled) is not None:
+            runs["compiled"] = lambda: compiled(case, self.setting)
             runs["compiled"]()
         times = take_turns(runs, self.rounds, self.clock)
         row = as_row(case.name, times) | {"latents": float((made["ours"] - made["plain"]).abs().max())}
@@ -132,13 +133,16 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     """Everything that is asked for, as plain values."""
     started = time.perf_counter()
     with silent():
-        model = Model(open_bundle({BUNDLE: options.bundle}, options.weights))
+        model = Model(open_bundle(os.environ | {BUNDLE: options.bundle}, options.weights))
+    loaded = time.perf_counter() - started  # with CONTROLNET_COMPILE=1 this compiles
     # On a full-size model without a GPU a step takes seconds.
     slow = options.bundle != "tiny" and model.bundle.device.type == "cpu"
     side = options.side or (256 if slow else model.bundle.defaults.resolution)
     steps = options.steps or (4 if slow and not options.full else 20)
-    bench = Bench(model, Setting.prepare(side, steps, CONDITIONERS, folder), options.rounds, say)
+    setting = Setting.prepare(side, steps, CONDITIONERS, folder)
+    bench = Bench(model, setting, options.rounds, say, not options.no_compiled)
     result: dict[str, Any] = about(model, bench.clock) | {"side": side, "steps": steps, "rounds": options.rounds}
+    result["setup"] = round(loaded, 1)
     with silent():
         if "rows" in options.parts:
             result["phases"] = bench.phases()
@@ -180,6 +184,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of a request (default: 20; sd15 on a CPU: 4)")
     parser.add_argument("--full", action="store_true", help="20 steps on a CPU too")
     parser.add_argument("--parts", nargs="+", default=["rows", "ideas", "start"], choices=["rows", "ideas", "start"])
+    parser.add_argument("--no-compiled", action="store_true", help="on a GPU, without diffusers with torch.compile")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables and the chart into docs/")
     options = parser.parse_args()

@@ -13,9 +13,10 @@ def kept(source: torch.Tensor, key: Hashable, make: Callable[[], T]) -> T:
 
     The result is an attribute of `source`, so it is freed with it, and a tensor that is equal but not the same never
     gets it. `source` must not be changed in place afterwards. If gradients are computed, nothing is kept: a result
-    would then refer to `source` and neither would ever be freed.
+    would then refer to `source` and neither would ever be freed. Nor in a function that torch.compile makes, which
+    cannot set attributes of its inputs.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return make()
     attributes: Any = source.__dict__
     results = attributes.setdefault("kept", {})

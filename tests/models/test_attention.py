@@ -1,0 +1,82 @@
+"""CONTROLNET_ATTENTION: its values, what xformers needs, and that UNet and nets use it on a pretended GPU."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models import attention_processor
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
+from random_bundle import write_bundle
+from support.jobs import job, pixels
+from support.pretended_cuda import CUDA, pretended_cuda
+from torch.nn.functional import scaled_dot_product_attention
+
+from controlnet.bundle import Bundle, open_bundle
+from controlnet.generation.generator import Generator
+from controlnet.models import attention, packed
+from controlnet.models.attention import ATTENTION, AttentionError, asked_attention
+from controlnet.weights.manifest import Manifest
+
+CPU = torch.device("cpu")
+
+
+def test_it_is_sdpa_unless_asked(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "find_spec", lambda name: object())
+    assert [asked_attention(CPU, {ATTENTION: value}) for value in ("", "sdpa")] == ["sdpa", "sdpa"]
+    assert asked_attention(CUDA, {}) == "sdpa"
+    assert asked_attention(CUDA, {ATTENTION: "xformers"}) == "xformers"
+    with pytest.raises(AttentionError, match=r"^CONTROLNET_ATTENTION: expected sdpa, xformers or .*got 'flash'\.$"):
+        asked_attention(CUDA, {ATTENTION: "flash"})
+
+
+def test_xformers_needs_a_gpu_and_the_package(monkeypatch) -> None:
+    with pytest.raises(AttentionError, match=r"^CONTROLNET_ATTENTION=xformers needs a GPU, .* CPU\. Use sdpa\.$"):
+        asked_attention(CPU, {ATTENTION: "xformers"})
+    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+    with pytest.raises(AttentionError, match="the package xformers is not installed"):
+        asked_attention(CUDA, {ATTENTION: "xformers"})
+
+
+def test_a_bundle_without_a_gpu_refuses_xformers() -> None:
+    with pytest.raises(AttentionError, match="needs a GPU"):
+        open_bundle({"CONTROLNET_BUNDLE": "tiny", ATTENTION: "xformers"})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_bundle("sd15", folder, small=True)
+    return folder
+
+
+def used(model: torch.nn.Module) -> set[type]:
+    return {type(layer.processor) for layer in model.modules() if isinstance(layer, Attention)}
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_unet_and_nets_use_xformers_on_a_pretended_gpu(root: Path, monkeypatch, low_memory: bool) -> None:
+    """The stand-in for xformers is PyTorch's attention for tensors of (batch × heads, tokens, d)."""
+    calls: list[int] = []
+
+    def stand_in(query: Any, key: Any, value: Any, attn_bias: Any, op: Any, scale: float) -> torch.Tensor:
+        calls.append(len(query))
+        return scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)[:, 0]
+
+    fake = SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=stand_in))
+    monkeypatch.setattr(attention_processor, "xformers", fake)
+    monkeypatch.setattr(packed, "_pin", lambda buffer: None)
+    monkeypatch.setattr(packed, "_unpin", lambda address: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
+    manifest, made = Manifest.read(root / "sd15.toml", {}), []
+    for name in ("sdpa", "xformers"):
+        with pretended_cuda():
+            generator = Generator(Bundle(manifest, root, CUDA, torch.float32, low_memory, name), {})
+            made.append(pixels(generator.generate(job())))
+            expected = XFormersAttnProcessor if name == "xformers" else AttnProcessor2_0
+            assert used(generator.base["unet"]) == used(generator.controlnets["canny"]) == {expected}
+            assert used(generator.base["vae"]) == {AttnProcessor2_0}
+        assert bool(calls) == (name == "xformers")
+    first, second = (torch.frombuffer(bytearray(each[0]), dtype=torch.uint8).int() for each in made)
+    assert (first - second).abs().max() <= 1
