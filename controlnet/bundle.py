@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.conditioners import BY_NAME
+from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
@@ -26,8 +27,9 @@ from controlnet.models.schedulers import steps_of
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
-from controlnet.weights.files import check
+from controlnet.weights.files import check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
+from controlnet.weights.lora_files import Lora, check_lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
@@ -106,6 +108,20 @@ class Bundle:
             stored = {name: self.model(ControlNetModel, part, mapped) for name, part in parts.items()}
         return ControlNets(stored, self.dtype, self.device)
 
+    def fast_lora(self, prompt_width: int) -> Lora | None:
+        """The LoRA of go_fast, for a UNet with prompts of that width. None if the bundle has none.
+
+        Its file is read when a request needs it. Raises LoraError if it is no LoRA for such a UNet.
+        """
+        if self.fast is None:
+            return None
+        files = self.files(self.fast.part)
+        with self.log(self.fast.part, files, mapped=True):
+            (file,) = (path for path in files if path.suffix == ".safetensors")
+            lora = Lora(file, sha256(file), 1.0, "go_fast")
+            check_lora(lora, prompt_width)
+        return lora
+
     def annotators(self) -> dict[str, Annotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
         self._say_chosen()
@@ -117,7 +133,7 @@ class Bundle:
         """Print the licences of annotators that the environment has chosen."""
         for part in self.manifest.needed_parts:
             if part.option:
-                print(f"{part.option} is used because it was chosen. Licence: {part.licence}", flush=True)
+                say(f"{part.option} is used because it was chosen. Licence: {part.licence}")
 
     def model(self, model_class: type, part: str, mapped: bool = False) -> Any:
         """A part as a `model_class`. Raises WeightsMismatch if its tensors are not the model's.
@@ -199,14 +215,14 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
     precision = str(dtype).removeprefix("torch.")
-    print(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}", flush=True)
+    say(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}")
     low_memory = False
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         low_memory, why = choose_mode(asked, free, needed_memory(manifest, root, dtype))
-        print(why, flush=True)
+        say(why)
     elif asked:
-        print(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used", flush=True)
+        say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
     return Bundle(manifest, root, device, dtype, low_memory)
 
 

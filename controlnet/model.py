@@ -10,6 +10,7 @@ from controlnet.bundle import Bundle
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import make_job
 from controlnet.generation.safety import open_safety_checker, withhold
+from controlnet.log import say
 from controlnet.maps.cache import MapCache
 from controlnet.maps.controls import Control, draw_controls, found_poses
 from controlnet.pictures.canvas import lay_out
@@ -67,7 +68,7 @@ class Model:
             return Answer(maps, poses, [])
 
         width, height = layout.size
-        print(f"seed: {ask.seed}")
+        say(f"seed: {ask.seed}")
         if loras:
             metrics.put(lora_sha256=[lora.sha256 for lora in loras])
         metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
@@ -105,7 +106,7 @@ class _Metrics:
     def say_ignored(self, ask: Ask) -> None:
         """Name the inputs that have no effect: in one line of the log with the reasons, and in the metrics."""
         if ask.ignored:
-            print(f"ignored: {'; '.join(map(str, ask.ignored))}")
+            say(f"ignored: {'; '.join(map(str, ask.ignored))}")
         self.put(ignored=[name for each in ask.ignored for name in each.names])
 
     def say_people(self, ask: Ask, controls: tuple[Control, ...]) -> None:
@@ -117,4 +118,4 @@ class _Metrics:
             if control.people == 0:
                 picture = asked.input("image") if asked.has_own_image else "image"
                 source = picture if ask.pose_json is None else "pose_json"
-                print(f"{asked.conditioner}: nobody in {source}, so its control map is empty")
+                say(f"{asked.conditioner}: nobody in {source}, so its control map is empty")

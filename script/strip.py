@@ -117,24 +117,40 @@ def middle() -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+LORA_SCALES = (0, 0.5, 1, -0.5)
+"""Of the strip of examples/night.safetensors."""
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Additional inputs for a conditioner's strip."""
 
 
-def make(server: Server, conditioner: str) -> Image.Image:
+def night() -> tuple[str, str, list[dict[str, object]]]:
+    """The conditioner, the picture and the inputs of the strip that shows a LoRA at several scales."""
+    lora = base64.b64encode((EXAMPLES / "night.safetensors").read_bytes()).decode()
+    inputs: dict[str, object] = {
+        "prompt": "a yellow house with a brown roof on grass under a blue sky",
+        "lora_weights": f"data:application/octet-stream;base64,{lora}",
+    }
+    return "scribble", "doodle.png", [inputs | {"lora_scale": scale} for scale in LORA_SCALES]
+
+
+def make(server: Server, name: str) -> Image.Image:
     """The picture, its control map and the results, side by side."""
-    file, prompts = STRIPS[conditioner]
+    if name == "night":
+        conditioner, file, results = night()
+    else:
+        conditioner, (file, prompts) = name, STRIPS[name]
+        results = [{"prompt": prompt} for prompt in prompts]
     content = (EXAMPLES / file).read_bytes()
     tiles = [content]
-    for prompt in prompts:
+    for result in results:
         inputs = {
-            "prompt": prompt,
             "image": f"data:image/{file.split('.')[1]};base64,{base64.b64encode(content).decode()}",
             "conditioner": conditioner,
             "seed": 1,
             "return_control_map": True,
             "output_format": "png",
             **MORE.get(conditioner, {}),
+            **result,
         }
         _, answer = server.predict(inputs)
         if answer.get("status") != "succeeded":
@@ -150,16 +166,17 @@ def make(server: Server, conditioner: str) -> Image.Image:
 def main() -> None:
     """The command line of script/make-strip."""
     parser = argparse.ArgumentParser(
-        prog="script/make-strip", description="Write examples/strip-<conditioner>.jpg with the tiny bundle."
+        prog="script/make-strip", description="Write examples/strip-<name>.jpg with the tiny bundle."
     )
-    parser.add_argument("conditioner", nargs="*", metavar="CONDITIONER", help=f"default: {', '.join(STRIPS)}")
-    chosen = parser.parse_args().conditioner or list(STRIPS)
-    if unknown := [name for name in chosen if name not in STRIPS]:
-        parser.error(f"script/strip.py has no strip for {', '.join(unknown)}: it has {', '.join(STRIPS)}.")
+    known = [*STRIPS, "night"]
+    parser.add_argument("name", nargs="*", metavar="NAME", help=f"a conditioner, or night; default: {', '.join(known)}")
+    chosen = parser.parse_args().name or known
+    if unknown := [name for name in chosen if name not in known]:
+        parser.error(f"script/strip.py has no strip for {', '.join(unknown)}: it has {', '.join(known)}.")
     with Server(dict(os.environ) | {BUNDLE: "tiny"}) as server:
         server.wait_ready()
-        for conditioner in chosen:
-            make(server, conditioner).save(EXAMPLES / f"strip-{conditioner}.jpg", quality=90)
+        for name in chosen:
+            make(server, name).save(EXAMPLES / f"strip-{name}.jpg", quality=90)
 
 
 if __name__ == "__main__":

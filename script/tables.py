@@ -129,12 +129,14 @@ def together() -> str:
 def enlarged() -> str:
     """Pictures that upscale enlarges, as measured by script/evaluate-upscale."""
     measured = Manifest.read(WEIGHTS / "tiny.toml").made["enlarged"]
+    figures = ("steepness", "before", "f1", "floor", "seams", "seams_before")
     rows = [
-        (f"{int(name) / 100:g}", *(f"{row[key]:.2f}" for key in ("steepness", "before", "f1", "floor", "seams")))
+        (f"{int(name) / 100:g}", *(f"{row[key]:.2f}" for key in figures))
         for name, row in measured.items()
         if name not in ("scenes", "upscale")
     ]
-    return table(("`upscale_strength`", "steepness", "merely enlarged", "F1", "floor", "seams"), rows)
+    head = ("steepness", "merely enlarged", "F1", "floor", "at windows", "merely enlarged")
+    return table(("`upscale_strength`", *head), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -10,18 +10,20 @@ import pytest
 from support import ROOT
 
 PACKAGE = ROOT / "controlnet"
-LEAVES = {"conditioners", "errors", "startup", "stopwatch"}
+LEAVES = {"conditioners", "errors", "log", "startup", "stopwatch"}
 """They import nothing of ours."""
 MAY_IMPORT: dict[str, set[str]] = {
-    "weights": set(),
-    "models": {"weights", "stopwatch"},
+    "weights": {"log"},
+    "models": {"weights", "stopwatch", "log"},
     "request": {"conditioners", "weights"},
     "pictures": {"request", "conditioners"},
     "maps": {"pictures", "request", "models", "conditioners"},
-    "bundle": {"maps", "request", "models", "conditioners", "weights"},
-    "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "weights", "stopwatch"},
-    "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch"},
+    "bundle": {"maps", "request", "models", "conditioners", "weights", "log"},
+    "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "weights", "stopwatch", "log"},
+    "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch", "log"},
+    "python": {"model", "bundle", "pictures", "request", "weights", "errors", "log"},
     "serving": {"weights"},
+    "batch": {"python", "serving", "weights"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -94,7 +96,8 @@ def test_a_forbidden_import_is_found_in_any_form(source: str) -> None:
 
 def test_every_folder_has_its_place_without_circles() -> None:
     assert {place(path) for path in MODULES} == set(MAY_IMPORT)
-    assert list(names_imported((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) == []
+    names = set(names_imported((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+    assert names == {"typing.TYPE_CHECKING", "controlnet.python.opened.OpenModel"}  # the latter in open_model() alone
     settled: set[str] = set()
     while settled != set(MAY_IMPORT):
         free = {name for name, others in MAY_IMPORT.items() if others <= settled} - settled

@@ -35,8 +35,8 @@ def test_scripts_parse_and_are_executable(script: Path) -> None:
 
 
 PYTHON_SCRIPTS = [script for script in SCRIPTS if "exec python" in script.read_text()]
-WITHOUT_ARGUMENTS = {"make-strip", "write-tables"}
-TAKES_PATHS = {"make-random-bundle", "setup", "full-size", "predict"}
+WITHOUT_ARGUMENTS = {"make-strip", "write-signature", "write-tables"}
+TAKES_PATHS = {"batch", "make-random-bundle", "setup", "full-size", "predict"}
 """Scripts whose paths are relative to the caller's folder."""
 
 
@@ -83,14 +83,16 @@ def test_dockerignore_keeps_only_the_files_that_predict_py_needs() -> None:
 
 # ---- requirements
 
+BATCH = "controlnet/batch"
 RUNTIME = ("predict.py", "controlnet")
 DEVELOPMENT = ("tests", "script", "tinyworld")
 IMPORTABLE = {
     "predict.py": [ROOT],
     "controlnet": [ROOT],
+    BATCH: [ROOT],
     "tinyworld": [ROOT],
-    "script": [ROOT, ROOT / "script"],
-    "tests": [ROOT, ROOT / "script", ROOT / "tests"],
+    "script": [ROOT, ROOT / "script", ROOT / "script/bench"],
+    "tests": [ROOT, ROOT / "script", ROOT / "script/bench", ROOT / "tests"],
 }
 """The folders that each place imports modules of this project from."""
 
@@ -117,6 +119,8 @@ def imports(places: tuple[str, ...]) -> dict[str, set[str]]:
     found = defaultdict(set)
     for place in places:
         for file in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py")):
+            if place == "controlnet" and file.is_relative_to(ROOT / BATCH):
+                continue  # it is not used in the container
             for name in imported_names(file):
                 top = name.partition(".")[0]
                 own = any((folder / top).is_dir() or (folder / f"{top}.py").exists() for folder in IMPORTABLE[place])
@@ -140,8 +144,12 @@ def imported_names(file: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("places", "files"),
-    [(RUNTIME, ("requirements.txt",)), (DEVELOPMENT, ("requirements.txt", "requirements-dev.txt"))],
-    ids=["runtime", "development"],
+    [
+        (RUNTIME, ("requirements.txt",)),
+        ((BATCH,), ("requirements.txt", "requirements-batch.txt")),
+        (DEVELOPMENT, ("requirements.txt", "requirements-batch.txt", "requirements-dev.txt")),
+    ],
+    ids=["runtime", "batch", "development"],
 )
 def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files: tuple[str, ...]) -> None:
     declared = {name for file in files for name in requirements(file)}
@@ -156,8 +164,8 @@ def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files:
 
 @pytest.mark.parametrize(
     ("file", "places"),
-    [("requirements.txt", RUNTIME), ("requirements-dev.txt", DEVELOPMENT)],
-    ids=["runtime", "development"],
+    [("requirements.txt", RUNTIME), ("requirements-batch.txt", (BATCH,)), ("requirements-dev.txt", DEVELOPMENT)],
+    ids=["runtime", "batch", "development"],
 )
 def test_a_requirement_is_imported_or_has_a_comment(file: str, places: tuple[str, ...]) -> None:
     providers = metadata.packages_distributions()
@@ -174,9 +182,10 @@ def test_requirements_have_no_space_where_cog_would_cut_them() -> None:
     assert [line for line in lines if " " in line] == []
 
 
-def test_runtime_requirements_are_pinned_to_the_installed_versions() -> None:
-    for name, (line, _) in requirements("requirements.txt").items():
-        pin = re.fullmatch(r"[\w.-]+==([\w.]+)(;.*)?", line)
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-batch.txt"])
+def test_runtime_requirements_are_pinned_to_the_installed_versions(file: str) -> None:
+    for name, (line, _) in requirements(file).items():
+        pin = re.fullmatch(r"[\w.-]+(?:\[\w+\])?==([\w.]+)(;.*)?", line)
         assert pin, f"{line}: not pinned"
         if not pin[2]:  # one with a marker is not installed on every system
             assert metadata.version(name) == pin[1]
@@ -200,7 +209,8 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "script/bootstrap").write_bytes((ROOT / "script/bootstrap").read_bytes())
     (tmp_path / "script/bootstrap").chmod(0o755)
     (tmp_path / "requirements.txt").write_text("# nothing\n")
-    (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\n")
+    (tmp_path / "requirements-batch.txt").write_text("# nothing\n")
+    (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\n-r requirements-batch.txt\n")
     return tmp_path
 
 
@@ -243,9 +253,10 @@ def test_bootstrap_reinstalls_only_after_a_change_or_interruption(clone: Path) -
     quiet = bootstrap(clone, PATH=path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert len(log.read_text().splitlines()) == 1
-    (clone / "requirements.txt").write_text("# changed\n")
-    assert bootstrap(clone, PATH=path).stdout == ""
-    assert len(log.read_text().splitlines()) == 2
+    for times, file in enumerate(("requirements.txt", "requirements-batch.txt"), 2):
+        (clone / file).write_text("# changed\n")
+        assert bootstrap(clone, PATH=path).stdout == ""
+        assert len(log.read_text().splitlines()) == times
     (clone / ".venv/installed").unlink()  # as an interruption leaves it
     assert bootstrap(clone, PATH=path).returncode == 0
-    assert len(log.read_text().splitlines()) == 3
+    assert len(log.read_text().splitlines()) == 4

@@ -40,7 +40,9 @@ class Enlarged:
     floor: float
     """The same against other scenes' pictures."""
     seams: float
-    """See seams(). 1: none."""
+    """See seams()."""
+    seams_before: float
+    """That of the pictures that are merely enlarged, which have no windows: what the scenes themselves have there."""
 
 
 def steepness(picture: Image.Image) -> float:
@@ -87,7 +89,7 @@ def measure(painter: Painter, count: int, upscale: float, strength: float) -> En
         float(np.mean([steepness(picture) for picture in before])),
         float(np.mean([structure(*both, upscale) for both in zip(after, before, strict=True)])),
         float(np.mean([structure(after[i], before[(i + k) % count], upscale) for i in range(count) for k in others])),
-        float(np.mean([seams(picture, places) for picture in after])),
+        *(float(np.mean([seams(picture, places) for picture in pictures])) for pictures in (after, before)),
     )
 
 

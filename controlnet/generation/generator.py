@@ -7,7 +7,6 @@ For the time of a request, the models leave out work that diffusers repeats (con
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,6 @@ from controlnet.pictures.geometry import SMALLEST, STEP
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
-from controlnet.weights.files import sha256
-from controlnet.weights.lora_files import Lora
 
 
 class Generator:
@@ -45,6 +42,7 @@ class Generator:
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
         self._adapted = AdaptedBase(self.base)
+        self._fast_lora = bundle.fast_lora(self.base["unet"].config.cross_attention_dim)
         self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
@@ -171,18 +169,11 @@ class Generator:
 
     def _base(self, job: Job, timed: Stopwatch) -> Base:
         """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""
-        loras = (*job.loras, *([self._fast_lora] if job.go_fast else []))
+        loras = (*job.loras, *([self._fast_lora] if job.go_fast and self._fast_lora else []))
         if not loras:
             return self.base
         with timed("lora"):
             return self._adapted.of(loras)
-
-    @cached_property
-    def _fast_lora(self) -> Lora:
-        fast = self.bundle.fast
-        assert fast is not None, "Ask.read has refused go_fast"
-        (file,) = (path for path in self.bundle.files(fast.part) if path.suffix == ".safetensors")
-        return Lora(file, sha256(file), 1.0, "go_fast")
 
     def _embeddings(self, job: Job, base: Base) -> Embeddings:
         if self.exact and base is self.base:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from controlnet.log import is_silent
+
 
 class LogLines:
     """The file that tqdm writes a bar to: each state of the bar is a line of its own on stderr.
@@ -16,7 +18,7 @@ class LogLines:
     """
 
     def write(self, text: str) -> None:
-        if state := text.strip("\r\n"):
+        if (state := text.strip("\r\n")) and not is_silent():
             sys.stderr.write(f"{state}\n")
 
     def flush(self) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
+from controlnet.log import say
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,7 +83,7 @@ def withhold(pictures: Sequence[Image.Image], checker: Checker | None, disabled:
         )
     if any(flags):
         withheld = ", ".join(str(i) for i, flag in enumerate(flags) if flag)
-        print(f"Withheld by the safety checker, of the pictures 0 to {len(pictures) - 1}: {withheld}")
+        say(f"Withheld by the safety checker, of the pictures 0 to {len(pictures) - 1}: {withheld}")
     return [picture for picture, flag in zip(pictures, flags, strict=True) if not flag]
 
 

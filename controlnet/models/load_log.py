@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from controlnet.log import say
+
 
 class LoadLog:
     """Counts and prints what is loaded. `root` is the folder of all bundles (weights/)."""
@@ -40,22 +42,21 @@ class LoadLog:
         largest = [max((f for f in files if f.parent == folder), key=lambda file: sizes[file]) for folder in folders]
         named = " and ".join(file.relative_to(self.root).as_posix() for file in largest)
         left = " left in the file" if mapped else ""
-        print(f"{what}: {named}, {size / 1e6:.1f} MB{left}, {seconds:.2f} s", flush=True)
+        say(f"{what}: {named}, {size / 1e6:.1f} MB{left}, {seconds:.2f} s")
 
     def summarise(self) -> None:
         """Print the totals, once everything is loaded."""
         self.loaded = time.perf_counter()
         seconds = self.loaded - self.started
         left = f", {self.mapped / 1e9:.2f} GB left in their files until used" if self.mapped else ""
-        print(
+        say(
             f"loaded: {self.parts} parts, {self.bytes / 1e9:.2f} GB in {seconds:.1f} s "
-            f"({self.bytes / 1e9 / seconds:.2f} GB/s){left}; peak memory {peak_memory()}",
-            flush=True,
+            f"({self.bytes / 1e9 / seconds:.2f} GB/s){left}; peak memory {peak_memory()}"
         )
 
     def ready(self) -> None:
         """Print how long the warm-up took. It runs after summarise()."""
-        print(f"warm-up: {time.perf_counter() - self.loaded:.1f} s", flush=True)
+        say(f"warm-up: {time.perf_counter() - self.loaded:.1f} s")
 
 
 def peak_memory() -> str:

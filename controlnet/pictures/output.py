@@ -51,20 +51,20 @@ OUTPUT_FORMATS = {
 """Output formats by file extension. They are the choices of the input output_format."""
 
 
-def write_pictures(
+def encode_pictures(
     maps: Sequence[Image.Image],
     pictures: Sequence[Image.Image],
     output_format: str,
     output_quality: int,
     poses: str | None = None,
-) -> list[cog.Path]:
-    """Write control maps, then poses, then pictures, into a new temporary folder. Returns the files in that order.
+) -> dict[str, bytes]:
+    """The files of control maps, then poses, then pictures, in that order: the content of each by its name.
 
     Their names are control_map.png (control_map_0.png, … if there are several), poses.json (with the text `poses`,
     unless it is None) and picture_0.png, …. The same pixels and parameters give the same bytes. A picture's parameters
     are written as JSON, into the text "parameters" of a PNG or into the EXIF description of the other formats. The rest
     of its info is not written. `output_format` is a key of OUTPUT_FORMATS. `output_quality` is 0–100 and has no effect
-    on lossless formats. Raises OutputError on a full disk or any other write error, and then leaves no file behind.
+    on lossless formats.
     """
     encoder = OUTPUT_FORMATS[output_format]
     of_maps = ["control_map"] if len(maps) == 1 else [f"control_map_{i}" for i in range(len(maps))]
@@ -73,10 +73,24 @@ def write_pictures(
         for name, image in zip(of_maps, maps, strict=True)
     }
     encoded |= {} if poses is None else {"poses.json": poses.encode()}
-    encoded |= {
+    return encoded | {
         f"picture_{i}.{output_format}": _encode(image, encoder.pillow, encoder.picture_options(output_quality))
         for i, image in enumerate(pictures)
     }
+
+
+def write_pictures(
+    maps: Sequence[Image.Image],
+    pictures: Sequence[Image.Image],
+    output_format: str,
+    output_quality: int,
+    poses: str | None = None,
+) -> list[cog.Path]:
+    """Write the files of encode_pictures() into a new temporary folder. Returns them in that order.
+
+    Raises OutputError on a full disk or any other write error, and then leaves no file behind.
+    """
+    encoded = encode_pictures(maps, pictures, output_format, output_quality, poses)
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="request-", dir=home()))

@@ -56,6 +56,11 @@ def declared_defaults(predict: Callable[..., Any]) -> dict[str, Any]:
     return {declared.name: declared.field.default for declared in _declarations(predict)}
 
 
+def file_inputs(predict: Callable[..., Any]) -> set[str]:
+    """The names of the inputs that are files."""
+    return {each.name for each in _declarations(predict) if cog.Path in (each.hint, *typing.get_args(each.hint))}
+
+
 def _declarations(predict: Callable[..., Any]) -> "list[_Declared]":
     hints = typing.get_type_hints(predict)
     parameters = inspect.signature(predict).parameters.items()

@@ -48,7 +48,7 @@ def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
             raise ArgumentError(f"There is no input {name!r}; {hint}")
         if name in inputs:
             raise ArgumentError(f"The input {name!r} is given twice.")
-        inputs[name] = _parse_value(name, text, _resolve(properties[name], schemas))
+        inputs[name] = _parse_value(name, text, schemas)
     missing = [name for name in schemas["Input"].get("required", []) if name not in inputs]
     if missing:
         lines = [f"-i {name}={'@file' if properties[name].get('format') == 'uri' else '...'}" for name in missing]
@@ -65,16 +65,25 @@ def _types(schema: Json) -> list[str]:
     return [schema["type"]] if "type" in schema else [member["type"] for member in schema["anyOf"]]
 
 
-def _parse_value(name: str, text: str, schema: Json) -> Any:
-    if schema.get("format") == "uri":
-        return _file_value(name, text)
-    types = _types(schema)
-    for json_type in types:
+def typed_value(text: str, name: str, schemas: Json) -> Any:
+    """A text as the type of the input `name`; unchanged if it is a file or does not fit."""
+    schema = _resolve(schemas["Input"]["properties"][name], schemas)
+    for json_type in _types(schema):
         if json_type in VALUE_PARSERS:
             try:
                 return VALUE_PARSERS[json_type](text)
             except (KeyError, ValueError):
                 continue
+    return text
+
+
+def _parse_value(name: str, text: str, schemas: Json) -> Any:
+    schema = _resolve(schemas["Input"]["properties"][name], schemas)
+    if schema.get("format") == "uri":
+        return _file_value(name, text)
+    value, types = typed_value(text, name, schemas), _types(schema)
+    if value is not text:
+        return value
     if "string" not in types or "enum" in schema or not text.startswith("@"):
         return text
     if text.startswith("@@"):

@@ -19,6 +19,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status
 
+from controlnet.log import say
 from controlnet.weights.files import sha256
 from controlnet.weights.hub import append_missing, repo_files, with_retries
 from controlnet.weights.lockfile import WeightsError
@@ -63,12 +64,12 @@ class _Fetching:
         self.done += count
         if time.monotonic() - self.said > _SAY_EVERY:
             self.said = time.monotonic()
-            print(f"{self.name}: fetched {self.done / 1e6:.0f} of {self.size / 1e6:.0f} MB", flush=True)
+            say(f"{self.name}: fetched {self.done / 1e6:.0f} of {self.size / 1e6:.0f} MB")
 
     def pause(self, seconds: float, reason: str) -> None:
         if seconds > _LONGEST_PAUSE:
             raise WeightsError(f"{reason} and wants to be asked again in {seconds:.0f} s. Try again then.")
-        print(f"{self.name}: {reason}; trying again in {seconds:.0f} s", flush=True)
+        say(f"{self.name}: {reason}; trying again in {seconds:.0f} s")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(0.1)  # a cancellation comes between two of these

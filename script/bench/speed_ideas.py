@@ -50,12 +50,12 @@ def only(generator: Generator, idea: Idea) -> Iterator[None]:
     """Inside the block, the generator's requests leave out the work of this idea and no other."""
     pipeline, embeddings = generator._pipeline, generator._embeddings
 
-    def piped(job: Any, timed: Any, hints: Any, one_half: bool) -> Any:
-        return pipeline(job, timed, hints if idea.hints else None, one_half)
+    def piped(job: Any, nets: Any, hints: Any, one_half: bool, base: Any) -> Any:
+        return pipeline(job, nets, hints if idea.hints else None, one_half, base)
 
-    def embedded(job: Any) -> Any:
+    def embedded(job: Any, base: Any) -> Any:
         if idea.prompts:
-            return embeddings(job)
+            return embeddings(job, base)
         return encode_prompts(job.prompt, job.negative_prompt, *generator._recent.models, job.clip_skip)
 
     with ExitStack() as patches:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 from support import ROOT
-from support.requests_to_tiny import FAST, HALF, OTHER, PHOTO, SQUARE, answer, data_url, differ, png, sent, url
+from support.requests_to_tiny import FAST, HALF, NIGHT, OTHER, PHOTO, SQUARE, answer, data_url, differ, png, sent, url
 from support.server import Answer, Server
 
 Inputs = dict[str, Any]
@@ -27,6 +27,8 @@ FEATURES: dict[str, Inputs] = {
     "upscale": {"upscale": 1.5},
     "width and height": {"resolution": None, "width": 72, "height": 96},
     "resize_mode": {"resolution": None, "width": 72, "height": 64, "resize_mode": "fill"},
+    "LoRA": {"lora_weights": NIGHT},
+    "go_fast": {"go_fast": True, "guidance_scale": 1.5},
     "no guidance": {"guidance_scale": 1},
     "several outputs": {"num_outputs": 2},
     "another scheduler": {"scheduler": "HeunDiscrete"},
@@ -137,6 +139,8 @@ REFUSED: list[Inputs] = [
     {"image": "data:image/png;base64,AAAA"},
 ]
 CANCELED: list[Inputs] = [{}, FEATURES["mask"], FEATURES["second control"], FEATURES["init_image"]] * 2
+CANCELED += [FEATURES["LoRA"] | {"lora_scale": scale} for scale in (0.5, 0.7)]
+CANCELED += [FEATURES["go_fast"] | {"num_inference_steps": 8}] * 2
 CANCELED += [
     {"upscale": 4, "upscale_strength": 1.0, "num_inference_steps": 2}
 ] * 2  # most of the time in the second pass

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support import ROOT
-from support.requests_to_tiny import HALF, MIRRORED, OTHER, PHOTO, differ, made, url
+from support.requests_to_tiny import HALF, MIRRORED, NIGHT, OTHER, PHOTO, differ, made, url
 from support.server import Server
 
 import predict
@@ -67,6 +67,9 @@ ALONE: list[Inputs] = [
     {"guidance_scale": 9},
     {"guidance_scale": 1},
     {"clip_skip": 2},
+    {"go_fast": True},
+    {"lora_weights": NIGHT},
+    {"lora_weights_2": NIGHT},
     {"scheduler": "K_EULER_ANCESTRAL"},
     {"seed": 2},
     {"return_control_map": True},
@@ -86,6 +89,8 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
         }.items()
     ],
     ({"scheduler": "DDIM"}, {"eta": 0.5}),
+    ({"lora_weights": NIGHT}, {"lora_scale": 0.5}),
+    ({"lora_weights_2": NIGHT}, {"lora_scale_2": -1.0}),
     ({"conditioner": "openpose"}, {"pose_json": POSE}),
     ({"conditioner": "openpose"}, {"return_pose_json": True}),
     ({"conditioner": "openpose", "pose_json": POSE}, {"pose_parts": "body"}),

@@ -1,6 +1,7 @@
 """The commands and programs of README.md and docs/ do what the text around them says."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -77,3 +78,22 @@ def test_the_shell_client_writes_a_picture(server: Server, tmp_path: Path) -> No
     script = snippet("docs/usage.md", "bash", "/predictions").replace("script/serve &\n", "")
     assert run_in(tmp_path, ["bash", "-euc", script.replace("localhost:5000", f"127.0.0.1:{server.port}")]) == ""
     assert Image.open(tmp_path / "picture.webp").size == (192, 128)
+
+
+def test_the_program_that_opens_a_model_makes_its_files(tmp_path: Path) -> None:
+    program = snippet("docs/python.md", "python", "open_model")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.startswith("2 (128, 128) {'preprocess': ")
+    assert second.startswith("image: expected a PIL picture") and "'photo-that-is-not-there.jpg' is not there" in second
+    assert Image.open(tmp_path / "house.png").size == Image.open(tmp_path / "strokes.png").size == (128, 128)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"control_map.webp", "picture_0.webp"}

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+from support import ROOT
 from support.server import Answer, Server
 
 FAST = {"prompt": "a red ball on grass under a blue sky", "resolution": 64, "num_inference_steps": 2, "seed": 1}
@@ -53,6 +54,8 @@ SQUARE = url(CAT.crop((0, 0, 300, 300)).resize((96, 96)))
 HALF = url(Image.fromarray(np.repeat(np.uint8([[255, 0]]), 48, axis=1).repeat(64, axis=0)))
 """A mask of the left half, in the size of the picture that FAST makes of PHOTO."""
 BASE = {"num_inference_steps": 4}
+NIGHT = data_url((ROOT / "examples/night.safetensors").read_bytes(), "application/octet-stream")
+"""A LoRA that makes pictures dark."""
 
 
 def sent(**inputs) -> dict:

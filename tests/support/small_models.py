@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from annotator_weights import make_tiny
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from random_loras import ATTENTION, random_layers, save_kohya
 from random_models import SMALL
 from torch import nn
 
@@ -66,6 +67,9 @@ class SmallBundle:
     def controlnets(self) -> ControlNets:
         return ControlNets({name: parts()[name] for name in ("canny", "scribble", "shuffle", "tile")}, torch.float32)
 
+    def fast_lora(self, prompt_width: int) -> None:
+        return None
+
 
 def write_bundle(root: Path, name: str = "small") -> Path:
     """The small parts as a bundle on disk, `root`/<name> with its manifest next to it; returns the manifest's path."""
@@ -77,6 +81,9 @@ def write_bundle(root: Path, name: str = "small") -> Path:
     folder = root / name / "annotator" / "tiny"
     folder.mkdir(parents=True)
     make_tiny(folder)
+    lora = root / name / "lora" / "fast" / "pytorch_lora_weights.safetensors"
+    lora.parent.mkdir(parents=True)
+    save_kohya(lora, {"unet": random_layers(small["unet"], ATTENTION)}, alpha=4.0)
     manifest = root / f"{name}.toml"
     manifest.write_text(tiny.read_text(encoding="utf-8").replace('name = "tiny"', f'name = "{name}"'), encoding="utf-8")
     return manifest

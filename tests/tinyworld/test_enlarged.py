@@ -64,6 +64,7 @@ def test_the_measures_find_what_they_are_for() -> None:
 
 
 def test_figures_are_written_as_toml_for_the_manifest() -> None:
-    written = as_toml([Enlarged(0.4, 30.0, 10.0, 0.9, 0.2, 1.0)], 8, 4.0)
+    written = as_toml([Enlarged(0.4, 30.0, 10.0, 0.9, 0.2, 1.0, 1.1)], 8, 4.0)
     assert written.startswith("[made.enlarged]\nscenes = 8\nupscale = 4\n")
-    assert "40 = { steepness = 30.000, before = 10.000, f1 = 0.900, floor = 0.200, seams = 1.000 }" in written
+    assert "40 = { steepness = 30.000, before = 10.000, f1 = 0.900, floor = 0.200, " in written
+    assert "seams = 1.000, seams_before = 1.100 }" in written

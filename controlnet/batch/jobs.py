@@ -1,0 +1,134 @@
+"""The jobs of a batch: the requests in a file of JSON lines or a CSV, or one for each picture of a folder."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controlnet.batch.folder import files_in, is_folder, join, parent, read, stamp
+from controlnet.serving.arguments import typed_value
+
+Json = dict[str, Any]
+PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+FETCHED = re.compile(r"(https?|data):", re.IGNORECASE)
+EXAMPLE = '{"prompt": "a house", "image": "photo.jpg"}'
+SEEDS = 2**32
+
+
+class BatchError(ValueError):
+    """The batch cannot start. The message is for the user."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request of a batch."""
+
+    line: int
+    """Its line in the file, or the number of its picture in the folder, counted from 1."""
+    name: str
+    """Begins the names of its files, and tells it from all other jobs. The same job has the same name in every run."""
+    inputs: Json
+    """The inputs of the request. Its pictures are paths or URIs, or the URLs that the server takes."""
+    fault: str | None = None
+    """Why the line is no request."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the file before it is a job."""
+
+    number: int
+    inputs: Any
+    fault: str | None = None
+
+
+def read_jobs(place: str, bundle: str, shared: Mapping[str, Any], schemas: Json) -> list[Job]:
+    """The jobs at a path or URI, in their order: a folder of pictures, a CSV if it ends in .csv, or JSON lines.
+
+    `shared` are inputs of all jobs that do not have them. `schemas` are those of the API. Raises BatchError or
+    FolderError if there are none.
+    """
+    properties = schemas["Input"]["properties"]
+    if is_folder(place):
+        lines, folder = list(_pictures(place)), place
+    elif place.partition("?")[0].lower().endswith(".csv"):
+        lines, folder = list(_csv_lines(read(place), schemas)), parent(place)
+    else:
+        lines, folder = list(_json_lines(read(place))), parent(place)
+    if not lines:
+        raise BatchError(f"There are no jobs in {place!r}: expected lines such as {EXAMPLE}, or a folder of pictures.")
+    files = {name for name, field in properties.items() if field.get("format") == "uri"}
+    copies: Counter[str] = Counter()
+    return [_job(line, bundle, shared, files, folder, copies) for line in lines]
+
+
+def _pictures(place: str) -> Iterator[Line]:
+    names = [info.base_name for info in files_in(place)]
+    pictures = [name for name in names if Path(name).suffix.lower() in PICTURE_ENDINGS]
+    yield from (Line(number, {"image": name}) for number, name in enumerate(pictures, 1))
+
+
+def _json_lines(content: bytes) -> Iterator[Line]:
+    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not raw.strip():
+            continue
+        try:
+            inputs = json.loads(raw.decode())
+        except (ValueError, RecursionError) as error:
+            reason = "text in UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
+            yield Line(number, None, f"The line is not {reason}: expected one request, such as {EXAMPLE}.")
+            continue
+        if isinstance(inputs, dict) and inputs.keys() == {"input"}:
+            inputs = inputs["input"]  # the body of a request over HTTP
+        fault = f"The line is not an object of inputs: expected one request, such as {EXAMPLE}."
+        yield Line(number, inputs, None if isinstance(inputs, dict) else fault)
+
+
+def _csv_lines(content: bytes, schemas: Json) -> Iterator[Line]:
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        names = list(reader.fieldnames or [])
+    except UnicodeDecodeError:
+        raise BatchError("The CSV is not text in UTF-8: save it as UTF-8.") from None
+    properties = schemas["Input"]["properties"]
+    if unknown := [name for name in names if name not in properties]:
+        raise BatchError(f"The first line of the CSV names what is no input: {', '.join(unknown)}.")
+    for row in reader:
+        if None in row:
+            yield Line(reader.line_num, None, f"The line has more cells than the first one, which has {len(names)}.")
+        elif cells := {name: text for name, text in row.items() if text}:
+            yield Line(reader.line_num, {name: typed_value(text, name, schemas) for name, text in cells.items()})
+
+
+def _job(
+    line: Line, bundle: str, shared: Mapping[str, Any], files: set[str], folder: str, copies: "Counter[str]"
+) -> Job:
+    if line.fault is not None:
+        return Job(line.number, "", {}, line.fault)
+    inputs = {name: value for name, value in ({**shared, **line.inputs}).items() if value is not None}
+    places = {
+        name: join(folder, inputs[name])
+        for name in sorted(files & inputs.keys())
+        if isinstance(inputs[name], str) and not FETCHED.match(inputs[name])
+    }
+    written = json.dumps(inputs, sort_keys=True)
+    copy = 0
+    if "seed" not in inputs and inputs.get("map_only") is not True:
+        # Drawn from the job, so that a job that is made again after a crash gives the same pictures. Lines without a
+        # seed that are equal otherwise are different jobs, with other seeds.
+        copy = copies[written]
+        copies[written] += 1
+        inputs["seed"] = int(_digest([written, copy]), 16) % SEEDS
+    key = _digest([bundle, written, copy, {name: stamp(place) for name, place in places.items()}])
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(places["image"].partition("?")[0]).stem) if "image" in places else ""
+    return Job(line.number, f"{stem[:40]}-{key}".lstrip("-"), inputs | places)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:20]

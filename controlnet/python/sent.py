@@ -1,0 +1,105 @@
+"""Pictures that a program sends, as the files that a request has."""
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import cog
+import numpy as np
+from PIL import Image
+
+from controlnet.request.inputs import InputError
+
+LoraWeights = str | os.PathLike[str]
+"""A text as lora_weights takes it, or a path object."""
+Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
+"""A PIL picture, a NumPy array (uint8 or bool; H×W, H×W×3 or H×W×4), the content of a file, a path or a URL."""
+EXPECTED = "expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL"
+
+
+class NotFetched(InputError):
+    """A picture could not be fetched from its URL. Another time it may be there."""
+
+
+IN_PNG = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
+"""Modes of PIL pictures that a PNG keeps. The others are written as TIFF."""
+
+
+def as_file(name: str, picture: Any, folder: Path) -> Path:
+    """The file of the picture that is sent for the input `name`; written into `folder` unless `picture` is a path.
+
+    Raises InputError, which names the input, for what is no picture or cannot be read.
+    """
+    if isinstance(picture, Path):
+        return _existing(name, picture)
+    if isinstance(picture, str) and picture.partition(":")[0].lower() in ("http", "https", "data"):
+        return _written(folder / name, _fetched(name, picture))
+    if isinstance(picture, str | os.PathLike):
+        return _existing(name, Path(picture).expanduser())
+    if isinstance(picture, bytes):
+        return _written(folder / name, picture)
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(name, picture)
+    if not isinstance(picture, Image.Image):
+        raise InputError(f"{name}: {EXPECTED}; got {'nothing' if picture is None else f'a {type(picture).__name__}'}.")
+    return _saved(name, picture, folder)
+
+
+def lora_as_text(name: str, lora: Any) -> Any:
+    """What the input `name` takes: a data: URI of the file if `lora` is a path object. A text is left as it is.
+
+    Raises InputError if the file is not there.
+    """
+    if not isinstance(lora, os.PathLike):
+        return lora
+    content = _existing(name, Path(lora), "expected the path of a .safetensors file").read_bytes()
+    return f"data:;base64,{base64.b64encode(content).decode()}"
+
+
+def _existing(name: str, path: Path, expected: str = EXPECTED) -> Path:
+    if path.is_file():
+        return path
+    raise InputError(f"{name}: {expected}; {str(path)!r} is {'a folder' if path.is_dir() else 'not there'}.")
+
+
+def _fetched(name: str, url: str) -> bytes:
+    """What a URL has, by the function with which Cog's server fetches it."""
+    try:
+        with cog.File.validate(url) as file:
+            return file.read()
+    except Exception as error:  # of urllib, requests and urllib3
+        wrong = f"({type(error).__name__}): please check it and send it again."
+        if url.lower().startswith("data:"):
+            raise InputError(f"{name}: the data URL could not be decoded {wrong}") from None
+        raise NotFetched(f"{name}: the URL could not be fetched {wrong}") from None
+
+
+def _from_array(name: str, array: np.ndarray) -> Image.Image:
+    grey, coloured = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype not in (np.uint8, np.bool_) or not (grey or coloured) or not array.size:
+        raise InputError(
+            f"{name}: expected an array of uint8 or bool and of shape H×W, H×W×3 or H×W×4; got {array.dtype} of shape "
+            f"{'×'.join(map(str, array.shape))}. Numbers from 0 to 1 become uint8 with (255 * array).astype('uint8')."
+        )
+    return Image.fromarray(array * np.uint8(255) if array.dtype == np.bool_ else np.ascontiguousarray(array))
+
+
+def _saved(name: str, picture: Image.Image, folder: Path) -> Path:
+    """Written without loss, with the orientation and the colour profile that it has."""
+    file = folder / name
+    try:
+        if picture.mode in IN_PNG:
+            picture.save(file, "PNG", compress_level=1, exif=picture.getexif())
+        else:
+            picture.save(file, "TIFF")
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many for a file that is damaged, which it reads only now, and for odd modes
+        raise InputError(f"{name}: the PIL picture (mode {picture.mode}) could not be read.") from None
+    return file
+
+
+def _written(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file

@@ -1,0 +1,59 @@
+"""What is sent as a picture and is none is refused in one sentence that names the input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from controlnet.python.sent import as_file, lora_as_text
+from controlnet.request.inputs import InputError
+
+EXPECTED = "mask: expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL; "
+BAD = [
+    (3, EXPECTED + "got a int."),
+    (None, EXPECTED + "got nothing."),
+    ("no/such.png", EXPECTED + "'no/such.png' is not there."),
+    (Path("/"), EXPECTED + "'/' is a folder."),
+    (np.zeros((4, 5)), "mask: expected an array of uint8 or bool and of shape .*; got float64 of shape 4×5"),
+    (np.zeros((4, 5, 2), np.uint8), "got uint8 of shape 4×5×2"),
+    (np.zeros((0, 5), np.uint8), "got uint8 of shape 0×5"),
+    ("data:zzz", "mask: the data URL could not be decoded"),
+    ("http://127.0.0.1:1/a.png", "mask: the URL could not be fetched"),
+]
+
+
+@pytest.mark.parametrize(("picture", "words"), BAD, ids=[words[-20:] for _, words in BAD])
+def test_what_is_no_picture_is_refused(picture: object, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words.replace("(s)", r"\(s\)")):
+        as_file("mask", picture, tmp_path)
+
+
+def test_a_file_that_pillow_cannot_read_is_refused(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    half = tmp_path / "half.png"
+    half.write_bytes(whole.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"mask: the PIL picture \(mode L\) could not be read"):
+        as_file("mask", Image.open(half), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 4)])
+def test_an_array_keeps_its_pixels(shape: tuple[int, ...], tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    assert np.array_equal(np.asarray(Image.open(as_file("mask", array, tmp_path))), array)
+    flipped = array[:, ::-1]
+    assert np.array_equal(np.asarray(Image.open(as_file("mask", flipped, tmp_path))), flipped)
+
+
+def test_true_is_white(tmp_path: Path) -> None:
+    array = np.eye(20, dtype=bool)
+    assert np.array_equal(np.asarray(Image.open(as_file("mask", array, tmp_path))), array * np.uint8(255))
+
+
+def test_a_lora_is_a_text_or_a_path_object(tmp_path: Path) -> None:
+    assert lora_as_text("lora_weights", "owner/model") == "owner/model"
+    (tmp_path / "a.safetensors").write_bytes(b"abc")
+    assert lora_as_text("lora_weights", tmp_path / "a.safetensors") == "data:;base64,YWJj"
+    with pytest.raises(InputError, match=r"lora_weights: .*is not there"):
+        lora_as_text("lora_weights", tmp_path / "b.safetensors")
