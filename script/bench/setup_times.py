@@ -61,7 +61,9 @@ def load_ours(bundle: Bundle) -> Bundle:
 def load_plain(bundle: Bundle) -> Bundle:
     """Load all parts with from_pretrained, all on the device in any mode. Returns the bundle that was loaded."""
     plain = PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
-    kept = plain.base(), plain.controlnets(), plain.annotators(), open_safety_checker(plain)
+    base = plain.base()
+    kept = base, plain.controlnets(), plain.annotators(), open_safety_checker(plain)
+    plain.fast_lora(base["unet"].config.cross_attention_dim)  # read at its first use, in both ways
     del kept
     return plain
 

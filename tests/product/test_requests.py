@@ -265,7 +265,8 @@ def test_cancelling_the_second_pass_leaves_no_trace(server: Server) -> None:
     said = len(server.logs)
     running = server.start(**(FAST | asked | {"num_outputs": 4}))
     deadline = time.monotonic() + 60
-    while not any(match["current"] == "2" for match in _progress(server.logs[said:])):  # the first pass has 2 steps
+    # The first pass has 2 steps. A bar that is fast does not show each.
+    while not any(int(match["current"]) >= 2 for match in _progress(server.logs[said:])):
         assert time.monotonic() < deadline and not running.future.done()
         time.sleep(0.01)
     running.stop()
