@@ -20,6 +20,8 @@ from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.attention import asked_attention, use_attention
 from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
+from controlnet.models.cuda.kernels import HALVES, CompilationError, asked_kernels, prepare_kernels
+from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
@@ -37,6 +39,8 @@ from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choos
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
 """Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+WITH_CONVOLUTIONS = (UNet2DConditionModel, ControlNetModel, AutoencoderKL)
+"""Models whose layers have kernels for a GPU."""
 
 
 class Bundle:
@@ -53,14 +57,20 @@ class Bundle:
         dtype: torch.dtype,
         low_memory: bool = False,
         attention: str = "sdpa",
+        kernels: bool = False,
     ) -> None:
-        """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py)."""
+        """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py).
+
+        `kernels`: whether those for a GPU (controlnet/models/cuda/kernels.py) are ready, for which models have their
+        channels last in memory.
+        """
         self.manifest = manifest
         self.root = root
         self.device = device
         self.dtype = dtype
         self.low_memory = low_memory
         self.attention = attention
+        self.kernels = kernels
         self.log = LoadLog(root)
 
     # ---- what requests are checked against
@@ -152,13 +162,16 @@ class Bundle:
         """
         with self.log(part, self.files(part), mapped):
             model = load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
+            if self.kernels and isinstance(model, WITH_CONVOLUTIONS):
+                model.to(memory_format=torch.channels_last)
             return self._with_attention(model)
 
     def packed(self, model_class: type, part: str) -> Packed:
         """A part as a `model_class`, packed in main memory for moves to the device. Raises WeightsMismatch."""
         with self.log(part, self.files(part)):
             model = load_pretrained(model_class, self.folder(part), "cpu", None)  # its tensors still in the file
-            return Packed(self._with_attention(model), self.dtype, pinned=self.device.type == "cuda")
+            on_gpu = self.device.type == "cuda"
+            return Packed(self._with_attention(model), self.dtype, pinned=on_gpu, channels_last=self.kernels)
 
     def _with_attention(self, model: Any) -> Any:
         if isinstance(model, UNet2DConditionModel | ControlNetModel):
@@ -220,14 +233,15 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     """The bundle that the environment chooses, its files checked for presence and size; on the GPU if there is one.
 
     Raises WeightsError with every fault and the command that repairs them. If CONTROLNET_DOWNLOAD is 1, absent weights
-    are fetched first, and an unlocked manifest is refused. Raises PrecisionError, LowMemoryError, AttentionError and
-    CompileError for their environment variables, before anything is fetched.
+    are fetched first, and an unlocked manifest is refused. Raises PrecisionError, LowMemoryError, AttentionError,
+    KernelsError and CompileError for their environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml", environ)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, asked = working_dtype(device, environ), asked_mode(environ)
     attention = asked_attention(device, environ)
+    wanted = asked_kernels(environ) and device.type == "cuda"
     if asked_compile(environ):
         prepare_compiler(device, environ)
     use_threads(manifest.cpu_threads, device, environ)
@@ -242,7 +256,19 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
         say(why)
     elif asked:
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
-    return Bundle(manifest, root, device, dtype, low_memory, attention)
+    # Compiled layers bring their own kernels, and without the exact speedups every layer runs as diffusers runs it.
+    fits = dtype in HALVES and not asked_compile(environ) and exact_speedups(environ)
+    return Bundle(manifest, root, device, dtype, low_memory, attention, wanted and fits and _kernels(device, dtype))
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Compile the kernels for a GPU. Whether that succeeded: without them, everything runs, only slower."""
+    try:
+        prepare_kernels(device, dtype)
+    except CompilationError as error:
+        say(f"kernels for this GPU were not compiled, so requests take longer: {error}")
+        return False
+    return True
 
 
 def use_threads(threads: int | None, device: torch.device, environ: Mapping[str, str]) -> None:

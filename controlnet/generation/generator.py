@@ -24,9 +24,10 @@ from controlnet.generation.upscale import Upscale
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.maps.controls import Control
 from controlnet.models.compiled import asked_compile, compile_regions, give_contiguous
+from controlnet.models.cuda.graphs import open_graphs
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.lora import AdaptedBase, Base
-from controlnet.models.schedulers import make_scheduler
+from controlnet.models.schedulers import keep_times_in_main_memory, make_scheduler
 from controlnet.pictures.geometry import SMALLEST, STEP
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
@@ -37,7 +38,7 @@ class Generator:
     """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
 
     def __init__(self, bundle: Bundle, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises ExactSpeedupsError or CompileError for a value of their environment variables that is not 1 or 0."""
+        """Raises ExactSpeedupsError, CompileError or GraphsError for a value of their variables that is not 1 or 0."""
         self.exact = exact_speedups(environ)
         self.compiled = asked_compile(environ)
         self.bundle = bundle
@@ -46,6 +47,9 @@ class Generator:
         self._adapted = AdaptedBase(self.base)
         self._fast_lora = bundle.fast_lora(self.base["unet"].config.cross_attention_dim)
         self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
+        self._graphs = open_graphs(self.base["unet"].device, environ)
+        if self.compiled or self.controlnets.are_moved:
+            self._graphs = None  # each request would capture its own
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
@@ -57,18 +61,21 @@ class Generator:
         return list(self._pictures(job, timed or Stopwatch()))
 
     def warm_up(self) -> None:
-        """Make the smallest picture in one step, with the bundle's defaults, and throw it away.
+        """Make a picture in one step, with the bundle's defaults, and throw it away.
 
         So the first request does not wait for one-time work of libraries and drivers, or for the first read of mapped
-        weights. It changes nothing that a request reads. With CONTROLNET_COMPILE=1 this compiles all that requests
-        need: with guidance and without, from pictures whose sides differ and are not 1 in the deepest layer, because
-        functions for a size of 1 fit no other.
+        weights. It changes nothing that a request reads. It is the smallest picture, but on a GPU with CUDA graphs one
+        of the bundle's usual size, whose graphs most requests use. With CONTROLNET_COMPILE=1 this compiles all that
+        requests need: with guidance and without, from pictures whose sides differ and are not 1 in the deepest layer,
+        because functions for a size of 1 fit no other.
         """
-        guidance = self.bundle.manifest.defaults.guidance_scale
-        if not self.compiled:
-            return self._warm_up((SMALLEST, SMALLEST), guidance)
-        for each in (max(guidance, 2.0), 1.0):
-            self._warm_up((2 * SMALLEST, 3 * SMALLEST), each)
+        defaults = self.bundle.manifest.defaults
+        if self.compiled:
+            for each in (max(defaults.guidance_scale, 2.0), 1.0):
+                self._warm_up((2 * SMALLEST, 3 * SMALLEST), each)
+        else:
+            side = SMALLEST if self._graphs is None else defaults.resolution
+            self._warm_up((side, side), defaults.guidance_scale)
 
     def _warm_up(self, size: tuple[int, int], guidance_scale: float) -> None:
         defaults = self.bundle.manifest.defaults
@@ -96,6 +103,9 @@ class Generator:
             compile_regions([base["unet"], *nets.values()])
         hints: dict[int, torch.Tensor] | None = {} if self.exact else None
         upscale = Upscale(job) if job.upscale > 1 else None
+        if self._graphs is not None:
+            base = {**base, "unet": self._graphs.of(base["unet"])}
+            nets = {name: self._graphs.of(net) for name, net in nets.items()}
         with removed_from(models) as complete, removed_from(coder):
             one_half = self.exact and complete and job.guided
             for i in range(job.num_outputs):
@@ -223,6 +233,8 @@ class Generator:
             scale_one_half(scheduler)
         if self.compiled:
             give_contiguous(scheduler)
+        if self._graphs is not None:
+            keep_times_in_main_memory(scheduler)
         # safety.py checks the pictures instead: there a flagged one does not affect the others.
         none: Any = None
         parts = {name: part for name, part in (base or self.base).items() if name != "scheduler"}

@@ -31,19 +31,22 @@ class _Place(NamedTuple):
     stop: int
     dtype: torch.dtype
     shape: torch.Size
+    channels_last: bool
+    """Whether a tensor of four dimensions, (out, in, height, width), has `in` last in memory."""
 
 
 class Packed(Generic[Model]):
     """A model whose tensors are all in one buffer in main memory, the floating-point ones in `dtype`."""
 
-    def __init__(self, model: Model, dtype: torch.dtype, pinned: bool = False) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype, pinned: bool = False, channels_last: bool = False) -> None:
         """Move the tensors of `model` into a buffer. The model itself is changed; mapped tensors are not held twice.
 
+        `channels_last` is the order of the weights of convolutions in memory (torch.channels_last).
         A `pinned` buffer is page-locked, so the GPU can fetch it at the full speed of the bus. Raises PinningError.
         """
         tensors = tensors_of(model)
         self.model = model
-        self.places = _places(tensors, dtype)
+        self.places = _places(tensors, dtype, channels_last)
         self.buffer = main_memory(self.places[-1].stop if self.places else 0)
         if pinned:
             _pin(self.buffer)
@@ -86,18 +89,25 @@ def main_memory(size: int) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=torch.uint8)[:size]
 
 
-def _places(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[_Place]:
+def _places(tensors: Sequence[torch.Tensor], dtype: torch.dtype, channels_last: bool) -> list[_Place]:
     places, start = [], 0
     for tensor in tensors:
         packed_dtype = dtype if tensor.is_floating_point() else tensor.dtype
         stop = start + tensor.numel() * packed_dtype.itemsize
-        places.append(_Place(start, stop, packed_dtype, tensor.shape))
+        places.append(_Place(start, stop, packed_dtype, tensor.shape, channels_last and tensor.ndim == 4))
         start = math.ceil(stop / ALIGNMENT) * ALIGNMENT
     return places
 
 
 def _views(buffer: torch.Tensor, places: Sequence[_Place]) -> list[torch.Tensor]:
-    return [buffer[place.start : place.stop].view(place.dtype).view(place.shape) for place in places]
+    return [_view(buffer[place.start : place.stop].view(place.dtype), place) for place in places]
+
+
+def _view(numbers: torch.Tensor, place: _Place) -> torch.Tensor:
+    if not place.channels_last:
+        return numbers.view(place.shape)
+    out, into, height, width = place.shape
+    return numbers.view(out, height, width, into).permute(0, 3, 1, 2)
 
 
 def _pin(buffer: torch.Tensor) -> None:

@@ -99,6 +99,16 @@ def make_scheduler(name: str, config: Mapping[str, Any], skipped: int = 0) -> An
     return scheduler
 
 
+def keep_times_in_main_memory(scheduler: Any) -> None:
+    """Make a scheduler keep its time steps in main memory, also if the models are on a GPU.
+
+    Schedulers index their tables with a time step. If it is on the GPU, Python waits at each step for all that was
+    started there, and starts nothing meanwhile.
+    """
+    set_timesteps = scheduler.set_timesteps
+    scheduler.set_timesteps = lambda *args, device=None, **named: set_timesteps(*args, device="cpu", **named)
+
+
 def steps_of(name: str, config: Mapping[str, Any], num_inference_steps: int, skipped: int = 0) -> int:
     """How often the UNet is called if the first `skipped` of `num_inference_steps` are left out.
 

@@ -185,8 +185,8 @@ def test_keys_and_values_are_computed_once_for_the_same_tensor(models: dict[str,
 
 def test_kept_results_are_freed_with_their_tensor() -> None:
     source = torch.ones(2)
-    result = weakref.ref(kept.kept(source, "name", lambda: torch.zeros(3)))
-    assert kept.kept(source, "name", lambda: pytest.fail("computed again")) is result()
+    result = weakref.ref(kept.kept(source, "name", lambda _: torch.zeros(3)))
+    assert kept.kept(source, "name", lambda _: pytest.fail("computed again")) is result()
     gc.disable()
     try:
         del source
@@ -198,7 +198,7 @@ def test_kept_results_are_freed_with_their_tensor() -> None:
 def test_nothing_is_kept_while_gradients_are_computed() -> None:
     source = torch.ones(2)
     with torch.enable_grad():
-        kept.kept(source, "doubled", lambda: source * 2)
+        kept.kept(source, "doubled", lambda own: own * 2)
     assert "kept" not in source.__dict__
 
 

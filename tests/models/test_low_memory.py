@@ -18,6 +18,7 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.models import controlnets, low_memory, packed
 from controlnet.models.controlnets import ControlNets
+from controlnet.models.cuda.kernels import KERNELS
 from controlnet.models.loading import load_pretrained
 from controlnet.models.low_memory import (
     ACTIVATIONS,
@@ -82,7 +83,7 @@ def test_free_gpu_memory_decides_the_mode_of_a_bundle(bundle: Bundle, monkeypatc
     """The memory of the GPU is simulated. Nothing uses the GPU until parts are opened."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 95 * GB))
-    opened = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, bundle.root)
+    opened = open_bundle({"CONTROLNET_BUNDLE": "tiny", KERNELS: "0"}, bundle.root)
     assert (opened.low_memory, opened.dtype, opened.device.type) == (chosen, torch.float16, "cuda")
     first, second = capsys.readouterr().out.splitlines()
     mode = "low-memory mode" if chosen else "all ControlNets on the GPU"

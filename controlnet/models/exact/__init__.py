@@ -14,12 +14,16 @@ from typing import Any
 
 from torch import nn
 
-from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS, OWN_CLASS, ExactUpsample, phases_of
+from controlnet.models.exact.fused import FUSED
+from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS, ExactUpsample, phases_of
+from controlnet.models.exact.replaced import OWN_CLASS as OWN_OF_EXACT
 
 EXACT = "CONTROLNET_EXACT_SPEEDUPS"
 """Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is removed."""
 _CHOICES = {"": True, "1": True, "0": False}
-_EITHER = FORMS.keys() | OWN_CLASS.keys()
+OWN_CLASS: dict[type, type] = OWN_OF_EXACT | {fused: OWN_OF_EXACT.get(other, other) for other, fused in FUSED.items()}
+"""The class of diffusers or PyTorch that each form derives from."""
+_EITHER = FORMS.keys() | FUSED.keys() | OWN_CLASS.keys()
 
 
 class ExactSpeedupsError(ValueError):
@@ -64,13 +68,24 @@ def scale_one_half(scheduler: Any) -> None:
 def replace(layer: Any) -> bool:
     """Give a layer the forward method of its exact form, if there is one that fits. Returns whether it has it."""
     restore(layer)  # a cancelled request may have left it replaced
-    form = FORMS.get(type(layer))
-    if form is None or layer.training or not form.fits(layer):
+    form = _form_of(layer)
+    if form is None:
         return False
     if form is ExactUpsample:
         layer.phases = phases_of(layer.conv.weight)
     layer.__class__ = form
     return True
+
+
+def _form_of(layer: Any) -> Any:
+    """The form that fits a layer as it was loaded: its exact form, or the one of a GPU that derives from that."""
+    if layer.training:
+        return None
+    exact = FORMS.get(type(layer))
+    if exact is not None and not exact.fits(layer):
+        return None
+    fused = FUSED.get(exact or type(layer))
+    return fused if fused is not None and fused.fits(layer) else exact
 
 
 def restore(layer: nn.Module) -> None:

@@ -54,7 +54,7 @@ class ExactResnet(ResnetBlock2D):
             return super().forward(input_tensor, temb)  # type: ignore[arg-type]
         states = self.conv1(F.silu(self.norm1(input_tensor), inplace=True))
         if temb is not None:
-            active = temb if self.skip_time_act else kept(temb, "silu", lambda: F.silu(temb))
+            active = temb if self.skip_time_act else kept(temb, "silu", F.silu)
             states += self.time_emb_proj(active)[:, :, None, None]
         states = self.conv2(F.silu(self.norm2(states), inplace=True))
         states += input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
@@ -92,7 +92,7 @@ class ExactAttention(Attention):
         if encoder_hidden_states is None:
             key, value = self._keys_and_values(states)
         else:
-            key, value = kept(encoder_hidden_states, self, lambda: self._keys_and_values(encoder_hidden_states))
+            key, value = kept(encoder_hidden_states, self, self._keys_and_values)
         query = query.expand(len(key), -1, -1, -1)
         states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         states = self.to_out[1](self.to_out[0](states))
@@ -261,7 +261,7 @@ class ExactHintEmbedding(ControlNetConditioningEmbedding):
         return True
 
     def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
-        return kept(conditioning, self, lambda: super(ExactHintEmbedding, self).forward(conditioning))
+        return kept(conditioning, self, super().forward)
 
 
 def _same_batch(states: torch.Tensor, skipped: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

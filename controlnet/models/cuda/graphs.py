@@ -1,0 +1,269 @@
+"""Captured CUDA graphs: a network's operations on a GPU, recorded once and then started together.
+
+At batch sizes of 1 and 2 a GPU finishes most operations of Stable Diffusion sooner than Python can start the next one.
+A CUDA graph starts all of them with one call (PyTorch's documentation, "CUDA Graphs").
+
+A graph reads its inputs from tensors of its own, so these are copied there first, unless they are the same as for the
+last call. Results are copied out again. Each graph belongs to one network and to the shapes, layouts and other
+arguments of a call. It is captured at the first such call and compared with the operations one by one. If the results
+differ, or the GPU has no memory for it, these calls run without a graph.
+"""
+
+import itertools
+import os
+import weakref
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from controlnet.log import say
+from controlnet.models.exact.kept import renew
+
+GRAPHS = "CONTROLNET_CUDA_GRAPHS"
+"""Environment variable: 0 starts every operation on a GPU by itself. If unset, empty or 1, graphs are captured."""
+_CHOICES = {"": True, "0": False, "1": True}
+MOST_BYTES = 1_500_000_000
+"""Memory that the inputs and results of all graphs may take. Least recently used graphs are freed beyond it.
+
+The numbers between inputs and results are in one pool for all graphs, as large as the largest of them needs.
+"""
+MOST = 64
+"""How many graphs there may be. Each also takes some main memory."""
+Tensors = Sequence[torch.Tensor]
+
+
+class GraphsError(ValueError):
+    """CONTROLNET_CUDA_GRAPHS is set to something other than 1 or 0."""
+
+
+def asked_graphs(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether graphs are captured on a GPU. Raises GraphsError."""
+    value = environ.get(GRAPHS, "")
+    if value not in _CHOICES:
+        raise GraphsError(f"{GRAPHS}: expected 1 (on), 0 (off) or nothing (on), got {value!r}.")
+    return _CHOICES[value]
+
+
+def open_graphs(device: torch.device, environ: Mapping[str, str] = os.environ) -> "Graphs | None":
+    """Graphs for a device, or None if it is no GPU or they are not asked for. Raises GraphsError."""
+    return Graphs(device) if asked_graphs(environ) and device.type == "cuda" and torch.cuda.is_available() else None
+
+
+class Graphs:
+    """The graphs of all networks. `of()` gives a network as a function that uses them."""
+
+    def __init__(self, device: torch.device, most_bytes: int = MOST_BYTES) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._most_bytes = most_bytes
+        self._clock = itertools.count()
+        # A graph has the addresses of its network's weights, so it goes with the network.
+        self._captured: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Captured | None]]
+        self._captured = weakref.WeakKeyDictionary()
+
+    def of(self, network: Any) -> "Graphed":
+        """The network for one request. Its layers must stay as they are until the request ends."""
+        # A request that was cancelled during a capture may have left another stream.
+        torch.cuda.set_stream(torch.cuda.default_stream(self._stream.device))
+        return Graphed(network, self)
+
+    def run(self, network: nn.Module, given: "Given", scale: float = 1.0) -> Any:
+        """The network's result for these arguments, times `scale`."""
+        own = self._captured.setdefault(network, {})
+        key = given.key
+        is_new = key not in own
+        graph = own[key] = self._capture(network, given) if is_new else own[key]
+        if graph is None:
+            return _times(given.call(network, given.tensors), scale)
+        graph.used = next(self._clock)
+        if is_new:
+            self._free()
+        return graph.replay(given.tensors, scale)
+
+    def _capture(self, network: nn.Module, given: "Given") -> "Captured | None":
+        """The graph of a call, or None if it has to run without one."""
+        try:
+            captured = Captured(network, given, self._stream, self._pool)
+        except torch.OutOfMemoryError:
+            say("CUDA graphs: no memory for another one; such requests run without")
+            torch.cuda.empty_cache()
+            return None
+        except RuntimeError as error:
+            say(f"CUDA graphs: {type(network).__name__} cannot be captured, so it runs without: {error}")
+            return None
+        if not captured.agrees():
+            say(f"CUDA graphs: the results of a {type(network).__name__} differ, so it runs without")
+            return None
+        return captured
+
+    def _free(self) -> None:
+        """Free the least recently used graphs beyond the limits."""
+        own = [
+            (graph.used, graph.nbytes, graphs, key)
+            for graphs in self._captured.values()
+            for key, graph in graphs.items()
+            if graph is not None
+        ]
+        own.sort(key=lambda each: each[0])
+        size = sum(nbytes for _, nbytes, _, _ in own)
+        while len(own) > MOST or (size > self._most_bytes and len(own) > 1):
+            _, nbytes, graphs, key = own.pop(0)
+            size -= nbytes
+            del graphs[key]
+
+
+class Graphed:
+    """A network whose calls are replayed from graphs. Everything else is the network's own."""
+
+    def __init__(self, network: Any, graphs: Graphs) -> None:
+        self.network, self._graphs = network, graphs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def __call__(self, *args: Any, conditioning_scale: float | None = None, **named: Any) -> Any:
+        """As the network. A ControlNet's scale is not part of the graph, which would always use the first one."""
+        if conditioning_scale is None:
+            return self._graphs.run(self.network, Given(args, named))
+        return self._graphs.run(self.network, Given(args, {**named, "conditioning_scale": 1.0}), conditioning_scale)
+
+
+class Given:
+    """The arguments of a call, as tensors and the rest."""
+
+    def __init__(self, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self._args = [self._split(value) for value in args]
+        self._named = {name: self._split(value) for name, value in named.items()}
+        layouts = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors)
+        self.key: Hashable = (repr(self._args), repr(self._named), layouts)
+
+    def call(self, network: Any, tensors: Tensors) -> Any:
+        """The network's result for other tensors in the same places."""
+        args = [self._join(value, tensors) for value in self._args]
+        return network(*args, **{name: self._join(value, tensors) for name, value in self._named.items()})
+
+    def _split(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
+            return _Place(len(self.tensors) - 1)
+        if isinstance(value, list | tuple):
+            return [self._split(each) for each in value]
+        return value
+
+    def _join(self, value: Any, tensors: Tensors) -> Any:
+        if isinstance(value, _Place):
+            return tensors[value]
+        return [self._join(each, tensors) for each in value] if isinstance(value, list) else value
+
+
+class _Place(int):
+    """The place of a tensor in a list."""
+
+    def __repr__(self) -> str:
+        return f"tensor {int(self)}"
+
+
+class Captured:
+    """One graph, with the tensors that it reads and writes."""
+
+    used = 0
+    """When it was last replayed, as the number of a call."""
+
+    def __init__(self, network: nn.Module, given: Given, stream: torch.cuda.Stream, pool: Any) -> None:
+        """Raises OutOfMemoryError, and RuntimeError for an operation that cannot be captured."""
+        device = stream.device
+        self._inputs = [tensor.to(device).clone() for tensor in given.tensors]
+        self._sources: list[tuple[weakref.ref[torch.Tensor], int] | None] = [None] * len(self._inputs)
+        self._graph = torch.cuda.CUDAGraph()
+        with _on(stream):
+            # Libraries do one-time work at their first calls, and what is kept with an input (kept.py) is made here.
+            for _ in range(2):
+                expected = given.call(network, self._inputs)
+            with _capturing(self._graph, pool):
+                made = given.call(network, self._inputs)
+        self._expected: list[torch.Tensor] | None = [tensor.clone() for tensor in _flat(expected)]
+        self._made, self._outputs = made, _flat(made)
+        self.nbytes = sum(tensor.nbytes for tensor in (*self._inputs, *self._outputs))
+
+    def agrees(self) -> bool:
+        """Whether the graph gives what the operations gave one by one. To be asked once, before the first replay."""
+        expected, self._expected = self._expected or [], None
+        self._graph.replay()
+        return all(map(_same, self._outputs, expected))
+
+    def replay(self, tensors: Tensors, scale: float) -> Any:
+        """The result for these tensors, times `scale`. It is a copy: another graph may write to the pool's memory."""
+        self._read(tensors)
+        self._graph.replay()
+        return _times(self._made, scale)
+
+    def _read(self, tensors: Tensors) -> None:
+        changed = [
+            i for i, (tensor, source) in enumerate(zip(tensors, self._sources, strict=True)) if not _is(source, tensor)
+        ]
+        for i in changed:
+            self._sources[i] = None  # a request that is cancelled from here on must not leave a part
+        here = [i for i in changed if tensors[i].device == self._inputs[i].device]
+        if here:
+            torch._foreach_copy_([self._inputs[i] for i in here], [tensors[i] for i in here])
+        for i in changed:
+            if tensors[i].device != self._inputs[i].device:  # a time step, which the GPU need not be waited for
+                self._inputs[i].copy_(tensors[i], non_blocking=True)
+            renew(self._inputs[i])
+            self._sources[i] = weakref.ref(tensors[i]), tensors[i]._version
+
+
+def _is(source: tuple[weakref.ref[torch.Tensor], int] | None, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is the one that was copied last, and was not changed in place since."""
+    return source is not None and source[0]() is tensor and source[1] == tensor._version
+
+
+def _same(made: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(((made == other) | (made.isnan() & other.isnan())).all())
+
+
+def _times(result: Any, scale: float) -> Any:
+    """New tensors in place of those of a result."""
+    return _like(result, iter(torch._foreach_mul(_flat(result), scale)))
+
+
+def _flat(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for each in result for tensor in _flat(each)]
+
+
+def _like(result: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """A result with other tensors."""
+    return next(tensors) if isinstance(result, torch.Tensor) else tuple(_like(each, tensors) for each in result)
+
+
+@contextmanager
+def _on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Run operations on a stream, after all earlier ones and before all later ones."""
+    before = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(before)
+    try:
+        torch.cuda.set_stream(stream)
+        yield
+    finally:
+        torch.cuda.set_stream(before)
+        before.wait_stream(stream)
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """Capture the operations of the current stream. A request may be cancelled here at any moment."""
+    torch.cuda.synchronize()
+    try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        yield
+        graph.capture_end()
+    finally:
+        if torch.cuda.is_current_stream_capturing():
+            with suppress(RuntimeError):  # the first error says more
+                graph.capture_end()

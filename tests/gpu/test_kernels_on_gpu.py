@@ -1,0 +1,75 @@
+"""Each kernel next to PyTorch's operations in float32, with fresh random numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from controlnet.models.cuda.kernels import Kernels, kernels_for, prepare_kernels
+
+DTYPES = (torch.float16, torch.bfloat16)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def kernels(dtype: torch.dtype) -> Kernels:
+    prepare_kernels(CUDA, dtype)
+    return kernels_for(torch.empty(0, device=CUDA, dtype=dtype))  # type: ignore[return-value]
+
+
+def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return (torch.randn(shape, device=CUDA) * 2 + 1).to(dtype)
+
+
+def close(made: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Rounded once: a unit in the last place is 2^-11 or 2^-8 of a number."""
+    most = {torch.float16: 4e-4, torch.bfloat16: 3e-3}[made.dtype]
+    return bool((made.float() - expected).norm() <= most * expected.norm())
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 320, 64, 64), (1, 640, 33, 17), (2, 960, 64, 64), (2, 2560, 8, 8), (1, 128, 512, 512), (8, 1280, 16, 16)],
+    ids=str,
+)
+def test_group_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...], silu: bool, added: bool) -> None:
+    norm = nn.GroupNorm(32, shape[1], eps=1e-6).to(CUDA, dtype)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    x = numbers(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    plus = numbers(*shape[:2], dtype=dtype) if added else None
+    given = x.float() + (plus.float()[:, :, None, None] if plus is not None else 0)
+    expected = F.group_norm(given, 32, norm.weight.float(), norm.bias.float(), norm.eps)
+    made = kernels.group_norm(x, norm, plus, silu)
+    assert close(made, F.silu(expected) if silu else expected)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(made, kernels.group_norm(x, norm, plus, silu)), "its sums depend on timing"
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4096, 320), (1, 1000, 640), (2, 77, 1280), (3, 5, 8)], ids=str)
+def test_layer_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...], added: bool) -> None:
+    norm = nn.LayerNorm(shape[-1]).to(CUDA, dtype)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    a, b = numbers(*shape, dtype=dtype), numbers(*shape, dtype=dtype) if added else None
+    total, made = kernels.layer_norm(norm, a, b)
+    assert torch.equal(total, a if b is None else a + b)
+    expected = F.layer_norm(total.float(), shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps)
+    assert close(made, expected)
+
+
+def test_add_bias_and_gated_gelu(kernels: Kernels, dtype: torch.dtype) -> None:
+    a, b = (numbers(2, 320, 33, 17, dtype=dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    bias = numbers(320, dtype=dtype)
+    assert close(kernels.add_bias(a, b, bias), a.float() + b.float() + bias.float()[:, None, None])
+    x = numbers(3, 77, 2560, dtype=dtype)
+    states, gate = x.float().chunk(2, -1)
+    assert close(kernels.gated_gelu(x), states * F.gelu(gate))

@@ -1,0 +1,233 @@
+"""CUDA graphs of networks, recorded without a GPU (tests/support/recorded_graphs.py)."""
+
+import gc
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.recorded_graphs import RecordedGraph, capturing, recorded_graphs
+from torch import nn
+
+from controlnet.models.cuda.graphs import GRAPHS, Graphs, GraphsError, asked_graphs, open_graphs
+from controlnet.models.exact.kept import kept
+
+CPU = torch.device("cpu")
+
+
+class Layer(nn.Module):
+    """Counts how often it runs."""
+
+    runs = 0
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        return words * 2
+
+
+class Network(nn.Module):
+    """Returns what a ControlNet returns, and counts what Python runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+        self.layer = Layer()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor, conditioning_scale: float = 1.0, flag: bool = False):
+        self.calls += 1
+        made = x * self.weight + kept(words, self.layer, self.layer.forward)
+        return [made * conditioning_scale, made.sum() * conditioning_scale], (made + flag) * conditioning_scale
+
+
+@pytest.fixture(autouse=True)
+def recorded() -> Iterator[list[RecordedGraph]]:
+    with recorded_graphs() as made, torch.no_grad():
+        yield made
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+def numbers(*values: float) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+def expected(x: torch.Tensor, words: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    return (x * 2 + words * 2) * scale
+
+
+def test_the_environment_chooses_graphs() -> None:
+    assert [asked_graphs({GRAPHS: value}) for value in ("", "1", "0")] == [True, True, False]
+    with pytest.raises(GraphsError, match=f"{GRAPHS}: expected 1 .*got 'on'"):
+        asked_graphs({GRAPHS: "on"})
+    assert open_graphs(CPU, {}) is None
+
+
+def test_a_second_call_runs_no_python_and_reads_new_numbers(network: Network, recorded: list[RecordedGraph]) -> None:
+    graphed = Graphs(CPU).of(network)
+    words = numbers(5, 6)
+    for x in (numbers(1, 2), numbers(3, 4)):
+        (first, total), last = graphed(x, words, conditioning_scale=1.0)
+        assert torch.equal(first, expected(x, words)) and total == first.sum() and torch.equal(last, first)
+    assert len(recorded) == 1 and network.calls == 3, "two calls before the capture, and that of the capture"
+
+
+def test_results_are_copies(network: Network) -> None:
+    graphed = Graphs(CPU).of(network)
+    words = numbers(5, 6)
+    _, first = graphed(numbers(1, 2), words, conditioning_scale=1.0)
+    _, second = graphed(numbers(3, 4), words, conditioning_scale=1.0)
+    assert torch.equal(first, numbers(12, 16)) and torch.equal(second, numbers(16, 20))
+
+
+def test_two_scales_give_two_results_from_one_graph(network: Network, recorded: list[RecordedGraph]) -> None:
+    graphed = Graphs(CPU).of(network)
+    x, words = numbers(1, 2), numbers(5, 6)
+    for scale in (0.5, 2.0, 0.25):
+        (first, _), last = graphed(x, words, conditioning_scale=scale)
+        assert torch.equal(first, expected(x, words, scale)) and torch.equal(last, first)
+    assert len(recorded) == 1
+
+
+def test_what_is_kept_with_an_input_is_renewed_with_it_only(network: Network) -> None:
+    graphed = Graphs(CPU).of(network)
+    words, others = numbers(5, 6), numbers(7, 8)
+    counts = []
+    for given in (words, words, others, others, words):
+        _, last = graphed(x := numbers(1, 2), given, conditioning_scale=1.0)
+        assert torch.equal(last, expected(x, given))
+        counts.append(network.layer.runs)
+    # Once before the capture, once when the first words are read, then for each change.
+    assert counts == [2, 2, 3, 3, 4]
+
+
+def test_an_input_that_was_changed_in_place_is_read_again(network: Network) -> None:
+    graphed = Graphs(CPU).of(network)
+    x, words = numbers(1, 2), numbers(5, 6)
+    graphed(x, words, conditioning_scale=1.0)
+    words += 1
+    x *= 3
+    _, last = graphed(x, words, conditioning_scale=1.0)
+    assert torch.equal(last, expected(numbers(3, 6), numbers(6, 7)))
+
+
+def test_another_tensor_in_the_place_of_a_freed_one_is_read(network: Network) -> None:
+    graphed = Graphs(CPU).of(network)
+    for value in range(20):
+        _, last = graphed(numbers(value, 1), numbers(5, 6), conditioning_scale=1.0)
+        assert last[0] == 2 * value + 10
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x, words: ((x.repeat(2), words.repeat(2)), {}),
+        lambda x, words: ((x.double(), words), {}),
+        lambda x, words: ((torch.stack([x, x], 1)[:, 0], words), {}),
+        lambda x, words: ((x, words), {"flag": True}),
+    ],
+    ids=["shape", "dtype", "layout", "argument"],
+)
+def test_another_kind_of_call_has_a_graph_of_its_own(network: Network, recorded: list[RecordedGraph], other) -> None:
+    graphed = Graphs(CPU).of(network)
+    x, words = numbers(1, 2), numbers(5, 6)
+    graphed(x, words, conditioning_scale=1.0)
+    args, named = other(x, words)
+    _, last = graphed(*args, conditioning_scale=1.0, **named)
+    assert torch.equal(last, network(*args, **named)[1]) and len(recorded) == 2
+
+
+def test_a_graph_goes_with_its_network() -> None:
+    graphs, network = Graphs(CPU), Network()
+    graphs.of(network)(numbers(1, 2), numbers(5, 6), conditioning_scale=1.0)
+    assert len(graphs._captured) == 1
+    del network
+    gc.collect()
+    assert len(graphs._captured) == 0, "a graph would read the weights of a network that is freed"
+
+
+def test_the_least_recently_used_graphs_are_freed(network: Network, recorded: list[RecordedGraph]) -> None:
+    graphs = Graphs(CPU, most_bytes=130)  # those of 32, 52 and 72 bytes do not fit
+    graphed = graphs.of(network)
+    calls = [(torch.ones(1, 2), torch.ones(length, 1)) for length in (1, 2, 3)]
+    for x, words in (calls[0], calls[1], calls[0], calls[2]):
+        graphed(x, words, conditioning_scale=1.0)
+    sizes = [graph.nbytes for own in graphs._captured.values() for graph in own.values() if graph]
+    assert len(recorded) == 3 and len(sizes) == 2 and sum(sizes) <= 130
+    graphed(*calls[0], conditioning_scale=1.0)
+    assert len(recorded) == 3, "the first was used after the second, so the second was freed"
+    graphed(*calls[1], conditioning_scale=1.0)
+    assert len(recorded) == 4
+
+
+def test_a_network_whose_graph_differs_runs_without(network: Network, monkeypatch, capsys) -> None:
+    replay = RecordedGraph.replay
+
+    def wrong(graph: RecordedGraph) -> None:
+        replay(graph)
+        graph._operations[-1][3][0].add_(1)
+
+    monkeypatch.setattr(RecordedGraph, "replay", wrong)
+    graphed = Graphs(CPU).of(network)
+    for x in (numbers(1, 2), numbers(3, 4)):
+        _, last = graphed(x, words := numbers(5, 6), conditioning_scale=0.5)
+        assert torch.equal(last, expected(x, words, 0.5))
+    assert capsys.readouterr().out.count("the results of a Network differ, so it runs without") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(torch.OutOfMemoryError(), "no memory for another one"), (RuntimeError("odd"), "Network cannot be captured.*odd")],
+)
+def test_a_capture_that_fails_leaves_requests_without_graphs(network, monkeypatch, capsys, error, line) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(RecordedGraph, "capture_begin", fails)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    graphed = Graphs(CPU).of(network)
+    for x in (numbers(1, 2), numbers(3, 4)):
+        _, last = graphed(x, words := numbers(5, 6), conditioning_scale=1.0)
+        assert torch.equal(last, expected(x, words))
+    printed = capsys.readouterr().out
+    assert printed.count("CUDA graphs") == 1 and re.search(line, printed)
+
+
+class Cancelled(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("call", [1, 2, 3], ids=["before", "before again", "in the capture"])
+def test_a_cancelled_capture_leaves_nothing(network, recorded, monkeypatch, call: int) -> None:
+    forward = Network.forward
+
+    def cancelled(self, *args, **named):
+        result = forward(self, *args, **named)
+        if self.calls == call:
+            raise Cancelled
+        return result
+
+    monkeypatch.setattr(Network, "forward", cancelled)
+    graphs = Graphs(CPU)
+    x, words = numbers(1, 2), numbers(5, 6)
+    with pytest.raises(Cancelled):
+        graphs.of(network)(x, words, conditioning_scale=1.0)
+    assert not capturing and not any(graphs._captured.values())
+    _, last = graphs.of(network)(x, words, conditioning_scale=1.0)
+    assert torch.equal(last, expected(x, words))
+
+
+def test_a_request_cancelled_between_an_input_and_what_is_kept_with_it(network: Network, monkeypatch) -> None:
+    graphs = Graphs(CPU)
+    words, others = numbers(5, 6), numbers(7, 8)
+    graphs.of(network)(x := numbers(1, 2), words, conditioning_scale=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("controlnet.models.cuda.graphs.renew", lambda _: (_ for _ in ()).throw(Cancelled))
+        with pytest.raises(Cancelled):
+            graphs.of(network)(x, others, conditioning_scale=1.0)
+    for given in (words, others):
+        _, last = graphs.of(network)(x, given, conditioning_scale=1.0)
+        assert torch.equal(last, expected(x, given))
