@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from speed_ideas import IDEAS, only
 from speed_page import markdown, write
 from speed_sides import Case, Phases, Plain, Setting, latents_of, ours, phases_of, silent
 from speed_start import first_picture, setup
+from speed_swaps import ALONE, CHANGING, Swaps
 
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
@@ -37,6 +38,8 @@ CASES = (
     Case("three nets", nets=3),
     Case("four outputs", outputs=4),
 )
+FEW = Case("go_fast, diffusers with the same LoRA", fast=True)
+USUAL_STEPS = 20
 CONDITIONERS = ("canny", "hed", "depth")
 Say = Callable[[str], None]
 
@@ -54,21 +57,40 @@ class Bench:
 
     def rows(self) -> list[dict[str, Any]]:
         """The table's rows of requests, each measured on every side."""
-        return [self._row(case) for case in CASES]
+        few = self._few_steps() if self.model.bundle.fast else []
+        return [*map(self._row, CASES), *few, *self._low_memory()]
 
     def _row(self, case: Case) -> dict[str, Any]:
         runs: dict[str, Callable[[], Any]] = {
             "ours": lambda: ours(self.model, case, self.setting),
             "plain": lambda: self.plain(case, self.setting),
         }
-        # These runs are not counted, because a first run does more than later ones.
-        made = {side: latents_of(self.model, run) for side, run in runs.items()}
-        if (compiled := self.compiled) is not None:
+        if (compiled := self.compiled) is not None and not case.fast:
             runs["compiled"] = lambda: compiled(case, self.setting)
-            runs["compiled"]()
+        return self._compared(case.name, runs)
+
+    def _few_steps(self) -> list[dict[str, Any]]:
+        """Next to diffusers with the same LoRA, and with the usual number of steps, which gives other pictures."""
+        many = replace(self.setting, steps=USUAL_STEPS)
+        runs = {"ours": lambda: ours(self.model, FEW, self.setting), "plain": lambda: self.plain(CASES[0], many)}
+        return [self._row(FEW), self._compared(f"go_fast, diffusers with {USUAL_STEPS} steps", runs, equal=False)]
+
+    def _low_memory(self) -> list[dict[str, Any]]:
+        swaps = Swaps(self.model, self.setting)
+        rows = [self._compared(CHANGING.name, swaps.requests())]
+        return [*rows, self._compared(ALONE, swaps.alone(), equal=False)]
+
+    def _compared(self, name: str, runs: dict[str, Callable[[], Any]], equal: bool = True) -> dict[str, Any]:
+        """A row of the table. `equal`: all sides should decode the same latents. Otherwise all have run before."""
+        made = {}
+        if equal:
+            # These runs are not counted, because a first run does more than later ones.
+            made = {side: latents_of(self.model, run) for side, run in runs.items()}
         times = take_turns(runs, self.rounds, self.clock)
-        row = as_row(case.name, times) | {"latents": float((made["ours"] - made["plain"]).abs().max())}
-        if self.cuda:
+        row = as_row(name, times)
+        if equal:
+            row["latents"] = float((made["ours"] - made["plain"]).abs().max())
+        if equal and self.cuda:
             row["floor"] = floor(runs["plain"], self.model.bundle.dtype) / times["ours"].median
         self.say(markdown([row]).splitlines()[-1])
         return row
@@ -138,7 +160,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     # On a full-size model without a GPU a step takes seconds.
     slow = options.bundle != "tiny" and model.bundle.device.type == "cpu"
     side = options.side or (256 if slow else model.bundle.defaults.resolution)
-    steps = options.steps or (4 if slow and not options.full else 20)
+    steps = options.steps or (4 if slow and not options.full else USUAL_STEPS)
     setting = Setting.prepare(side, steps, CONDITIONERS, folder)
     bench = Bench(model, setting, options.rounds, say, not options.no_compiled)
     result: dict[str, Any] = about(model, bench.clock) | {"side": side, "steps": steps, "rounds": options.rounds}
