@@ -41,6 +41,7 @@ CASES = (
 FEW = Case("go_fast, diffusers with the same LoRA", fast=True)
 USUAL_STEPS = 20
 CONDITIONERS = ("canny", "hed", "depth")
+PARTS = ("rows", "few-steps", "low-memory", "ideas", "start")
 Say = Callable[[str], None]
 
 
@@ -57,8 +58,7 @@ class Bench:
 
     def rows(self) -> list[dict[str, Any]]:
         """The table's rows of requests, each measured on every side."""
-        few = self._few_steps() if self.model.bundle.fast else []
-        return [*map(self._row, CASES), *few, *self._low_memory()]
+        return [self._row(case) for case in CASES]
 
     def _row(self, case: Case) -> dict[str, Any]:
         runs: dict[str, Callable[[], Any]] = {
@@ -69,13 +69,19 @@ class Bench:
             runs["compiled"] = lambda: compiled(case, self.setting)
         return self._compared(case.name, runs)
 
-    def _few_steps(self) -> list[dict[str, Any]]:
-        """Next to diffusers with the same LoRA, and with the usual number of steps, which gives other pictures."""
+    def few_steps(self) -> list[dict[str, Any]]:
+        """Rows next to diffusers with the same LoRA, and with the usual number of steps, which gives other pictures.
+
+        None for a bundle without go_fast.
+        """
+        if self.model.bundle.fast is None:
+            return []
         many = replace(self.setting, steps=USUAL_STEPS)
         runs = {"ours": lambda: ours(self.model, FEW, self.setting), "plain": lambda: self.plain(CASES[0], many)}
         return [self._row(FEW), self._compared(f"go_fast, diffusers with {USUAL_STEPS} steps", runs, equal=False)]
 
-    def _low_memory(self) -> list[dict[str, Any]]:
+    def low_memory(self) -> list[dict[str, Any]]:
+        """Rows of requests whose net is not ready, and of making it ready."""
         swaps = Swaps(self.model, self.setting)
         rows = [self._compared(CHANGING.name, swaps.requests())]
         return [*rows, self._compared(ALONE, swaps.alone(), equal=False)]
@@ -90,6 +96,7 @@ class Bench:
         row = as_row(name, times)
         if equal:
             row["latents"] = float((made["ours"] - made["plain"]).abs().max())
+            row["largest"] = float(made["plain"].abs().max())
         if equal and self.cuda:
             row["floor"] = floor(runs["plain"], self.model.bundle.dtype) / times["ours"].median
         self.say(markdown([row]).splitlines()[-1])
@@ -169,6 +176,9 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
         if "rows" in options.parts:
             result["phases"] = bench.phases()
             result["rows"] = [step_row(result["phases"], steps), *bench.rows()]
+        for part, rows in (("few-steps", bench.few_steps), ("low-memory", bench.low_memory)):
+            if part in options.parts:
+                result["rows"] = [*result.get("rows", []), *rows()]
         if "ideas" in options.parts:
             result["ideas"] = bench.ideas()
         if "start" in options.parts:
@@ -205,7 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="of the pictures (default: the bundle's; sd15 on a CPU: 256)")
     parser.add_argument("--steps", type=int, help="of a request (default: 20; sd15 on a CPU: 4)")
     parser.add_argument("--full", action="store_true", help="20 steps on a CPU too")
-    parser.add_argument("--parts", nargs="+", default=["rows", "ideas", "start"], choices=["rows", "ideas", "start"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--no-compiled", action="store_true", help="on a GPU, without diffusers with torch.compile")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables and the chart into docs/")

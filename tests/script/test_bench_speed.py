@@ -204,9 +204,9 @@ def test_the_rows_of_few_steps_and_low_memory(model: Model, setting: Setting, mo
     monkeypatch.setattr(
         Plain, "__call__", lambda *given: (steps.append(Sampling.of(model, *given[1:]).steps), plain(*given))[1]
     )
-    few = bench._few_steps()
+    few = bench.few_steps()
     assert [row["name"] for row in few] == ["go_fast, diffusers with the same LoRA", "go_fast, diffusers with 20 steps"]
     assert ["latents" in row for row in few] == [True, False] and steps == [4, 4, 20]
-    low = bench._low_memory()
+    low = bench.low_memory()
     assert [row["name"].split(",")[0] for row in low] == ["low memory"] * 2
     assert ["latents" in row for row in low] == [True, False]
