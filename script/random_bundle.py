@@ -6,17 +6,17 @@ those of the published files. Its pictures are noise.
 
 import argparse
 import json
-import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
 from annotator_weights import make_part
+from fewer_conditioners import parts_of_others, without
 from published_configs import BEGIN, END, PATHS, config_text
 from random_loras import LCM, random_layers, save_kohya
 from random_models import FULL, SMALL, Sizes, build, random_tensors
@@ -29,28 +29,37 @@ from controlnet.weights.manifest import WEIGHTS, Manifest, Part
 
 
 def write_bundle(
-    name: str, root: Path, small: bool = False, seed: int = 0, say: Callable[[str], None] = lambda line: None
+    name: str,
+    root: Path,
+    small: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+    conditioners: Collection[str] = (),
 ) -> Path:
     """Write the bundle `name` into root/<name>, and then its manifest next to it. Returns the manifest's path.
 
     A bundle that it extends is written too, without the parts that are replaced. Only one part is in memory at a time.
     The parts of an annotator that must be chosen are written if the environment chooses it (Manifest.options). `say`
-    gets a line per part: name, size, seconds. Raises FileExistsError if the folder exists, because it may hold real
-    weights.
+    gets a line per part: name, size, seconds. `conditioners` are those that the written bundle has; if empty, all.
+    Raises FileExistsError if the folder exists, because it may hold real weights, and ValueError for an unknown
+    conditioner.
     """
     source = WEIGHTS / f"{name}.toml"
     manifest = Manifest.read(source)
+    left_out = parts_of_others(manifest, conditioners or manifest.conditioners)
+    others = manifest.conditioners.keys() - (conditioners or manifest.conditioners)
     for layer in manifest.layers:
         folder = root / layer.name
         if folder.exists() or root.resolve() == WEIGHTS:
             raise FileExistsError(f"{folder} exists or is for real weights: name another folder.")
-        _write_parts(layer, folder, small, seed, say)
-        shutil.copy(source.with_name(f"{layer.name}.toml"), root)
+        _write_parts([part for part in layer.needed_parts if part.name not in left_out], folder, small, seed, say)
+        text = source.with_name(f"{layer.name}.toml").read_text(encoding="utf-8")
+        (root / f"{layer.name}.toml").write_text(without(text, left_out, others), encoding="utf-8")
     return root / source.name
 
 
-def _write_parts(manifest: Manifest, folder: Path, small: bool, seed: int, say: Callable[[str], None]) -> None:
-    for part in manifest.needed_parts:
+def _write_parts(parts: Iterable[Part], folder: Path, small: bool, seed: int, say: Callable[[str], None]) -> None:
+    for part in parts:
         started = time.perf_counter()
         write_part(part, folder, SMALL if small else FULL, zlib.crc32(f"{seed} {part.name}".encode()))
         size = sum((folder / path).stat().st_size for path in part.paths)
@@ -168,12 +177,14 @@ def main() -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="where <bundle>/ and <bundle>.toml are written")
     parser.add_argument("--small", action="store_true", help="small configurations, written in seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--conditioners", nargs="+", default=[], metavar="NAME", help="only these (default: all)")
     parser.add_argument("--called-from", type=Path, default=Path(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     root = options.called_from / options.folder
     root.mkdir(parents=True, exist_ok=True)
     try:
-        print(write_bundle(options.bundle, root, options.small, options.seed, lambda line: print(line, flush=True)))
+        seed, chosen = options.seed, options.conditioners
+        print(write_bundle(options.bundle, root, options.small, seed, lambda line: print(line, flush=True), chosen))
     except (FileExistsError, ValueError) as error:
         sys.exit(str(error))
 

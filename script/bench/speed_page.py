@@ -14,7 +14,7 @@ PHASES = {
     "decoding": "decoding",
     "after": "pictures to files",
 }
-BAR, WIDTH, LABELS = 22, 720, 270
+BAR, WIDTH, LABELS = 22, 720, 290
 """The chart: height of a bar, width of all, and of the labels, in pixels."""
 
 
@@ -43,7 +43,7 @@ def requests(rows: Sequence[dict[str, Any]]) -> str:
     head += ["diffusers with torch.compile, s", "arithmetic's share of ours"] if gpu else []
     lines = []
     for row in rows:
-        latents = f"{row['latents']:.0e}" if "latents" in row else ""
+        latents = (f"{row['latents']:.0e}" if row["latents"] else "0") if "latents" in row else ""
         line = [row["name"], seconds(row["ours"]), seconds(row["plain"]), f"**{row['ratio']:.2f}**", latents]
         line += [seconds(row.get("compiled")), f"{row['floor']:.0%}" if "floor" in row else ""] if gpu else []
         lines.append(line)

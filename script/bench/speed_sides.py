@@ -3,10 +3,12 @@
 Both use the same models in the same process. A run goes from the picture's file to the files of the result.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import cog
 import cv2
 import numpy as np
 import torch
-from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 from speed_clock import Clock
 
@@ -41,6 +43,8 @@ class Case:
     outputs: int = 1
     drawn: bool = False
     """Whether the map is drawn, by canny, for each request."""
+    fast: bool = False
+    """Whether it is made in the bundle's few steps, with the LoRA for them (go_fast)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,24 @@ class Setting:
         return cls(side, steps, conditioners, folder)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a request gets from noise to latents."""
+
+    scheduler: str
+    steps: int
+    guidance_scale: float
+
+    @classmethod
+    def of(cls, model: Model, case: Case, setting: Setting) -> "Sampling":
+        """Raises ValueError for few steps if the bundle has none."""
+        if not case.fast:
+            return cls("DDIM", setting.steps, model.bundle.defaults.guidance_scale)
+        if (fast := model.bundle.fast) is None:
+            raise ValueError(f"{model.bundle.manifest.name} has no go_fast.")
+        return cls(fast.scheduler, fast.num_inference_steps, fast.guidance_scale)
+
+
 def plain_canny(photo: Image.Image) -> Image.Image:
     """Canny as diffusers' documentation shows it."""
     edges = cv2.Canny(np.array(photo), 100, 200)
@@ -75,13 +97,13 @@ def ours(model: Model, case: Case, setting: Setting) -> list[Path]:
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
         "resolution": setting.side,
-        "num_inference_steps": setting.steps,
         "num_outputs": case.outputs,
         "seed": SEED,
         "control_mode": "balanced",
-        "scheduler": "DDIM",
         "disable_safety_checker": True,
     }
+    # With go_fast the bundle has the sampler, its steps and the guidance.
+    inputs |= {"go_fast": True} if case.fast else {"scheduler": "DDIM", "num_inference_steps": setting.steps}
     for suffix, conditioner in zip(("", "_2", "_3")[: case.nets], setting.conditioners, strict=False):
         inputs |= {
             f"image{suffix}": cog.Path(setting.folder / ("photo.png" if case.drawn else "map.png")),
@@ -109,12 +131,13 @@ class Plain:
         """The request with diffusers. Returns the files of its pictures."""
         maps = [self._map(case, setting)] * case.nets
         one = case.nets == 1
+        sampling = Sampling.of(self.model, case, setting)
         result: Any = self.pipeline(case, setting)(
             PROMPT,
             negative_prompt=NEGATIVE,
             image=maps[0] if one else maps,
-            num_inference_steps=setting.steps,
-            guidance_scale=self.model.bundle.defaults.guidance_scale,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
             num_images_per_prompt=case.outputs,
             controlnet_conditioning_scale=1.0 if one else [1.0] * case.nets,
             control_guidance_end=case.end if one else [case.end] * case.nets,
@@ -126,14 +149,37 @@ class Plain:
         return files
 
     def pipeline(self, case: Case, setting: Setting) -> Any:
-        nets = self.model.generator.controlnets.together(setting.conditioners[: case.nets])
-        parts: dict[str, Any] = dict(self.model.generator.base)
-        parts["scheduler"] = make_scheduler("DDIM", parts["scheduler"].config)
+        nets = self.nets(setting.conditioners[: case.nets])
+        parts: dict[str, Any] = {**self.model.generator.base, **(self.fast_networks if case.fast else {})}
+        parts["scheduler"] = make_scheduler(Sampling.of(self.model, case, setting).scheduler, parts["scheduler"].config)
         parts["unet"] = self._maybe_compiled(parts["unet"])
         chosen: Any = [self._maybe_compiled(net) for net in nets]
+        return self._pipeline(parts, chosen[0] if case.nets == 1 else MultiControlNetModel(chosen))
+
+    def nets(self, names: Sequence[str]) -> list[ControlNetModel]:
+        """The ControlNets of a request."""
+        return self.model.generator.controlnets.together(names)
+
+    @cached_property
+    def fast_networks(self) -> dict[str, Any]:
+        """Copies of UNet and text encoder with the bundle's LoRA for few steps, as diffusers puts it on.
+
+        It is fused into the weights, so that a step takes no longer than without it.
+        """
+        fast: Any = self.model.bundle.fast
+        (file,) = self.model.bundle.files(fast.part)
+        changed = {name: copy.deepcopy(self.model.generator.base[name]) for name in ("unet", "text_encoder")}
+        pipeline = self._pipeline({**self.model.generator.base, **changed}, self.nets(["canny"])[0])
+        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        return changed
+
+    @staticmethod
+    def _pipeline(parts: dict[str, Any], controlnet: Any) -> Any:
         return StableDiffusionControlNetPipeline(
             **parts,
-            controlnet=chosen[0] if case.nets == 1 else MultiControlNetModel(chosen),
+            controlnet=controlnet,
             safety_checker=None,  # type: ignore[arg-type]
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from speed_ideas import IDEAS, only
 from speed_page import markdown, write
 from speed_sides import Case, Phases, Plain, Setting, latents_of, ours, phases_of, silent
 from speed_start import first_picture, setup
+from speed_swaps import ALONE, CHANGING, Swaps
 
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
@@ -37,7 +38,10 @@ CASES = (
     Case("three nets", nets=3),
     Case("four outputs", outputs=4),
 )
+FEW = Case("go_fast, diffusers with the same LoRA", fast=True)
+USUAL_STEPS = 20
 CONDITIONERS = ("canny", "hed", "depth")
+PARTS = ("rows", "few-steps", "low-memory", "ideas", "start")
 Say = Callable[[str], None]
 
 
@@ -61,14 +65,39 @@ class Bench:
             "ours": lambda: ours(self.model, case, self.setting),
             "plain": lambda: self.plain(case, self.setting),
         }
-        # These runs are not counted, because a first run does more than later ones.
-        made = {side: latents_of(self.model, run) for side, run in runs.items()}
-        if (compiled := self.compiled) is not None:
+        if (compiled := self.compiled) is not None and not case.fast:
             runs["compiled"] = lambda: compiled(case, self.setting)
-            runs["compiled"]()
+        return self._compared(case.name, runs)
+
+    def few_steps(self) -> list[dict[str, Any]]:
+        """Rows next to diffusers with the same LoRA, and with the usual number of steps, which gives other pictures.
+
+        None for a bundle without go_fast.
+        """
+        if self.model.bundle.fast is None:
+            return []
+        many = replace(self.setting, steps=USUAL_STEPS)
+        runs = {"ours": lambda: ours(self.model, FEW, self.setting), "plain": lambda: self.plain(CASES[0], many)}
+        return [self._row(FEW), self._compared(f"go_fast, diffusers with {USUAL_STEPS} steps", runs, equal=False)]
+
+    def low_memory(self) -> list[dict[str, Any]]:
+        """Rows of requests whose net is not ready, and of making it ready."""
+        swaps = Swaps(self.model, self.setting)
+        rows = [self._compared(CHANGING.name, swaps.requests())]
+        return [*rows, self._compared(ALONE, swaps.alone(), equal=False)]
+
+    def _compared(self, name: str, runs: dict[str, Callable[[], Any]], equal: bool = True) -> dict[str, Any]:
+        """A row of the table. `equal`: all sides should decode the same latents. Otherwise all have run before."""
+        made = {}
+        if equal:
+            # These runs are not counted, because a first run does more than later ones.
+            made = {side: latents_of(self.model, run) for side, run in runs.items()}
         times = take_turns(runs, self.rounds, self.clock)
-        row = as_row(case.name, times) | {"latents": float((made["ours"] - made["plain"]).abs().max())}
-        if self.cuda:
+        row = as_row(name, times)
+        if equal:
+            row["latents"] = float((made["ours"] - made["plain"]).abs().max())
+            row["largest"] = float(made["plain"].abs().max())
+        if equal and self.cuda:
             row["floor"] = floor(runs["plain"], self.model.bundle.dtype) / times["ours"].median
         self.say(markdown([row]).splitlines()[-1])
         return row
@@ -138,7 +167,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     # On a full-size model without a GPU a step takes seconds.
     slow = options.bundle != "tiny" and model.bundle.device.type == "cpu"
     side = options.side or (256 if slow else model.bundle.defaults.resolution)
-    steps = options.steps or (4 if slow and not options.full else 20)
+    steps = options.steps or (4 if slow and not options.full else USUAL_STEPS)
     setting = Setting.prepare(side, steps, CONDITIONERS, folder)
     bench = Bench(model, setting, options.rounds, say, not options.no_compiled)
     result: dict[str, Any] = about(model, bench.clock) | {"side": side, "steps": steps, "rounds": options.rounds}
@@ -147,6 +176,9 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
         if "rows" in options.parts:
             result["phases"] = bench.phases()
             result["rows"] = [step_row(result["phases"], steps), *bench.rows()]
+        for part, rows in (("few-steps", bench.few_steps), ("low-memory", bench.low_memory)):
+            if part in options.parts:
+                result["rows"] = [*result.get("rows", []), *rows()]
         if "ideas" in options.parts:
             result["ideas"] = bench.ideas()
         if "start" in options.parts:
@@ -183,7 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="of the pictures (default: the bundle's; sd15 on a CPU: 256)")
     parser.add_argument("--steps", type=int, help="of a request (default: 20; sd15 on a CPU: 4)")
     parser.add_argument("--full", action="store_true", help="20 steps on a CPU too")
-    parser.add_argument("--parts", nargs="+", default=["rows", "ideas", "start"], choices=["rows", "ideas", "start"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--no-compiled", action="store_true", help="on a GPU, without diffusers with torch.compile")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables and the chart into docs/")

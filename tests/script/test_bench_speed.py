@@ -4,18 +4,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from diffusers import LCMScheduler
 from PIL import Image
 from speed_clock import ProcessorClock, Times, take_turns
 from speed_ideas import IDEAS, only
 from speed_page import chart, markdown, write
-from speed_sides import Case, Plain, Setting, latents_of, ours, phases_of, silent
-from speed_table import CASES, Bench, step_row
+from speed_sides import Case, Plain, Sampling, Setting, latents_of, ours, phases_of, silent
+from speed_swaps import PlainSwaps, Swaps
+from speed_table import CASES, FEW, Bench, step_row
 
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
+from controlnet.models.controlnets import ControlNets
 from controlnet.models.exact.replaced import OWN_CLASS
 
 
@@ -30,7 +34,7 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
         yield Setting.prepare(64, 2, ("canny", "hed", "depth"), tmp_path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, FEW], ids=lambda case: case.name)
 def test_both_sides_make_the_same_request(model: Model, setting: Setting, case: Case) -> None:
     files: list[list[Path]] = []
     plain = Plain(model)
@@ -39,6 +43,65 @@ def test_both_sides_make_the_same_request(model: Model, setting: Setting, case: 
     assert made[0].shape == made[1].shape and len(made[0]) == case.outputs
     assert (made[0] - made[1]).abs().max() <= 1e-4
     assert [Image.open(file).size for file in (*files[0], *files[1])] == [(64, 64)] * 2 * case.outputs
+
+
+def test_few_steps_are_those_of_the_bundle_with_its_lora_on_both_sides(model: Model, setting: Setting) -> None:
+    steps: list[int] = []
+    plain, without = Plain(model), Plain(model)
+    without.fast_networks = {}
+    with patch.object(LCMScheduler, "step", autospec=True, side_effect=LCMScheduler.step) as step:
+        made = []
+        for run in (lambda: ours(model, FEW, setting), lambda: plain(FEW, setting), lambda: without(FEW, setting)):
+            made.append(latents_of(model, run))
+            steps.append(step.call_count)
+    assert model.bundle.fast and steps == [model.bundle.fast.num_inference_steps * i for i in (1, 2, 3)]
+    assert (made[1] - made[2]).abs().max() > 0.1
+    assert (made[0] - made[1]).abs().max() <= 1e-4, "diffusers' LoRA is on none of the shared networks"
+    assert torch.equal(latents_of(model, lambda: ours(model, FEW, setting)), made[0])
+
+
+def test_both_sides_change_the_net_in_each_request(model: Model, setting: Setting, monkeypatch) -> None:
+    changes: list[str] = []
+    made_ready, copied = PlainSwaps._made_ready, ControlNets._copy
+
+    def kept(side: str, change: Any) -> Any:
+        return lambda *given: (changes.append(side), change(*given))[1]
+
+    monkeypatch.setattr(PlainSwaps, "_made_ready", kept("plain", made_ready))
+    monkeypatch.setattr(ControlNets, "_copy", kept("ours", copied))
+    swaps = Swaps(model, setting)
+    for sides in (swaps.requests(), swaps.alone()):
+        for side, run in sides.items():
+            run()
+            changes.clear()
+            run()
+            assert changes == [side] * 2
+
+
+def test_both_sides_make_the_same_pictures_with_nets_that_change(model: Model, setting: Setting) -> None:
+    made = {side: latents_of(model, run) for side, run in Swaps(model, setting).requests().items()}
+    assert len(made["ours"]) == 2 and (made["ours"] - made["plain"]).abs().max() <= 1e-4
+    assert (made["ours"][0] - made["ours"][1]).abs().max() > 0.01, "the second picture is another net's"
+
+
+def test_on_a_gpu_plain_diffusers_moves_the_last_net_away_first(model: Model, monkeypatch) -> None:
+    moves: list[str] = []
+
+    class Net:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def to(self, device: object) -> "Net":
+            moves.append(f"{self.name} to {device}")
+            return self
+
+    monkeypatch.setattr(PlainSwaps, "_loaded", lambda _, name: Net(name))
+    monkeypatch.setattr(model.bundle, "device", torch.device("cuda"))
+    plain = PlainSwaps(model)
+    for names in (["canny"], ["canny"], ["hed"], ["canny"]):
+        assert [net.name for net in plain.nets(names)] == names  # type: ignore[attr-defined]
+    moved = ["canny to cuda", "canny to cpu", "hed to cuda", "hed to cpu", "canny to cuda"]
+    assert moves == moved
 
 
 def test_sides_take_turns() -> None:
@@ -101,6 +164,7 @@ def test_the_tables_have_ratios_and_differences(model: Model) -> None:
     ]
     gpu = markdown([row("a step", 0.5, compiled={"median": 1234.5, "min": 0.01234, "max": 3}, floor=0.25)])
     assert gpu.splitlines()[2].endswith("|  | 1234 (0.0123 to 3.00) | 25% |")
+    assert markdown([row("a step", 0.5, latents=0.0)]).endswith("| 0 |")
     phases = {side: {"denoising": [4.0, 8.0, 6.0]} for side in ("ours", "plain")}
     assert step_row(phases, 2)["ours"] == {"median": 3.0, "min": 2.0, "max": 4.0}
 
@@ -132,3 +196,17 @@ def test_a_row_of_the_bench_has_both_sides(model: Model, setting: Setting) -> No
     assert made["name"] == CASES[0].name and made["latents"] <= 1e-4
     assert made["ratio"] == made["ours"]["median"] / made["plain"]["median"] > 0
     assert torch.is_grad_enabled(), "a run changes no setting of the process"
+
+
+def test_the_rows_of_few_steps_and_low_memory(model: Model, setting: Setting, monkeypatch) -> None:
+    bench, steps = Bench(model, setting, 1, lambda line: None), []
+    plain = Plain.__call__
+    monkeypatch.setattr(
+        Plain, "__call__", lambda *given: (steps.append(Sampling.of(model, *given[1:]).steps), plain(*given))[1]
+    )
+    few = bench.few_steps()
+    assert [row["name"] for row in few] == ["go_fast, diffusers with the same LoRA", "go_fast, diffusers with 20 steps"]
+    assert ["latents" in row for row in few] == [True, False] and steps == [4, 4, 20]
+    low = bench.low_memory()
+    assert [row["name"].split(",")[0] for row in low] == ["low memory"] * 2
+    assert ["latents" in row for row in low] == [True, False]

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from support import ROOT
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from controlnet.bundle import open_bundle
+from controlnet.model import Model
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS, Manifest, Part
 from controlnet.weights.published import read_published
@@ -89,6 +91,32 @@ def test_files_of_an_annotator_are_written_if_it_is_chosen(tmp_path: Path, monke
     others = set(SD15.part("annotator/openpose_dwpose").paths)
     assert written == set(SD15.paths) - others > set(SD15.needed_paths)
     assert "annotator/openpose_cmu/facenet.pth" in written
+
+
+@pytest.mark.parametrize(("bundle", "annotators"), [("sd15", {"annotator/hed"}), ("tiny", set())])
+def test_a_bundle_with_some_conditioners_has_their_parts_and_no_others(
+    bundle: str, annotators: set[str], tmp_path: Path
+) -> None:
+    """In sd15 scribble shares its annotator's network with hed, which is left out. In tiny it needs none."""
+    path = write_bundle(bundle, tmp_path, small=True, conditioners=["canny", "scribble"])
+    whole, cut = Manifest.read(WEIGHTS / path.name), Manifest.read(path)
+    assert list(cut.conditioners) == ["canny", "scribble"]
+    several = {"controlnet/canny", "controlnet/scribble"} | annotators
+    assert {part.name for part in cut.parts if "/" in part.name} == several | {"lora/fast"}
+    assert [part.name for part in cut.parts if "/" not in part.name] == [
+        part.name for part in whole.parts if "/" not in part.name
+    ]
+    assert (cut.defaults, cut.limits, cut.fast) == (whole.defaults, whole.limits, whole.fast)
+    written = {str(file.relative_to(tmp_path / bundle)) for file in (tmp_path / bundle).rglob("*") if file.is_file()}
+    assert written == set(cut.paths)
+    model = Model(open_bundle({"CONTROLNET_BUNDLE": bundle}, tmp_path))
+    assert list(model.generator.controlnets) == list(model.annotators) == ["canny", "scribble"]
+
+
+def test_an_unknown_conditioner_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--conditioners: expected some of canny, hed, .*; got poses"):
+        write_bundle("sd15", tmp_path, small=True, conditioners=["canny", "poses"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_have_the_precision_in_the_files_name(sd15_root: Path) -> None:
