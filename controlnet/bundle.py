@@ -161,8 +161,8 @@ class Bundle:
         `mapped`: its tensors are left in the file, in the file's precision, for any dtype of the bundle.
         """
         with self.log(part, self.files(part), mapped):
-            model = load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
-            if self.kernels and isinstance(model, WITH_CONVOLUTIONS):
+            model: Any = load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
+            if self.kernels and issubclass(model_class, WITH_CONVOLUTIONS):
                 model.to(memory_format=torch.channels_last)
             return self._with_attention(model)
 

@@ -19,11 +19,15 @@ from speed_page import short, table
 
 from controlnet.models.attention import ATTENTION
 from controlnet.models.compiled import COMPILE
+from controlnet.models.cuda.graphs import GRAPHS
+from controlnet.models.cuda.kernels import KERNELS
 from controlnet.models.exact import EXACT
 from controlnet.serving.server import ROOT
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "default": {},
+    f"{GRAPHS}=0": {GRAPHS: "0"},
+    f"{KERNELS}=0": {KERNELS: "0"},
     f"{EXACT}=0": {EXACT: "0"},
     f"{COMPILE}=1": {COMPILE: "1"},
     f"{COMPILE}=1 {EXACT}=0": {COMPILE: "1", EXACT: "0"},

@@ -12,12 +12,13 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cog
 import cv2
 import numpy as np
 import torch
-from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 from speed_clock import Clock
 
@@ -152,8 +153,8 @@ class Plain:
         nets = self.nets(setting.conditioners[: case.nets])
         parts: dict[str, Any] = {**self.model.generator.base, **(self.fast_networks if case.fast else {})}
         parts["scheduler"] = make_scheduler(Sampling.of(self.model, case, setting).scheduler, parts["scheduler"].config)
-        parts["unet"] = self._maybe_compiled(parts["unet"])
-        chosen: Any = [self._maybe_compiled(net) for net in nets]
+        parts["unet"], parts["vae"] = self._own(parts["unet"]), self._own(parts["vae"])
+        chosen: Any = [self._own(net) for net in nets]
         return self._pipeline(parts, chosen[0] if case.nets == 1 else MultiControlNetModel(chosen))
 
     def nets(self, names: Sequence[str]) -> list[ControlNetModel]:
@@ -185,15 +186,16 @@ class Plain:
             requires_safety_checker=False,
         )
 
-    def _maybe_compiled(self, network: Any) -> Any:
-        """A compiled copy, because the network itself gets other forward methods for our requests."""
-        if not self.compiled:
+    def _own(self, network: Any) -> Any:
+        """The network as a user of diffusers has it. Our requests give the network itself other forward methods.
+
+        On a GPU it is a copy, because ours has the channels of its convolutions last in memory.
+        """
+        if not self.compiled and next(network.parameters()).device.type == "cpu":
             return network
         if id(network) not in self._copies:
-            self._copies[id(network)] = network, torch.compile(type(network).from_config(network.config))
-            own = self._copies[id(network)][1]
-            own.load_state_dict(network.state_dict())
-            own.to(network.device, network.dtype).eval().requires_grad_(False)
+            own = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+            self._copies[id(network)] = network, torch.compile(own) if self.compiled else own
         return self._copies[id(network)][1]
 
     @staticmethod
@@ -217,17 +219,14 @@ def silent() -> Iterator[None]:
 def latents_of(model: Model, run: Callable[[], Any]) -> torch.Tensor:
     """What a run decodes: the final latents of all pictures, (N, C, h, w)."""
     vae: Any = model.generator.base["vae"]
-    decode, given = vae.decode, []
+    decode, given = type(vae).decode, []
 
-    def kept(latents: torch.Tensor, *others: Any, **named: Any) -> Any:
+    def kept(own: Any, latents: torch.Tensor, *others: Any, **named: Any) -> Any:
         given.append(latents.float() * vae.config.scaling_factor)
-        return decode(latents, *others, **named)
+        return decode(own, latents, *others, **named)
 
-    vae.decode = kept
-    try:
+    with mock.patch.object(type(vae), "decode", kept):
         run()
-    finally:
-        del vae.decode
     return torch.cat(given)
 
 
@@ -236,25 +235,23 @@ class Phases:
     """Seconds of a run's parts, in their order."""
 
     before: float
-    """Files opened, map drawn, prompts encoded: until the first call of a ControlNet."""
+    """Files opened, map drawn, prompts encoded: until the first step."""
     denoising: float
     decoding: float
     after: float
     """From pixels to the file."""
 
 
-def phases_of(model: Model, setting: Setting, run: Callable[[], Any], clock: Clock) -> Phases:
-    """The parts of a run with one output."""
+def phases_of(model: Model, run: Callable[[], Any], clock: Clock) -> Phases:
+    """The parts of a run with one output, whose sampler is DDIM."""
     marks = [clock.mark()]
-    nets = set(model.generator.controlnets.together(setting.conditioners))
+    vae = type(model.generator.base["vae"])
+    decode, scale = vae.decode, DDIMScheduler.scale_model_input
 
-    def begin(*_: Any) -> None:
+    def begun(*given: Any, **named: Any) -> Any:
         if len(marks) == 1:
             marks.append(clock.mark())
-
-    hooks = [net.register_forward_pre_hook(begin) for net in nets]
-    vae: Any = model.generator.base["vae"]
-    decode = vae.decode
+        return scale(*given, **named)
 
     def marked(*given: Any, **named: Any) -> Any:
         marks.append(clock.mark())
@@ -262,12 +259,7 @@ def phases_of(model: Model, setting: Setting, run: Callable[[], Any], clock: Clo
         marks.append(clock.mark())
         return decoded
 
-    vae.decode = marked
-    try:
+    with mock.patch.object(DDIMScheduler, "scale_model_input", begun), mock.patch.object(vae, "decode", marked):
         run()
-    finally:
-        del vae.decode
-        for hook in hooks:
-            hook.remove()
     marks.append(clock.mark())
     return Phases(*(clock.seconds(start, end) for start, end in pairwise(marks)))

@@ -121,7 +121,7 @@ class Bench:
         found: dict[str, list[Phases]] = {side: [] for side in runs}
         for _ in range(self.rounds):
             for side, run in runs.items():
-                found[side].append(phases_of(self.model, self.setting, run, self.clock))
+                found[side].append(phases_of(self.model, run, self.clock))
         return {
             side: {field.name: [getattr(each, field.name) for each in runs] for field in fields(Phases)}
             for side, runs in found.items()
@@ -179,7 +179,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
         for part, rows in (("few-steps", bench.few_steps), ("low-memory", bench.low_memory)):
             if part in options.parts:
                 result["rows"] = [*result.get("rows", []), *rows()]
-        if "ideas" in options.parts:
+        if "ideas" in options.parts and not bench.cuda:  # script/bench/gpu compares what there is for a GPU
             result["ideas"] = bench.ideas()
         if "start" in options.parts:
             starts = {"loading, in a new process": setup(options.bundle, options.weights, options.rounds)}

@@ -124,7 +124,7 @@ def test_phases_add_up_to_the_run(model: Model, setting: Setting) -> None:
         def seconds(self, start: int, end: int) -> float:
             return end - start
 
-    phases = phases_of(model, setting, lambda: ours(model, CASES[0], setting), Count())
+    phases = phases_of(model, lambda: ours(model, CASES[0], setting), Count())
     assert vars(phases) == {"before": 1, "denoising": 1, "decoding": 1, "after": 1}
 
 

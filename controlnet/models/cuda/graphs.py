@@ -64,8 +64,8 @@ class Graphs:
         self._captured: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Captured | None]]
         self._captured = weakref.WeakKeyDictionary()
 
-    def of(self, network: Any) -> "Graphed":
-        """The network for one request. Its layers must stay as they are until the request ends."""
+    def of(self, network: Any) -> Any:
+        """The network as a Graphed, for one request. Its layers must stay as they are until the request ends."""
         # A request that was cancelled during a capture may have left another stream.
         torch.cuda.set_stream(torch.cuda.default_stream(self._stream.device))
         return Graphed(network, self)

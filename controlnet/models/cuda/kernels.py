@@ -61,7 +61,8 @@ def prepare_kernels(device: torch.device, dtype: torch.dtype) -> None:
     """Compile the kernels. From then on kernels_for() has them. Raises CompilationError."""
     if dtype not in HALVES:
         raise CompilationError(f"there are kernels for float16 and bfloat16 only, not for {dtype}")
-    _ready[device, dtype] = Kernels(device, dtype)
+    numbered = torch.empty(0, device=device).device  # cuda:0 for cuda, as tensors say it
+    _ready[numbered, dtype] = Kernels(numbered, dtype)
 
 
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":
@@ -151,7 +152,7 @@ NAMES = ("group_sums", "group_normalise", "add_bias", "gated_gelu", *(f"layer_no
 def compile_source(architecture: str, dtype: torch.dtype) -> bytes:
     """kernels.cu as machine code, for an `architecture` such as "sm_90". Raises CompilationError."""
     try:
-        from cuda.bindings import nvrtc
+        from cuda.bindings import nvrtc  # type: ignore[attr-defined]
     except ImportError as error:
         raise CompilationError("the package cuda-bindings is not installed") from error
     (program,) = _check(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
@@ -178,7 +179,7 @@ def _load(code: bytes) -> dict[str, Any]:
 @cache
 def _driver() -> Any:
     # Imported late, because a machine without a GPU has no driver.
-    from cuda.bindings import driver
+    from cuda.bindings import driver  # type: ignore[attr-defined]
 
     return driver
 

@@ -74,9 +74,10 @@ class FusedResnet(ExactResnet):
         states = _without_bias(self.conv1, kernels.group_norm(given, self.norm1, silu=True))
         states = kernels.group_norm(states, self.norm2, self._added(temb, len(states)), silu=True)
         states = _without_bias(self.conv2, states)
+        bias: Any = self.conv2.bias
         if self.conv_shortcut is None:
-            return kernels.add_bias(states, given, self.conv2.bias)
-        bias = self.conv2.bias + self.conv_shortcut.bias
+            return kernels.add_bias(states, given, bias)
+        bias = bias + self.conv_shortcut.bias
         return kernels.add_bias(states, channels_last(_without_bias(self.conv_shortcut, given)), bias)
 
     def _added(self, temb: torch.Tensor | None, batch: int) -> torch.Tensor:
