@@ -39,6 +39,10 @@ class SharedNet(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.net.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.net.device
+
 
 class CompositeControlNet(MultiControlNetModel):
     """Several ControlNets as one. Their residuals add up (arXiv 2302.05543, section 3.4).
@@ -69,6 +73,15 @@ class CompositeControlNet(MultiControlNetModel):
         self.regions = regions or [None] * len(nets)
         self.hints = hints
         self._words: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    # diffusers asks a model's parameters for these two, and the net of a CUDA graph is no module.
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.nets[0].dtype  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self.nets[0].device  # type: ignore[return-value]
 
     def forward(
         self,

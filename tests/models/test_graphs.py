@@ -42,6 +42,7 @@ class Network(nn.Module):
 
 @pytest.fixture(autouse=True)
 def recorded() -> Iterator[list[RecordedGraph]]:
+    """All graphs but the first of each Graphs, which keeps the pool."""
     with recorded_graphs() as made, torch.no_grad():
         yield made
 
@@ -186,9 +187,9 @@ def test_a_capture_that_fails_leaves_requests_without_graphs(network, monkeypatc
     def fails(*_: object, **__: object) -> None:
         raise error
 
+    graphed = Graphs(CPU).of(network)
     monkeypatch.setattr(RecordedGraph, "capture_begin", fails)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    graphed = Graphs(CPU).of(network)
     for x in (numbers(1, 2), numbers(3, 4)):
         _, last = graphed(x, words := numbers(5, 6), conditioning_scale=1.0)
         assert torch.equal(last, expected(x, words))

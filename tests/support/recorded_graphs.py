@@ -27,7 +27,6 @@ class RecordedGraph:
         self.replays = 0
         self._operations: list[tuple[Any, Any, Any, list[torch.Tensor]]] = []
         self._recorder = _Recorder(self._operations)
-        RecordedGraph.made.append(self)
 
     def capture_begin(self, **_: Any) -> None:
         capturing.append(self)
@@ -39,6 +38,8 @@ class RecordedGraph:
 
     def replay(self) -> None:
         self.replays += 1
+        if self.replays == 1:  # not the graph that keeps the pool, which is never replayed
+            RecordedGraph.made.append(self)
         for operation, args, named, results in self._operations:
             for result, new in zip(results, _tensors(operation(*args, **named)), strict=True):
                 if result is not new and result.data_ptr() != new.data_ptr():
@@ -74,7 +75,7 @@ class _Stream:
 
 @contextmanager
 def recorded_graphs() -> Iterator[list[RecordedGraph]]:
-    """Inside, Graphs records. Yields all graphs that were made."""
+    """Inside, Graphs records. Yields all graphs that were replayed."""
     RecordedGraph.made = []
     pretended = {
         "Stream": _Stream,

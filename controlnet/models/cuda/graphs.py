@@ -48,8 +48,14 @@ def asked_graphs(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def open_graphs(device: torch.device, environ: Mapping[str, str] = os.environ) -> "Graphs | None":
-    """Graphs for a device, or None if it is no GPU or they are not asked for. Raises GraphsError."""
-    return Graphs(device) if asked_graphs(environ) and device.type == "cuda" and torch.cuda.is_available() else None
+    """Graphs for a device, or None if it has or wants none. Raises GraphsError."""
+    if not asked_graphs(environ) or device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    try:
+        return Graphs(device)
+    except RuntimeError as error:
+        say(f"CUDA graphs: this GPU captures none, so requests take longer: {error}")
+        return None
 
 
 class Graphs:
@@ -58,6 +64,11 @@ class Graphs:
     def __init__(self, device: torch.device, most_bytes: int = MOST_BYTES) -> None:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # PyTorch cannot use a pool again whose last graph was freed. This one, of one addition, keeps it.
+        self._anchor = torch.cuda.CUDAGraph()
+        number = torch.ones(1, device=device)
+        with _on(self._stream), _capturing(self._anchor, self._pool):
+            number.add(1)
         self._most_bytes = most_bytes
         self._clock = itertools.count()
         # A graph has the addresses of its network's weights, so it goes with the network.
@@ -148,7 +159,8 @@ class Given:
 
     def _split(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            self.tensors.append(value)
+            # Time steps are whole numbers for some samplers only. The networks take them as float32.
+            self.tensors.append(value if value.ndim else value.float())
             return _Place(len(self.tensors) - 1)
         if isinstance(value, list | tuple):
             return [self._split(each) for each in value]
