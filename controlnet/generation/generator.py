@@ -177,8 +177,9 @@ class Generator:
         """Decode as the pipeline does. It is done here to measure its time apart from the denoising."""
         vae = pipeline.vae
         pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        pictures: Any = pipeline.image_processor.postprocess(pixels, output_type="pil")
-        return pictures[0]
+        # postprocess() gives the same bytes, but takes twice as long to put the colours of each pixel side by side.
+        levels = pipeline.image_processor.denormalize(pixels[0]).float().mul_(255).round_().to(torch.uint8).cpu()
+        return Image.merge("RGB", [Image.fromarray(plane) for plane in levels.numpy()])
 
     def _base(self, job: Job, timed: Stopwatch) -> Base:
         """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""
