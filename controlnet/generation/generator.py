@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel
 from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.job import Job
+from controlnet.generation.pipelines import FromNoise, FromPicture
 from controlnet.generation.progress import PictureBar
 from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_prompts
 from controlnet.generation.repaint import Repainting
@@ -215,10 +216,8 @@ class Generator:
         """
         nets = nets or self._nets(job)
         own = [nets[control.conditioner] for control in job.controls]
-        regions = [_region(control.region, self.base["unet"].device) for control in job.controls]
-        pipeline = (
-            StableDiffusionControlNetPipeline if job.begins_with_noise else StableDiffusionControlNetImg2ImgPipeline
-        )
+        regions = [_region(control.region, self.base["text_encoder"].device) for control in job.controls]
+        pipeline = FromNoise if job.begins_with_noise else FromPicture
         scheduler = make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped)
         if one_half:
             scale_one_half(scheduler)

@@ -1,0 +1,35 @@
+"""The pipelines know at once on which device the models are."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import group_offloading
+from PIL import Image
+from support.jobs import hint, job
+from support.small_models import SmallBundle
+
+from controlnet.generation.generator import Generator
+from controlnet.generation.job import Job
+from controlnet.pictures.canvas import InitialPicture
+
+REGION = Image.linear_gradient("L").resize((64, 64))
+JOBS = {"noise": job(control={"region": REGION}), "picture": job(initial=InitialPicture(hint(2), 0.5))}
+
+
+@pytest.mark.parametrize("begins_with", JOBS)
+def test_no_module_is_asked_for_hooks_that_move_it(begins_with: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers asks all of them, for each picture."""
+    generator, asked = Generator(SmallBundle()), []
+    monkeypatch.setattr(group_offloading, "_get_top_level_group_offload_hook", asked.append)
+    generator.generate(JOBS[begins_with])
+    assert asked == []
+    assert generator.base["unet"].device.type == "cpu" and len(asked) == 1, "this test sees such questions"
+
+
+@pytest.mark.parametrize("made", JOBS.values(), ids=JOBS)
+def test_pictures_are_made_where_the_models_are(made: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline: Any = Generator(SmallBundle())._pipeline(made)
+    assert pipeline._execution_device == pipeline.device == torch.device("cpu")
+    monkeypatch.setattr(type(pipeline.text_encoder), "device", torch.device("cuda", 1))
+    assert pipeline._execution_device == torch.device("cuda", 1)
