@@ -37,7 +37,7 @@ class SharedNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.net.dtype
+        return next(self.net.parameters()).dtype
 
 
 class CompositeControlNet(MultiControlNetModel):
@@ -69,6 +69,12 @@ class CompositeControlNet(MultiControlNetModel):
         self.regions = regions or [None] * len(nets)
         self.hints = hints
         self._words: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the nets. Pipelines ask once for each net, and diffusers would look at all modules of all nets."""
+        nets: Any = self.nets
+        return nets[0].dtype
 
     def forward(
         self,

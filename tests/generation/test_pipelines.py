@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks import group_offloading
+from diffusers.models import modeling_utils
 from PIL import Image
 from support.jobs import hint, job
 from support.small_models import SmallBundle
@@ -18,13 +19,15 @@ JOBS = {"noise": job(control={"region": REGION}), "picture": job(initial=Initial
 
 
 @pytest.mark.parametrize("begins_with", JOBS)
-def test_no_module_is_asked_for_hooks_that_move_it(begins_with: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers asks all of them, for each picture."""
+def test_no_module_is_asked_for_hooks(begins_with: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers asks all of them, for each picture: for hooks that would move them or change their precision."""
     generator, asked = Generator(SmallBundle()), []
     monkeypatch.setattr(group_offloading, "_get_top_level_group_offload_hook", asked.append)
+    monkeypatch.setattr(modeling_utils, "get_parameter_dtype", lambda module: asked.append(module) or torch.float32)
     generator.generate(JOBS[begins_with])
     assert asked == []
-    assert generator.base["unet"].device.type == "cpu" and len(asked) == 1, "this test sees such questions"
+    unet = generator.base["unet"]
+    assert (unet.device.type, unet.dtype, asked) == ("cpu", torch.float32, [unet, unet]), "this test sees questions"
 
 
 @pytest.mark.parametrize("made", JOBS.values(), ids=JOBS)
