@@ -229,7 +229,7 @@ class Generator:
         if windowed:
             parts |= {"unet": WindowedUNet(parts["unet"]), "vae": WindowedVae(parts["vae"])}
         composite = WindowedControlNet if windowed else CompositeControlNet
-        return pipeline(
+        made = pipeline(
             **parts,
             controlnet=composite(own, job.guided, CONTROL_MODES[job.control_mode], regions, hints),
             scheduler=scheduler,
@@ -237,6 +237,8 @@ class Generator:
             feature_extractor=none,
             requires_safety_checker=False,
         )
+        made.control_image_processor.register_to_config(do_resize=False)  # the control maps have the pictures' size
+        return made
 
 
 def _hints(job: Job) -> list[torch.Tensor]:

@@ -1,10 +1,12 @@
 """The pipelines know at once on which device the models are."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from diffusers.hooks import group_offloading
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import modeling_utils
 from PIL import Image
 from support.jobs import hint, job
@@ -36,3 +38,11 @@ def test_pictures_are_made_where_the_models_are(made: Job, monkeypatch: pytest.M
     assert pipeline._execution_device == pipeline.device == torch.device("cpu")
     monkeypatch.setattr(type(pipeline.text_encoder), "device", torch.device("cuda", 1))
     assert pipeline._execution_device == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("made", JOBS.values(), ids=JOBS)
+def test_control_maps_are_not_resized(made: Job) -> None:
+    with mock.patch.object(VaeImageProcessor, "resize", autospec=True, side_effect=VaeImageProcessor.resize) as resize:
+        Generator(SmallBundle()).generate(made)
+    pictures = [call.args[1] for call in resize.call_args_list]
+    assert [type(picture) for picture in pictures] == ([] if made.initial is None else [Image.Image])
