@@ -37,11 +37,7 @@ class SharedNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.net.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.net.device
+        return next(self.net.parameters()).dtype
 
 
 class CompositeControlNet(MultiControlNetModel):
@@ -74,14 +70,11 @@ class CompositeControlNet(MultiControlNetModel):
         self.hints = hints
         self._words: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    # diffusers asks a model's parameters for these two, and the net of a CUDA graph is no module.
     @property
     def dtype(self) -> torch.dtype:
-        return self.nets[0].dtype  # type: ignore[return-value]
-
-    @property
-    def device(self) -> torch.device:
-        return self.nets[0].device  # type: ignore[return-value]
+        """That of the nets. Pipelines ask once for each net, and diffusers would look at all modules of all nets."""
+        nets: Any = self.nets
+        return nets[0].dtype
 
     def forward(
         self,

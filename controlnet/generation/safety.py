@@ -51,18 +51,26 @@ class SafetyChecker:
         import torch
 
         try:
-            copies = [picture.convert("RGB") for picture in pictures]
-            pixels = self.processor(images=copies, return_tensors="pt").pixel_values
-            pixels = pixels.to(self.device, next(self.model.parameters()).dtype)
+            pixels = self.prepared(pictures).to(self.device, next(self.model.parameters()).dtype)
             # diffusers blackens flagged entries of its second argument in place, so it gets arrays that are not used
             with torch.no_grad():
-                _, flags = self.model(clip_input=pixels, images=np.zeros((len(copies), 1, 1, 3)))
+                _, flags = self.model(clip_input=pixels, images=np.zeros((len(pictures), 1, 1, 3)))
             flags = [bool(flag) for flag in flags]
         except Exception as error:  # of any sort: the pictures are unchecked
             raise _unchecked() from error
         if len(flags) != len(pictures):
             raise _unchecked()
         return flags
+
+    def prepared(self, pictures: Sequence[Image.Image]) -> "torch.Tensor":
+        """What the model sees: (N, 3, H, W), bit for bit as the processor makes it of PIL pictures."""
+        import numpy as np
+        import torch
+
+        # The processor would first copy each colour into a plane of its own, where torchvision resizes half as fast.
+        arrays = [torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures]
+        small = [self.processor.resize(array, self.processor.size, self.processor.resample) for array in arrays]
+        return self.processor(images=small, do_resize=False, return_tensors="pt").pixel_values
 
 
 def withhold(pictures: Sequence[Image.Image], checker: Checker | None, disabled: bool) -> list[Image.Image]:

@@ -1,5 +1,7 @@
 """The composite ControlNet against diffusers' own nets and pipelines, on small random models whose control acts."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetPipeline
@@ -148,3 +150,9 @@ def test_a_net_acts_only_inside_its_region(name: str) -> None:
 def test_layer_sizes_equal_those_of_a_nets_residuals() -> None:
     net = parts()["canny"]
     assert level_sizes(net, (10, 8)) == [tuple(tensor.shape[-2:]) for tensor in residuals(net)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_composites_dtype_is_that_of_its_nets(dtype: torch.dtype) -> None:
+    net = deepcopy(parts()["canny"]).to(dtype)
+    assert CompositeControlNet([net, net], guided=True).dtype == dtype

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
+from diffusers.image_processor import VaeImageProcessor
 from support.jobs import hint, job, pixels
 from support.small_models import SmallBundle, parts
 
@@ -33,6 +36,17 @@ def test_a_picture_equals_that_of_diffusers_pipeline(generator: Generator) -> No
     (plain,) = diffusers_own("canny", "pil")
     (ours,) = generator.generate(job())
     assert np.abs(np.asarray(ours, int) - np.asarray(plain, int)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pixels_become_the_bytes_that_diffusers_makes_of_them(generator: Generator, dtype: torch.dtype) -> None:
+    """In red on the middle between two levels, where rounding decides, in green and blue off it; some out of range."""
+    levels = torch.arange(-64, 320) + torch.tensor([[0.5], [0.25], [0.75]])
+    decoded = (levels / 127.5 - 1)[None, :, None].to(dtype)
+    vae = SimpleNamespace(config=parts()["vae"].config, decode=lambda latents, return_dict: (decoded,))
+    pipeline = SimpleNamespace(vae=vae, image_processor=VaeImageProcessor())
+    (expected,) = pipeline.image_processor.postprocess(decoded)
+    assert pixels([generator._decode(torch.zeros(1), pipeline)]) == pixels([expected])
 
 
 @pytest.mark.parametrize("conditioner", ["canny", "shuffle"])  # a plain net, and one with global pooling

@@ -36,6 +36,14 @@ def processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
+def broken_processor(error: type[BaseException]) -> CLIPImageProcessor:
+    class Broken(CLIPImageProcessor):
+        def preprocess(self, *images: object, **options: object) -> None:
+            raise error
+
+    return Broken(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
 def pictures(count: int = 4) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)) for _ in range(count)]
@@ -80,9 +88,17 @@ def test_the_safety_checker_leaves_pictures_untouched() -> None:
     assert [picture.tobytes() for picture in batch] == before
 
 
+@pytest.mark.parametrize("size", [(48, 40), (40, 96), (32, 32), (20, 64), (512, 384), (1000, 1000)])
+def test_the_model_sees_what_its_processor_makes_bit_for_bit(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, size[1], size[0], 3), dtype=np.uint8)
+    batch = [*map(Image.fromarray, noise), Image.linear_gradient("L").resize(size).convert("RGB")]
+    checker = SafetyChecker(tiny_model(), processor(), "cpu")
+    assert torch.equal(checker.prepared(batch), processor()(images=batch, return_tensors="pt").pixel_values)
+
+
 def test_an_error_of_the_safety_checker_withholds_all() -> None:
     """A safety check that fails must not let pictures through."""
-    broken = SafetyChecker(tiny_model(), lambda **options: 1 / 0, "cpu")
+    broken = SafetyChecker(tiny_model(), broken_processor(ZeroDivisionError), "cpu")
     with pytest.raises(SafetyError, match="could not be checked by the safety checker, so no picture"):
         broken.flags(pictures())
     with pytest.raises(SafetyError):
@@ -106,11 +122,8 @@ def test_a_safety_embedding_that_overflowed_withholds_all() -> None:
 
 
 def test_a_cancellation_passes_the_safety_checker() -> None:
-    def cancelled(**options: object) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        SafetyChecker(tiny_model(), cancelled, "cpu").flags(pictures())
+        SafetyChecker(tiny_model(), broken_processor(KeyboardInterrupt), "cpu").flags(pictures())
 
 
 # Withholding
