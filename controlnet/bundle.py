@@ -234,7 +234,7 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
 
     Raises WeightsError with every fault and the command that repairs them. If CONTROLNET_DOWNLOAD is 1, absent weights
     are fetched first, and an unlocked manifest is refused. Raises PrecisionError, LowMemoryError, AttentionError,
-    KernelsError and CompileError for their environment variables, before anything is fetched.
+    CompileError and SwitchError for environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml", environ)

@@ -29,19 +29,24 @@ from controlnet.models.cuda.graphs import open_graphs
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.lora import AdaptedBase, Base
 from controlnet.models.schedulers import keep_times_in_main_memory, make_scheduler
+from controlnet.models.switch import is_on
 from controlnet.pictures.geometry import SMALLEST, STEP
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
+
+TOGETHER = "CONTROLNET_BATCH_OUTPUTS"
+"""Environment variable: 1 denoises the pictures of a request as one batch. Otherwise, one after the other."""
 
 
 class Generator:
     """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
 
     def __init__(self, bundle: Bundle, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises ExactSpeedupsError, CompileError or GraphsError for a value of their variables that is not 1 or 0."""
+        """Raises SwitchError for a value of an environment variable that is not 1 or 0."""
         self.exact = exact_speedups(environ)
         self.compiled = asked_compile(environ)
+        self.together = is_on(TOGETHER, environ, default=False)
         self.bundle = bundle
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
@@ -56,8 +61,11 @@ class Generator:
         """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
 
         Each is denoised separately: picture i is then bit for bit the one that seed + i alone gives, for any number of
-        outputs. Progress is shown on stderr, one bar per picture. `timed` gets the phases encode, denoise and
-        decode, and upscale for all of the second pass.
+        outputs. With CONTROLNET_BATCH_OUTPUTS=1 it is that one up to rounding, because products of larger matrices add
+        up in another order. Requests with an initial picture or a second pass stay as they are.
+
+        Progress is shown on stderr, one bar per picture or batch. `timed` gets the phases encode, denoise and decode,
+        and upscale for all of the second pass.
         """
         return list(self._pictures(job, timed or Stopwatch()))
 
@@ -109,23 +117,33 @@ class Generator:
             nets = {name: self._graphs.of(net) for name, net in nets.items()}
         with removed_from(models) as complete, removed_from(coder):
             one_half = self.exact and complete and job.guided
-            for i in range(job.num_outputs):
-                with self._bar(job, i, upscale, progress) as bar:
-                    pipeline = self._pipeline(job, nets, hints, one_half, base)
+            for numbers in self._batches(job):
+                with self._bar(job, numbers, upscale, progress) as bar:
+                    # A batch of several pictures takes whole batches of latents.
+                    pipeline = self._pipeline(job, nets, hints, one_half and len(numbers) == 1, base)
                     pipeline.progress_bar = bar.of_pass()
-                    picture = self._picture(job, i, pipeline, embeddings, timed)
+                    pictures = self._batch(job, numbers, pipeline, embeddings, timed)
                     if upscale is not None:
                         with timed("upscale"):
-                            picture = self._upscaled(upscale.of(i, picture), nets, embeddings, one_half, bar, base)
-                picture.info[PARAMETERS] = job.parameters(i)
-                yield picture
+                            again = upscale.of(numbers[0], pictures[0])
+                            pictures = [self._upscaled(again, nets, embeddings, one_half, bar, base)]
+                for i, picture in zip(numbers, pictures, strict=True):
+                    picture.info[PARAMETERS] = job.parameters(i)
+                    yield picture
 
-    def _bar(self, job: Job, i: int, upscale: Upscale | None, shown: bool) -> PictureBar:
-        """The bar of picture i. A step of the second pass counts as often as the UNet sees windows in it."""
+    def _batches(self, job: Job) -> list[range]:
+        """The numbers of the pictures that are denoised together."""
+        if self.together and job.initial is None and job.upscale == 1:
+            return [range(job.num_outputs)]
+        return [range(i, i + 1) for i in range(job.num_outputs)]
+
+    def _bar(self, job: Job, numbers: range, upscale: Upscale | None, shown: bool) -> PictureBar:
+        """The bar of a batch. A step of the second pass counts as often as the UNet sees windows in it."""
         steps = job.steps_taken
         if upscale is not None:
             steps += upscale.steps_taken * self._windows(upscale.size)
-        return PictureBar(f"picture {i + 1}/{job.num_outputs}", steps, shown)
+        name = f"picture {numbers[0] + 1}" if len(numbers) == 1 else f"pictures {numbers[0] + 1} to {numbers[-1] + 1}"
+        return PictureBar(f"{name}/{job.num_outputs}", steps, shown)
 
     def _windows(self, size: tuple[int, int]) -> int:
         """In how many windows the UNet sees a picture of (width, height) `size` in the second pass."""
@@ -144,9 +162,12 @@ class Generator:
         # Without hints: an embedded map for each window and net would take memory in proportion to the picture.
         pipeline = self._pipeline(job, nets, one_half=one_half, base=base, windowed=True)
         pipeline.progress_bar = bar.of_pass(self._windows(job.controls[-1].control_map.size))
-        return self._picture(job, 0, pipeline, embeddings, Stopwatch())
+        return self._batch(job, range(1), pipeline, embeddings, Stopwatch())[0]
 
-    def _picture(self, job: Job, i: int, pipeline: Any, embeddings: Embeddings, timed: Stopwatch) -> Image.Image:
+    def _batch(
+        self, job: Job, numbers: range, pipeline: Any, embeddings: Embeddings, timed: Stopwatch
+    ) -> list[Image.Image]:
+        """The pictures of these numbers, denoised together. Only a single one can begin with an initial picture."""
         prompt, negative = embeddings
         with timed("denoise"):
             result: Any = pipeline(
@@ -155,22 +176,24 @@ class Generator:
                 num_inference_steps=job.num_inference_steps,
                 guidance_scale=job.guidance_scale,
                 eta=job.eta,
+                num_images_per_prompt=len(numbers),
                 controlnet_conditioning_scale=[control.scale for control in job.controls],
                 control_guidance_start=[control.start for control in job.controls],
                 control_guidance_end=[control.end for control in job.controls],
                 output_type="latent",
-                **self._beginning(job, job.seed_of(i), pipeline.vae),
+                **self._beginning(job, [job.seed_of(i) for i in numbers], pipeline.vae),
             )
         with timed("decode"):
-            picture = self._decode(result.images, pipeline)
-        return picture if job.initial is None else job.initial.restore(picture)
+            pictures = [self._decode(latents, pipeline) for latents in result.images.split(1)]
+        return pictures if job.initial is None else [job.initial.restore(picture) for picture in pictures]
 
-    def _beginning(self, job: Job, seed: int, vae: Any) -> dict[str, Any]:
+    def _beginning(self, job: Job, seeds: list[int], vae: Any) -> dict[str, Any]:
         """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
         hints, initial = _hints(job), job.initial
-        generator = torch.Generator("cpu").manual_seed(seed)
         if initial is None:
-            return {"image": hints, "generator": generator}
+            return {"image": hints, "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        (seed,) = seeds
+        generator = torch.Generator("cpu").manual_seed(seed)
         repainting: Any = {}
         if initial.mask is not None:
             drawing = torch.Generator("cpu").manual_seed(seed)

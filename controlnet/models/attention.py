@@ -26,7 +26,26 @@ def asked_attention(device: torch.device, environ: Mapping[str, str] = os.enviro
         raise AttentionError(f"{ATTENTION}=xformers needs a GPU, and this is a {device.type.upper()}. Use sdpa.")
     if name == "xformers" and find_spec("xformers") is None:
         raise AttentionError(f"{ATTENTION}=xformers: the package xformers is not installed. Install it, or use sdpa.")
+    if name == "xformers":
+        _try_xformers(device)
     return name
+
+
+def _try_xformers(device: torch.device) -> None:
+    """Raise AttentionError if xformers cannot compute attention on a GPU.
+
+    Its kernels are built for one release of PyTorch and of CUDA. With others it can be imported, but has none.
+    """
+    from xformers.ops import memory_efficient_attention
+
+    tokens = torch.zeros(1, 8, 1, 40, dtype=torch.float16, device=device)
+    try:
+        memory_efficient_attention(tokens, tokens, tokens)
+    except (NotImplementedError, RuntimeError) as error:
+        raise AttentionError(
+            f"{ATTENTION}=xformers: the installed xformers has no kernel for this GPU and PyTorch {torch.__version__}."
+            " Use sdpa."
+        ) from error
 
 
 def use_attention(model: Any, name: str) -> None:

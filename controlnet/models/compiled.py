@@ -21,25 +21,22 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from controlnet.models.attention import ATTENTION
+from controlnet.models.switch import is_on
 
 COMPILE = "CONTROLNET_COMPILE"
 """Environment variable: 1 compiles the layers of UNet and ControlNets. If unset, empty or 0, they run as they are."""
-_CHOICES = {"": False, "0": False, "1": True}
 REGIONS = (ResnetBlock2D, BasicTransformerBlock)
 FUNCTIONS = 128
 """How many compiled functions all regions together may have. PyTorch's own limit is 8, and sd15 has more shapes."""
 
 
 class CompileError(ValueError):
-    """CONTROLNET_COMPILE is neither 1 nor 0, or it is 1 where that cannot work."""
+    """CONTROLNET_COMPILE is 1 where that cannot work."""
 
 
 def asked_compile(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether layers are compiled. Raises CompileError."""
-    value = environ.get(COMPILE, "")
-    if value not in _CHOICES:
-        raise CompileError(f"{COMPILE}: expected 1 (on), 0 (off) or nothing (off), got {value!r}.")
-    return _CHOICES[value]
+    """Whether layers are compiled. Raises SwitchError."""
+    return is_on(COMPILE, environ, default=False)
 
 
 def prepare_compiler(device: torch.device, environ: Mapping[str, str] = os.environ) -> None:

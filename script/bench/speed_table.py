@@ -48,8 +48,11 @@ Say = Callable[[str], None]
 class Bench:
     """All measurements with one loaded bundle."""
 
-    def __init__(self, model: Model, setting: Setting, rounds: int, say: Say, compiled: bool = True) -> None:
-        """`compiled`: whether a GPU's rows have diffusers with torch.compile."""
+    def __init__(
+        self, model: Model, setting: Setting, rounds: int, say: Say, compiled: bool = True, first: int = len(CASES)
+    ) -> None:
+        """`compiled`: whether a GPU's rows have diffusers with torch.compile. `first`: how many requests of CASES."""
+        self.cases = CASES[:first]
         self.model, self.setting, self.rounds, self.say = model, setting, rounds, say
         self.cuda = model.bundle.device.type == "cuda"
         self.clock: Clock = CudaClock() if self.cuda else ProcessorClock()
@@ -58,7 +61,7 @@ class Bench:
 
     def rows(self) -> list[dict[str, Any]]:
         """The table's rows of requests, each measured on every side."""
-        return [self._row(case) for case in CASES]
+        return [self._row(case) for case in self.cases]
 
     def _row(self, case: Case) -> dict[str, Any]:
         runs: dict[str, Callable[[], Any]] = {
@@ -169,7 +172,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     side = options.side or (256 if slow else model.bundle.defaults.resolution)
     steps = options.steps or (4 if slow and not options.full else USUAL_STEPS)
     setting = Setting.prepare(side, steps, CONDITIONERS, folder)
-    bench = Bench(model, setting, options.rounds, say, not options.no_compiled)
+    bench = Bench(model, setting, options.rounds, say, not options.no_compiled, options.first)
     result: dict[str, Any] = about(model, bench.clock) | {"side": side, "steps": steps, "rounds": options.rounds}
     result["setup"] = round(loaded, 1)
     with silent():
@@ -186,6 +189,8 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
             if options.bundle == "tiny":
                 starts["command to first picture"] = first_picture(bench.setting, options.rounds)
             result["start"] = [as_row(name, times) for name, times in starts.items()]
+    if bench.cuda:
+        result["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)  # of both sides
     return result | {"minutes": round((time.perf_counter() - started) / 60, 1)}
 
 
@@ -216,6 +221,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of a request (default: 20; sd15 on a CPU: 4)")
     parser.add_argument("--full", action="store_true", help="20 steps on a CPU too")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--first", type=int, default=len(CASES), help="rows: only this many requests, from the first")
     parser.add_argument("--no-compiled", action="store_true", help="on a GPU, without diffusers with torch.compile")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables and the chart into docs/")

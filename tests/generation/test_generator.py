@@ -8,7 +8,8 @@ from diffusers.image_processor import VaeImageProcessor
 from support.jobs import hint, job, pixels
 from support.small_models import SmallBundle, parts
 
-from controlnet.generation.generator import Generator
+from controlnet.generation.generator import TOGETHER, Generator
+from controlnet.pictures.canvas import InitialPicture
 from controlnet.stopwatch import Stopwatch
 
 
@@ -98,3 +99,31 @@ def test_phases_are_timed_over_all_pictures(generator: Generator) -> None:
     generator.generate(job(num_outputs=2), Stopwatch(lambda name, value: phases.setdefault(name, []).append(value)))
     assert list(phases) == ["timing.encode", "timing.denoise", "timing.decode"]
     assert len(phases["timing.denoise"]) == 2 and 0 < phases["timing.denoise"][0] < phases["timing.denoise"][1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scheduler": "K_EULER_ANCESTRAL"}, {"guidance_scale": 1.0}, {"control_mode": "control"}],
+    ids=["DDIM", "a sampler that adds noise", "no guidance", "mode control"],
+)
+@pytest.mark.parametrize("conditioner", ["canny", "shuffle"])
+def test_outputs_as_one_batch_are_those_of_each_alone(generator: Generator, conditioner: str, changes) -> None:
+    """Up to rounding, because products of larger matrices add up in another order."""
+    together = Generator(SmallBundle(), {TOGETHER: "1"})
+    asked = job(num_outputs=3, control={"conditioner": conditioner, "scale": 0.7}, **changes)
+    alone, batch = generator.generate(asked), together.generate(asked)
+    for one, other in zip(alone, batch, strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other)).max() <= 1
+        assert one.info == other.info
+    assert len(set(pixels(batch))) == 3
+
+
+def test_a_batch_calls_the_unet_once_a_step(monkeypatch) -> None:
+    together = Generator(SmallBundle(), {TOGETHER: "1"})
+    calls: list[int] = []
+    unet = together.base["unet"]
+    unet.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    together.generate(job(num_outputs=3))
+    together.generate(job(num_outputs=2, initial=InitialPicture(hint(9), 1.0)))
+    unet._forward_pre_hooks.clear()
+    assert calls == [6] * 3 + [1] * 6, "with guidance; pictures that begin with another one are made alone"

@@ -84,7 +84,7 @@ def test_latents_are_those_without_graphs(graphed, plain, recorded, changes: dic
 def test_three_nets_in_every_mode(graphed, plain, mode: str) -> None:
     """A pooled net's scale acts before the mean without graphs, and after it with them."""
     asked = job(control_mode=mode, num_inference_steps=4)
-    assert_equal(graphed, plain, Job(**vars(asked) | {"controls": THREE}), most=1e-6)
+    assert_equal(graphed, plain, Job(**vars(asked) | {"controls": THREE}), most=1e-5)
 
 
 def test_requests_in_any_order_use_the_same_graphs(graphed, plain, recorded: list[RecordedGraph]) -> None:

@@ -171,6 +171,18 @@ def test_every_kind_of_request_has_the_same_bytes_after_another(send, inputs: di
     assert send(**inputs) == before
 
 
+def test_outputs_as_one_batch_are_those_of_each_alone(sd15: Path, predictor: predict.Predictor) -> None:
+    environ = {"CONTROLNET_BUNDLE": "sd15", "CONTROLNET_BATCH_OUTPUTS": "1"}
+    generator = predictor.model.generator
+    together = Generator(generator.bundle, environ)
+    asked = job(squares(4), num_outputs=3)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        exact = diffusers_own(generator, asked, torch.float32)
+    errors = [float((ours(each, asked)[:1] - exact).norm() / exact.norm()) for each in (together, generator)]
+    print(f"from float32: as one batch {errors[0]:.1e}, alone {errors[1]:.1e}")
+    assert errors[0] <= 1.3 * errors[1]
+
+
 @pytest.mark.parametrize("choices", [{"CONTROLNET_CUDA_GRAPHS": "0"}, {"CONTROLNET_LOW_MEMORY": "1"}], ids=str)
 def test_graphs_and_low_memory_mode_change_no_byte(sd15: Path, predictor: predict.Predictor, choices) -> None:
     environ = {"CONTROLNET_BUNDLE": "sd15"} | choices

@@ -1,5 +1,6 @@
 """CONTROLNET_ATTENTION: its values, what xformers needs, and that UNet and nets use it on a pretended GPU."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ CPU = torch.device("cpu")
 
 def test_it_is_sdpa_unless_asked(monkeypatch) -> None:
     monkeypatch.setattr(attention, "find_spec", lambda name: object())
+    monkeypatch.setattr(attention, "_try_xformers", lambda device: None)
     assert [asked_attention(CPU, {ATTENTION: value}) for value in ("", "sdpa")] == ["sdpa", "sdpa"]
     assert asked_attention(CUDA, {}) == "sdpa"
     assert asked_attention(CUDA, {ATTENTION: "xformers"}) == "xformers"
@@ -36,6 +38,19 @@ def test_xformers_needs_a_gpu_and_the_package(monkeypatch) -> None:
         asked_attention(CPU, {ATTENTION: "xformers"})
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
     with pytest.raises(AttentionError, match="the package xformers is not installed"):
+        asked_attention(CUDA, {ATTENTION: "xformers"})
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, RuntimeError])
+def test_xformers_without_kernels_for_the_gpu_is_refused(monkeypatch, error: type[Exception]) -> None:
+    """Seen with the xformers of PyTorch 2.10 and CUDA 12.8 on PyTorch 2.11 and CUDA 13.0: each request failed."""
+
+    def none(*_: torch.Tensor) -> None:
+        raise error("No operator found for `memory_efficient_attention_forward` with inputs: ...")
+
+    monkeypatch.setattr(attention, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=none))
+    with pretended_cuda(), pytest.raises(AttentionError, match=r"has no kernel for this GPU and .*\. Use sdpa\.$"):
         asked_attention(CUDA, {ATTENTION: "xformers"})
 
 

@@ -15,6 +15,7 @@ from controlnet.bundle import open_bundle
 from controlnet.models.attention import ATTENTION
 from controlnet.models.compiled import COMPILE, CompileError, asked_compile, compile_regions, prepare_compiler
 from controlnet.models.exact import removed_from
+from controlnet.models.switch import SwitchError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -28,7 +29,7 @@ def own_settings() -> Iterator[None]:
 def test_layers_are_compiled_only_if_asked() -> None:
     assert [asked_compile({COMPILE: value}) for value in ("", "0", "1")] == [False, False, True]
     assert not asked_compile({})
-    with pytest.raises(CompileError, match=r"^CONTROLNET_COMPILE: expected 1 .*got 'yes'\.$"):
+    with pytest.raises(SwitchError, match=r"^CONTROLNET_COMPILE: expected 1 .*got 'yes'\.$"):
         asked_compile({COMPILE: "yes"})
 
 

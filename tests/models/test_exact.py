@@ -17,8 +17,9 @@ from support.small_models import controlnet, unet, vae
 from torch import nn
 
 from controlnet.models import exact
-from controlnet.models.exact import EXACT, ExactSpeedupsError, exact_speedups, kept, removed_from, replaced
+from controlnet.models.exact import EXACT, exact_speedups, kept, removed_from, replaced
 from controlnet.models.exact.replaced import FORMS, OWN_CLASS, ExactUpsample
+from controlnet.models.switch import SwitchError
 from tinyworld.models import TEXT_WIDTH
 
 
@@ -71,7 +72,7 @@ def classes(models: dict[str, Any]) -> list[type]:
 def test_exact_speedups_are_on_unless_0() -> None:
     assert [exact_speedups({EXACT: value}) for value in ("", "1", "0")] == [True, True, False]
     assert exact_speedups({})
-    with pytest.raises(ExactSpeedupsError, match=r"^CONTROLNET_EXACT_SPEEDUPS: expected 1 .*got 'off'\.$"):
+    with pytest.raises(SwitchError, match=r"^CONTROLNET_EXACT_SPEEDUPS: expected 1 .*got 'off'\.$"):
         exact_speedups({EXACT: "off"})
 
 

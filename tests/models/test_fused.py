@@ -16,7 +16,6 @@ from controlnet.models.cuda.kernels import (
     KERNELS,
     CompilationError,
     Kernels,
-    KernelsError,
     asked_kernels,
     compile_source,
     prepare_kernels,
@@ -24,6 +23,7 @@ from controlnet.models.cuda.kernels import (
 from controlnet.models.exact import OWN_CLASS, removed_from
 from controlnet.models.exact.fused import FUSED
 from controlnet.models.packed import Packed, tensors_of
+from controlnet.models.switch import SwitchError
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_packed_weights_of_convolutions_have_their_channels_last() -> None:
 
 def test_the_environment_chooses_kernels() -> None:
     assert [asked_kernels({KERNELS: value}) for value in ("", "1", "0")] == [True, True, False]
-    with pytest.raises(KernelsError, match=f"{KERNELS}: expected 1 .*got 'on'"):
+    with pytest.raises(SwitchError, match=f"{KERNELS}: expected 1 .*got 'on'"):
         asked_kernels({KERNELS: "on"})
     with pytest.raises(CompilationError, match="for float16 and bfloat16 only"):
         prepare_kernels(torch.device("cpu"), torch.float32)

@@ -9,8 +9,9 @@ import torch
 from support.recorded_graphs import RecordedGraph, capturing, recorded_graphs
 from torch import nn
 
-from controlnet.models.cuda.graphs import GRAPHS, Graphs, GraphsError, asked_graphs, open_graphs
+from controlnet.models.cuda.graphs import GRAPHS, Graphs, asked_graphs, open_graphs
 from controlnet.models.exact.kept import kept
+from controlnet.models.switch import SwitchError
 
 CPU = torch.device("cpu")
 
@@ -62,7 +63,7 @@ def expected(x: torch.Tensor, words: torch.Tensor, scale: float = 1.0) -> torch.
 
 def test_the_environment_chooses_graphs() -> None:
     assert [asked_graphs({GRAPHS: value}) for value in ("", "1", "0")] == [True, True, False]
-    with pytest.raises(GraphsError, match=f"{GRAPHS}: expected 1 .*got 'on'"):
+    with pytest.raises(SwitchError, match=f"{GRAPHS}: expected 1 .*got 'on'"):
         asked_graphs({GRAPHS: "on"})
     assert open_graphs(CPU, {}) is None
 

@@ -21,10 +21,10 @@ from torch import nn
 
 from controlnet.log import say
 from controlnet.models.exact.kept import renew
+from controlnet.models.switch import is_on
 
 GRAPHS = "CONTROLNET_CUDA_GRAPHS"
 """Environment variable: 0 starts every operation on a GPU by itself. If unset, empty or 1, graphs are captured."""
-_CHOICES = {"": True, "0": False, "1": True}
 MOST_BYTES = 1_500_000_000
 """Memory that the inputs and results of all graphs may take. Least recently used graphs are freed beyond it.
 
@@ -35,20 +35,13 @@ MOST = 64
 Tensors = Sequence[torch.Tensor]
 
 
-class GraphsError(ValueError):
-    """CONTROLNET_CUDA_GRAPHS is set to something other than 1 or 0."""
-
-
 def asked_graphs(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether graphs are captured on a GPU. Raises GraphsError."""
-    value = environ.get(GRAPHS, "")
-    if value not in _CHOICES:
-        raise GraphsError(f"{GRAPHS}: expected 1 (on), 0 (off) or nothing (on), got {value!r}.")
-    return _CHOICES[value]
+    """Whether graphs are captured on a GPU. Raises SwitchError."""
+    return is_on(GRAPHS, environ, default=True)
 
 
 def open_graphs(device: torch.device, environ: Mapping[str, str] = os.environ) -> "Graphs | None":
-    """Graphs for a device, or None if it has or wants none. Raises GraphsError."""
+    """Graphs for a device, or None if it has or wants none. Raises SwitchError."""
     if not asked_graphs(environ) or device.type != "cuda" or not torch.cuda.is_available():
         return None
     try:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from controlnet.models.switch import is_on
+
 KERNELS = "CONTROLNET_CUDA_KERNELS"
 """Environment variable: 0 leaves every operation on a GPU to PyTorch. If unset, empty or 1, these kernels are used."""
-_CHOICES = {"": True, "0": False, "1": True}
 SOURCE = Path(__file__).with_name("kernels.cu")
 HALVES = {torch.float16: (), torch.bfloat16: (b"-DBF16",)}
 """The dtypes that there are kernels for, and the compiler's options for each."""
@@ -38,10 +39,6 @@ Argument = tuple[Any, Any]
 """A value and its type in C."""
 
 
-class KernelsError(ValueError):
-    """CONTROLNET_CUDA_KERNELS is set to something other than 1 or 0."""
-
-
 class CompilationError(RuntimeError):
     """The kernels could not be compiled for this GPU."""
 
@@ -50,11 +47,8 @@ _ready: dict[tuple[torch.device, torch.dtype], "Kernels"] = {}
 
 
 def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the kernels are used. Raises KernelsError."""
-    value = environ.get(KERNELS, "")
-    if value not in _CHOICES:
-        raise KernelsError(f"{KERNELS}: expected 1 (on), 0 (off) or nothing (on), got {value!r}.")
-    return _CHOICES[value]
+    """Whether the kernels are used. Raises SwitchError."""
+    return is_on(KERNELS, environ, default=True)
 
 
 def prepare_kernels(device: torch.device, dtype: torch.dtype) -> None:

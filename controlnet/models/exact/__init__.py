@@ -17,25 +17,18 @@ from torch import nn
 from controlnet.models.exact.fused import FUSED
 from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS, ExactUpsample, phases_of
 from controlnet.models.exact.replaced import OWN_CLASS as OWN_OF_EXACT
+from controlnet.models.switch import is_on
 
 EXACT = "CONTROLNET_EXACT_SPEEDUPS"
 """Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is removed."""
-_CHOICES = {"": True, "1": True, "0": False}
 OWN_CLASS: dict[type, type] = OWN_OF_EXACT | {fused: OWN_OF_EXACT.get(other, other) for other, fused in FUSED.items()}
 """The class of diffusers or PyTorch that each form derives from."""
 _EITHER = FORMS.keys() | FUSED.keys() | OWN_CLASS.keys()
 
 
-class ExactSpeedupsError(ValueError):
-    """CONTROLNET_EXACT_SPEEDUPS is set to something other than 1 or 0."""
-
-
 def exact_speedups(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether repeated work is removed. Raises ExactSpeedupsError."""
-    value = environ.get(EXACT, "")
-    if value not in _CHOICES:
-        raise ExactSpeedupsError(f"{EXACT}: expected 1 (on), 0 (off) or nothing (on), got {value!r}.")
-    return _CHOICES[value]
+    """Whether repeated work is removed. Raises SwitchError."""
+    return is_on(EXACT, environ, default=True)
 
 
 @contextmanager
