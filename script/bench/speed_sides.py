@@ -153,8 +153,8 @@ class Plain:
         nets = self.nets(setting.conditioners[: case.nets])
         parts: dict[str, Any] = {**self.model.generator.base, **(self.fast_networks if case.fast else {})}
         parts["scheduler"] = make_scheduler(Sampling.of(self.model, case, setting).scheduler, parts["scheduler"].config)
-        parts["unet"], parts["vae"] = self._own(parts["unet"]), self._own(parts["vae"])
-        chosen: Any = [self._own(net) for net in nets]
+        parts["unet"], parts["vae"] = self._own(parts["unet"], self.compiled), self._own(parts["vae"])
+        chosen: Any = [self._own(net, self.compiled) for net in nets]
         return self._pipeline(parts, chosen[0] if case.nets == 1 else MultiControlNetModel(chosen))
 
     def nets(self, names: Sequence[str]) -> list[ControlNetModel]:
@@ -186,16 +186,16 @@ class Plain:
             requires_safety_checker=False,
         )
 
-    def _own(self, network: Any) -> Any:
+    def _own(self, network: Any, compiled: bool = False) -> Any:
         """The network as a user of diffusers has it. Our requests give the network itself other forward methods.
 
         On a GPU it is a copy, because ours has the channels of its convolutions last in memory.
         """
-        if not self.compiled and next(network.parameters()).device.type == "cpu":
+        if not compiled and next(network.parameters()).device.type == "cpu":
             return network
         if id(network) not in self._copies:
             own = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-            self._copies[id(network)] = network, torch.compile(own) if self.compiled else own
+            self._copies[id(network)] = network, torch.compile(own) if compiled else own
         return self._copies[id(network)][1]
 
     @staticmethod
