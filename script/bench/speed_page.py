@@ -78,10 +78,14 @@ def markdown(result: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
         f" torch {result['torch']}, diffusers {result['diffusers']}, {result['date']}."
     )
     parts = [said]
-    parts += [requests([*result["rows"], *result.get("start", [])])] if "rows" in result else []
+    parts += [requests(rows)] if (rows := _rows(result)) else []
     parts += [phases(result["phases"])] if "phases" in result else []
     parts += [ideas(result["ideas"])] if "ideas" in result else []
     return "\n\n".join(parts)
+
+
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*result.get("rows", []), *result.get("start", [])]
 
 
 def chart(rows: Sequence[dict[str, Any]], title: str) -> str:
@@ -119,6 +123,6 @@ def write(result: dict[str, Any], docs: Path = DOCS) -> None:
     if not marks.search(text):
         raise ValueError(f"docs/speed.md: expected the marks <!-- {key}:begin --> and <!-- {key}:end -->. Write them.")
     page.write_text(marks.sub(lambda found: f"{found[1]}{markdown(result)}\n{found[2]}", text), encoding="utf-8")
-    rows = [*result.get("rows", []), *result.get("start", [])]
+    rows = _rows(result)
     title = f"{result['bundle']}, {result['device']}: time as a share of plain diffusers'"
     (docs / f"speed-{key}.svg").write_text(chart(rows, title), encoding="utf-8")

@@ -5,6 +5,7 @@ there is a column for diffusers with torch.compile. --write puts the result into
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -185,9 +186,11 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
         if "ideas" in options.parts and not bench.cuda:  # script/bench/gpu compares what there is for a GPU
             result["ideas"] = bench.ideas()
         if "start" in options.parts:
+            del model, bench  # two loaded full-size models would need over 20 GB
+            gc.collect()
             starts = {"loading, in a new process": setup(options.bundle, options.weights, options.rounds)}
             if options.bundle == "tiny":
-                starts["command to first picture"] = first_picture(bench.setting, options.rounds)
+                starts["command to first picture"] = first_picture(setting, options.rounds)
             result["start"] = [as_row(name, times) for name, times in starts.items()]
     if bench.cuda:
         result["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)  # of both sides

@@ -187,6 +187,7 @@ def test_the_page_gets_the_tables_between_its_marks(model: Model, setting: Setti
     text = page.read_text()
     assert text.startswith("before\n<!-- x-cpu:begin -->\n`x`") and text.endswith("|\n<!-- x-cpu:end -->\nafter\n")
     assert "old" not in text and text.count("| a |") == 1 and (tmp_path / "speed-x-cpu.svg").exists()
+    assert "| b |" in markdown({**result, "rows": [], "start": [row("b", 1.0)]})
     with pytest.raises(ValueError, match="expected the marks <!-- y-cuda:begin"):
         write(result | {"key": "y-cuda"}, tmp_path)
 
