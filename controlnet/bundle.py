@@ -20,6 +20,7 @@ from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.attention import asked_attention, use_attention
 from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
+from controlnet.models.cuda.graphs import ROOM, asked_graphs
 from controlnet.models.cuda.kernels import HALVES, CompilationError, asked_kernels, prepare_kernels
 from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
@@ -252,7 +253,8 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     low_memory = False
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        low_memory, why = choose_mode(asked, free, needed_memory(manifest, root, dtype))
+        graphs = ROOM if asked_graphs(environ) else 0
+        low_memory, why = choose_mode(asked, free, needed_memory(manifest, root, dtype, graphs))
         say(why)
     elif asked:
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")

@@ -1,4 +1,6 @@
-"""Layers of UNet and ControlNets compiled with torch.compile, if CONTROLNET_COMPILE=1. Never run on a GPU yet.
+"""Layers of UNet and ControlNets compiled with torch.compile, if CONTROLNET_COMPILE=1.
+
+On a GPU this is slower than the default, which has kernels and CUDA graphs instead (docs/speed.md).
 
 Each region is one ResNet layer or one transformer block. Layers with tensors of the same shapes share one compiled
 function, in the UNet, in every ControlNet and in the copies that LoRAs and low-memory mode make. What differs between

@@ -1,7 +1,7 @@
 """script/bench/gpu: the requests of script/bench/speed with each choice for GPUs, side by side, in a table and a file.
 
-It has never been run on a GPU: the first person with a CUDA card does that. Please send us the file, also if it says
-that a choice failed. Without --weights it first writes sd15 with random numbers (15 GB), which take the same time.
+script/bench/speed has run on a GPU, this script has not: the first person with a CUDA card does that. Please send us the
+file, also if it says that a choice failed. Without --weights it first writes sd15 with random numbers (15 GB), which take the same time.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def main() -> None:
     options, others = arguments()
     if not (torch.cuda.is_available() or options.any_device):
         raise SystemExit("script/bench/gpu needs a CUDA card, and PyTorch finds none. On a CPU use script/bench/speed.")
-    print("This has never been run on a GPU. Please send us what it says, whether it works or not.", flush=True)
+    print("This script has never been run on a GPU. Please send us what it says, whether it works or not.", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         weights = options.called_from / options.weights if options.weights else Path(folder)
         if not options.weights:

@@ -1,4 +1,4 @@
-"""How long a GPU would need for the arithmetic of a request alone, for script/bench/speed. Not run on a GPU yet."""
+"""How long a GPU would need for the arithmetic of a request alone, for script/bench/speed."""
 
 from collections.abc import Callable
 from functools import cache

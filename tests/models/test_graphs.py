@@ -142,6 +142,13 @@ def test_another_kind_of_call_has_a_graph_of_its_own(network: Network, recorded:
     assert torch.equal(last, network(*args, **named)[1]) and len(recorded) == 2
 
 
+def test_large_pictures_have_no_graph(network: Network, recorded: list[RecordedGraph]) -> None:
+    graphed = Graphs(CPU).of(network)
+    for side, graphs in ((129, 0), (128, 1)):
+        _, last = graphed(torch.ones(side, 128), torch.ones(1), conditioning_scale=0.5)
+        assert last[0, 0] == 2 and len(recorded) == graphs
+
+
 def test_a_graph_goes_with_its_network() -> None:
     graphs, network = Graphs(CPU), Network()
     graphs.of(network)(numbers(1, 2), numbers(5, 6), conditioning_scale=1.0)

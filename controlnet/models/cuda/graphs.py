@@ -25,11 +25,13 @@ from controlnet.models.switch import is_on
 
 GRAPHS = "CONTROLNET_CUDA_GRAPHS"
 """Environment variable: 0 starts every operation on a GPU by itself. If unset, empty or 1, graphs are captured."""
-MOST_BYTES = 1_500_000_000
-"""Memory that the inputs and results of all graphs may take. Least recently used graphs are freed beyond it.
-
-The numbers between inputs and results are in one pool for all graphs, as large as the largest of them needs.
-"""
+LARGEST = 128 * 128
+"""Calls for more latents than these run without a graph. A GPU is busy with pictures above 1024×1024 pixels anyway."""
+MOST_BYTES = 1_000_000_000
+"""Memory that the inputs and results of all graphs may take. Least recently used graphs are freed beyond it."""
+ROOM = MOST_BYTES + 700_000_000
+"""All memory of graphs. What a network computes in between is in one pool for all graphs. It holds at most 338 numbers
+at once for each pixel of a picture with guidance, which is 0.7 GB in half precision for the largest picture."""
 MOST = 64
 """How many graphs there may be. Each also takes some main memory."""
 Tensors = Sequence[torch.Tensor]
@@ -76,6 +78,8 @@ class Graphs:
 
     def run(self, network: nn.Module, given: "Given", scale: float = 1.0) -> Any:
         """The network's result for these arguments, times `scale`."""
+        if given.latents > LARGEST:
+            return _times(given.call(network, given.tensors), scale)
         own = self._captured.setdefault(network, {})
         key = given.key
         is_new = key not in own
@@ -144,6 +148,11 @@ class Given:
         self._named = {name: self._split(value) for name, value in named.items()}
         layouts = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors)
         self.key: Hashable = (repr(self._args), repr(self._named), layouts)
+
+    @property
+    def latents(self) -> int:
+        """How many there are on the plane of the first tensor, which has (B, C, h, w)."""
+        return self.tensors[0].shape[-2:].numel()
 
     def call(self, network: Any, tensors: Tensors) -> Any:
         """The network's result for other tensors in the same places."""
