@@ -1,7 +1,8 @@
 """script/bench/gpu: the requests of script/bench/speed with each choice for GPUs, side by side, in a table and a file.
 
-script/bench/speed has run on a GPU, this script has not: the first person with a CUDA card does that. Please send us the
-file, also if it says that a choice failed. Without --weights it first writes sd15 with random numbers (15 GB), which take the same time.
+script/bench/speed has run on a GPU, this script has not: the first person with a CUDA card does that. Please send us
+the file, also if it says that a choice failed. Without --weights it first writes sd15 with random numbers (15 GB),
+which take the same time.
 """
 
 import argparse
