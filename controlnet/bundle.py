@@ -20,8 +20,8 @@ from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.attention import asked_attention, use_attention
 from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
-from controlnet.models.cuda.graphs import ROOM, asked_graphs
-from controlnet.models.cuda.kernels import HALVES, CompilationError, asked_kernels, prepare_kernels
+from controlnet.models.cuda.graphs import asked_graphs, room
+from controlnet.models.cuda.kernels import HALVES, asked_kernels, prepare_kernels
 from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
@@ -29,6 +29,7 @@ from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, ne
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.models.schedulers import steps_of
+from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
@@ -59,11 +60,12 @@ class Bundle:
         low_memory: bool = False,
         attention: str = "sdpa",
         kernels: bool = False,
+        graphs: bool = False,
     ) -> None:
         """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py).
 
         `kernels`: whether those for a GPU (controlnet/models/cuda/kernels.py) are ready, for which models have their
-        channels last in memory.
+        channels last in memory. `graphs`: whether there is room for CUDA graphs (controlnet/models/cuda/graphs.py).
         """
         self.manifest = manifest
         self.root = root
@@ -72,6 +74,7 @@ class Bundle:
         self.low_memory = low_memory
         self.attention = attention
         self.kernels = kernels
+        self.graphs = graphs
         self.log = LoadLog(root)
 
     # ---- what requests are checked against
@@ -242,8 +245,10 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, asked = working_dtype(device, environ), asked_mode(environ)
     attention = asked_attention(device, environ)
-    wanted = asked_kernels(environ) and device.type == "cuda"
-    if asked_compile(environ):
+    compiled, exact = asked_compile(environ), exact_speedups(environ)
+    kernels, graphs = asked_kernels(environ), asked_graphs(environ)
+    is_on(BATCH_OUTPUTS, environ, default=False)
+    if compiled:
         prepare_compiler(device, environ)
     use_threads(manifest.cpu_threads, device, environ)
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
@@ -253,21 +258,26 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
     low_memory = False
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        graphs = ROOM if asked_graphs(environ) else 0
-        low_memory, why = choose_mode(asked, free, needed_memory(manifest, root, dtype, graphs))
+        needed = needed_memory(manifest, root, dtype)
+        low_memory, why = choose_mode(asked, free, needed)
         say(why)
+        graphs = graphs and not compiled and not low_memory
+        if graphs and free - needed < room(dtype):
+            say(f"no CUDA graphs, which would need {room(dtype) / 1e9:.1f} GB more, so requests take longer")
+            graphs = False
     elif asked:
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
     # Compiled layers bring their own kernels, and without the exact speedups every layer runs as diffusers runs it.
-    fits = dtype in HALVES and not asked_compile(environ) and exact_speedups(environ)
-    return Bundle(manifest, root, device, dtype, low_memory, attention, wanted and fits and _kernels(device, dtype))
+    fits = device.type == "cuda" and dtype in HALVES and not compiled and exact
+    kernels = kernels and fits and _kernels(device, dtype)
+    return Bundle(manifest, root, device, dtype, low_memory, attention, kernels, graphs)
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Compile the kernels for a GPU. Whether that succeeded: without them, everything runs, only slower."""
     try:
         prepare_kernels(device, dtype)
-    except CompilationError as error:
+    except RuntimeError as error:  # a CompilationError, or what cuda-bindings raises if a library is missing
         say(f"kernels for this GPU were not compiled, so requests take longer: {error}")
         return False
     return True

@@ -15,10 +15,16 @@ from support import ROOT
 from support.small_models import parts, write_bundle
 
 import predict
+from controlnet import bundle as bundle_module
 from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
+from controlnet.models.compiled import COMPILE
+from controlnet.models.cuda.graphs import GRAPHS
+from controlnet.models.cuda.kernels import KERNELS
+from controlnet.models.exact import EXACT
 from controlnet.models.loading import WeightsMismatch, load_pretrained
+from controlnet.models.switch import BATCH_OUTPUTS, SwitchError
 from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
 from controlnet.weights.lockfile import WeightsError
@@ -201,3 +207,20 @@ def test_a_chosen_annotator_replaces_the_first(value: str, kind: str, monkeypatc
     assert capsys.readouterr().out == said and ("non-commercial" in said) == bool(value)
     read = [str(file.relative_to(WEIGHTS / "sd15")) for file in bundle.files()]
     assert read == list(manifest.needed_paths)
+
+
+@pytest.mark.parametrize("name", [GRAPHS, KERNELS, EXACT, COMPILE, BATCH_OUTPUTS])
+def test_a_switch_with_another_value_is_refused_before_anything_is_fetched(name: str, tmp_path: Path) -> None:
+    """There are no weights in this folder: looking for them would be another error."""
+    shutil.copy(WEIGHTS / "tiny.toml", tmp_path)
+    with pytest.raises(SwitchError, match=f"{name}: expected 1 .*got 'on'"):
+        open_bundle({"CONTROLNET_BUNDLE": "tiny", name: "on"}, tmp_path)
+
+
+def test_without_the_library_that_compiles_kernels_a_bundle_opens_and_says_so(monkeypatch, capsys) -> None:
+    def missing(*_: object) -> None:
+        raise RuntimeError("Failure finding nvrtc")  # what cuda-bindings raises
+
+    monkeypatch.setattr(bundle_module, "prepare_kernels", missing)
+    assert not bundle_module._kernels(torch.device("cuda"), torch.float16)
+    assert "were not compiled, so requests take longer: Failure finding nvrtc" in capsys.readouterr().out

@@ -7,6 +7,7 @@ For the time of a request, the models leave out work that diffusers repeats (con
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,11 @@ from controlnet.models.cuda.graphs import open_graphs
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.lora import AdaptedBase, Base
 from controlnet.models.schedulers import keep_times_in_main_memory, make_scheduler
-from controlnet.models.switch import is_on
+from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.pictures.geometry import SMALLEST, STEP
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
-
-TOGETHER = "CONTROLNET_BATCH_OUTPUTS"
-"""Environment variable: 1 denoises the pictures of a request as one batch. Otherwise, one after the other."""
 
 
 class Generator:
@@ -46,16 +44,14 @@ class Generator:
         """Raises SwitchError for a value of an environment variable that is not 1 or 0."""
         self.exact = exact_speedups(environ)
         self.compiled = asked_compile(environ)
-        self.together = is_on(TOGETHER, environ, default=False)
+        self.together = is_on(BATCH_OUTPUTS, environ, default=False)
         self.bundle = bundle
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
         self._adapted = AdaptedBase(self.base)
         self._fast_lora = bundle.fast_lora(self.base["unet"].config.cross_attention_dim)
         self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
-        self._graphs = open_graphs(self.base["unet"].device, environ)
-        if self.compiled or self.controlnets.are_moved:
-            self._graphs = None  # each request would capture its own
+        self._graphs = open_graphs(self.base["unet"].device, environ) if bundle.graphs else None
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
@@ -76,15 +72,16 @@ class Generator:
         weights. It changes nothing that a request reads. It is the smallest picture, but on a GPU with CUDA graphs one
         of the bundle's usual size, whose graphs most requests use. With CONTROLNET_COMPILE=1 this compiles all that
         requests need: with guidance and without, from pictures whose sides differ and are not 1 in the deepest layer,
-        because functions for a size of 1 fit no other.
+        because functions for a size of 1 fit no other; and from one of the usual size, because PyTorch's convolutions
+        return other layouts for small inputs than for large ones.
         """
         defaults = self.bundle.manifest.defaults
+        usual = (defaults.resolution, defaults.resolution)
         if self.compiled:
-            for each in (max(defaults.guidance_scale, 2.0), 1.0):
-                self._warm_up((2 * SMALLEST, 3 * SMALLEST), each)
+            for size, guidance in product(((2 * SMALLEST, 3 * SMALLEST), usual), (max(defaults.guidance_scale, 2), 1)):
+                self._warm_up(size, guidance)
         else:
-            side = SMALLEST if self._graphs is None else defaults.resolution
-            self._warm_up((side, side), defaults.guidance_scale)
+            self._warm_up((SMALLEST, SMALLEST) if self._graphs is None else usual, defaults.guidance_scale)
 
     def _warm_up(self, size: tuple[int, int], guidance_scale: float) -> None:
         defaults = self.bundle.manifest.defaults
@@ -103,6 +100,8 @@ class Generator:
         list(self._pictures(job, Stopwatch(), progress=False))
 
     def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
+        if self._graphs is not None:
+            self._graphs.begin()
         base = self._base(job, timed)
         with timed("encode"):
             embeddings = self._embeddings(job, base)
@@ -114,7 +113,6 @@ class Generator:
         upscale = Upscale(job) if job.upscale > 1 else None
         if self._graphs is not None:
             base = {**base, "unet": self._graphs.of(base["unet"])}
-            nets = {name: self._graphs.of(net) for name, net in nets.items()}
         with removed_from(models) as complete, removed_from(coder):
             one_half = self.exact and complete and job.guided
             for numbers in self._batches(job):
@@ -248,7 +246,9 @@ class Generator:
         see the picture window by window (windowed.py).
         """
         nets = nets or self._nets(job)
-        own = [nets[control.conditioner] for control in job.controls]
+        own: list[Any] = [nets[control.conditioner] for control in job.controls]
+        if self._graphs is not None:
+            own = [self._graphs.of(net, own[:i].count(net)) for i, net in enumerate(own)]
         regions = [_region(control.region, self.base["text_encoder"].device) for control in job.controls]
         pipeline = FromNoise if job.begins_with_noise else FromPicture
         scheduler = make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped)

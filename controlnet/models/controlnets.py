@@ -43,11 +43,6 @@ class ControlNets(Mapping[str, ControlNetModel]):
         }
         self._copies: dict[str, ControlNetModel] = {}
 
-    @property
-    def are_moved(self) -> bool:
-        """Whether nets are moved to the GPU when a request uses them."""
-        return any(isinstance(net, Packed) for net in self._stored.values())
-
     def together(self, names: Sequence[str], timed: Stopwatch | None = None) -> list[ControlNetModel]:
         """The nets of one request, in the order of `names`. The same name gives the same net.
 

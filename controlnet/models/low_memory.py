@@ -1,7 +1,7 @@
 """Low-memory mode, for a GPU without room for all ControlNets: they stay in main memory until a request uses them.
 
 The base model, the annotators and the safety checker are on the GPU in this mode, too. How much memory a bundle needs
-is estimated from its files and from the largest picture that it allows. For sd15 in fp16 that is about 24 GB: a card
+is estimated from its files and from the largest picture that it allows. For sd15 in fp16 that is about 22 GB: a card
 of 24 GB holds everything, and a smaller one gets low-memory mode.
 """
 
@@ -51,10 +51,10 @@ def choose_mode(asked: bool | None, free: int, needed: int) -> tuple[bool, str]:
     return low, f"{mode}{forced}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed"
 
 
-def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype, graphs: int = 0) -> int:
+def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype) -> int:
     """Bytes of GPU memory that a bundle needs to have everything on the GPU, its models in `dtype`, and to run.
 
-    `root` is the folder that contains the bundle's folder. `graphs` are the bytes that CUDA graphs may take.
+    `root` is the folder that contains the bundle's folder.
     """
     weights = sum(
         _in_memory(root / part.bundle / path, None if part.name.startswith("annotator/") else dtype)
@@ -62,7 +62,7 @@ def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype, graphs: in
         for path in part.paths
         if path.endswith(TENSOR_FILES)
     )
-    return int(weights + manifest.limits.pixels * ACTIVATIONS * dtype.itemsize + LIBRARIES + graphs)
+    return int(weights + manifest.limits.pixels * ACTIVATIONS * dtype.itemsize + LIBRARIES)
 
 
 def _in_memory(file: Path, dtype: torch.dtype | None) -> float:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+BATCH_OUTPUTS = "CONTROLNET_BATCH_OUTPUTS"
+"""1 denoises the pictures of a request as one batch. Otherwise, one after the other."""
 _CHOICES = {"0": False, "1": True}
 
 

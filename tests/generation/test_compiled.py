@@ -49,7 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 class FrozenBundle(SmallBundle):
     """The small parts as loaded models are: their weights need no gradients. And what the warm-up reads of it."""
 
-    manifest = SimpleNamespace(defaults=SimpleNamespace(guidance_scale=4.0, scheduler="DDIM"))
+    manifest = SimpleNamespace(defaults=SimpleNamespace(guidance_scale=4.0, scheduler="DDIM", resolution=64))
 
     def __init__(self) -> None:
         self.parts: dict[str, Any] = copy.deepcopy(parts())

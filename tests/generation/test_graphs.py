@@ -76,8 +76,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
 def test_latents_are_those_without_graphs(graphed, plain, recorded, changes: dict[str, Any]) -> None:
-    assert_equal(graphed, plain, job(**changes))
-    assert len(recorded) >= 2 and sum(graph.replays for graph in recorded) >= 2 * len(recorded)
+    assert_equal(graphed, plain, job(num_inference_steps=5, **changes))
+    # Each is replayed once when it is compared with the operations, and then for a step.
+    assert len(recorded) >= 2 and sum(graph.replays for graph in recorded) > 2 * len(recorded)
 
 
 @pytest.mark.parametrize("mode", CONTROL_MODES)

@@ -18,7 +18,7 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.models import controlnets, low_memory, packed
 from controlnet.models.controlnets import ControlNets
-from controlnet.models.cuda.graphs import ROOM
+from controlnet.models.cuda.graphs import room
 from controlnet.models.cuda.kernels import KERNELS
 from controlnet.models.loading import load_pretrained
 from controlnet.models.low_memory import (
@@ -88,9 +88,21 @@ def test_free_gpu_memory_decides_the_mode_of_a_bundle(bundle: Bundle, monkeypatc
     assert (opened.low_memory, opened.dtype, opened.device.type) == (chosen, torch.float16, "cuda")
     first, second = capsys.readouterr().out.splitlines()
     mode = "low-memory mode" if chosen else "all ControlNets on the GPU"
-    needed = needed_memory(bundle.manifest, bundle.root, torch.float16, ROOM)
+    needed = needed_memory(bundle.manifest, bundle.root, torch.float16)
+    assert opened.graphs is not chosen
     assert first == "bundle: tiny on cuda in float16"
     assert second == f"{mode}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed"
+
+
+def test_graphs_take_no_room_that_the_bundle_needs(bundle: Bundle, monkeypatch, capsys) -> None:
+    needed = needed_memory(bundle.manifest, bundle.root, torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for more, graphs in ((1.0, True), (0.9, False)):
+        free = needed + int(more * room(torch.float16))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 95 * GB))
+        opened = open_bundle({"CONTROLNET_BUNDLE": "tiny", KERNELS: "0"}, bundle.root)
+        assert (opened.graphs, opened.low_memory) == (graphs, False)
+        assert ("no CUDA graphs, which would need 1.7 GB more" in capsys.readouterr().out) is not graphs
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -144,7 +156,7 @@ def test_sd15_fits_a_card_of_24_gb_and_none_of_16(monkeypatch, tmp_path: Path) -
                 opened.truncate(int(sizes.get(part.name, 0.723) * 1e9) if path.endswith(low_memory.TENSOR_FILES) else 1)
     halves = {True: torch.float16, False: torch.float32}
     monkeypatch.setattr(low_memory, "stored_dtype", lambda file: halves[".fp16." in file.name])
-    needed = needed_memory(manifest, tmp_path, torch.float16, ROOM)
+    needed = needed_memory(manifest, tmp_path, torch.float16)
     assert 2**34 < needed < 23.5 * 2**30, f"{needed / 1e9:.1f} GB"
 
 

@@ -1,8 +1,8 @@
 """CUDA graphs without a GPU: the operations of a capture are recorded, and repeated on the same memory.
 
 As on a GPU, a replay reads the tensors that the captured operations read, and writes to those that they wrote to.
-Python does not run again, so a number that Python computed during the capture stays what it was. It shows nothing about
-streams and pools of memory.
+Python does not run again, so a number that Python computed during the capture stays what it was. Streams are only names
+here, but as on a GPU, nothing may wait for a stream that captures. It shows nothing about pools of memory.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from controlnet.models.cuda import graphs
 
-capturing: list["RecordedGraph"] = []
+
+class _Stream:
+    device = torch.device("cpu")
+
+    def __init__(self, *_: Any) -> None:
+        self.captures: RecordedGraph | None = None
+
+    def wait_stream(self, other: "_Stream") -> None:
+        if other.captures or self.captures:
+            raise RuntimeError("dependency on a stream that captures")
+
+
+class Streams:
+    """The usual stream, and the current one."""
+
+    usual = current = _Stream()
+
+    @classmethod
+    def set(cls, stream: _Stream) -> None:
+        cls.current = stream
 
 
 class RecordedGraph:
@@ -29,11 +48,15 @@ class RecordedGraph:
         self._recorder = _Recorder(self._operations)
 
     def capture_begin(self, **_: Any) -> None:
-        capturing.append(self)
+        if Streams.current is Streams.usual or Streams.current.captures:
+            raise RuntimeError("this stream cannot capture")
+        Streams.current.captures = self
         self._recorder.__enter__()
 
     def capture_end(self) -> None:
-        capturing.remove(self)
+        if Streams.current.captures is not self:
+            raise RuntimeError("this stream does not capture")
+        Streams.current.captures = None
         self._recorder.__exit__(None, None, None)
 
     def replay(self) -> None:
@@ -63,29 +86,20 @@ def _tensors(result: Any) -> list[torch.Tensor]:
     return [tensor for each in result for tensor in _tensors(each)] if isinstance(result, list | tuple) else []
 
 
-class _Stream:
-    device = torch.device("cpu")
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def wait_stream(self, other: Any) -> None:
-        pass
-
-
 @contextmanager
 def recorded_graphs() -> Iterator[list[RecordedGraph]]:
     """Inside, Graphs records. Yields all graphs that were replayed."""
     RecordedGraph.made = []
+    Streams.usual = Streams.current = _Stream()
     pretended = {
         "Stream": _Stream,
         "CUDAGraph": RecordedGraph,
         "graph_pool_handle": lambda: None,
         "synchronize": lambda: None,
-        "set_stream": lambda stream: None,
-        "current_stream": _Stream,
-        "default_stream": _Stream,
-        "is_current_stream_capturing": lambda: bool(capturing),
+        "empty_cache": lambda: None,
+        "set_stream": Streams.set,
+        "current_stream": lambda *_: Streams.current,
+        "is_current_stream_capturing": lambda: Streams.current.captures is not None,
     }
     with mock.patch.multiple(torch.cuda, **pretended):
         yield RecordedGraph.made

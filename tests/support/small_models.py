@@ -61,6 +61,8 @@ def parts() -> dict[str, nn.Module]:
 class SmallBundle:
     """What Generator needs of a bundle, with the small parts."""
 
+    graphs = True  # if there is a GPU
+
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
 

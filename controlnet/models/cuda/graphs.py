@@ -12,29 +12,35 @@ differ, or the GPU has no memory for it, these calls run without a graph.
 import itertools
 import os
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from controlnet.log import say
-from controlnet.models.exact.kept import renew
+from controlnet.models.exact.kept import kept_with, renew
 from controlnet.models.switch import is_on
 
 GRAPHS = "CONTROLNET_CUDA_GRAPHS"
 """Environment variable: 0 starts every operation on a GPU by itself. If unset, empty or 1, graphs are captured."""
-LARGEST = 128 * 128
-"""Calls for more latents than these run without a graph. A GPU is busy with pictures above 1024×1024 pixels anyway."""
+LARGEST = 2 * 128 * 128
+"""Calls for more latents than these, over the whole batch, run without a graph: more than a picture of 1024×1024 pixels
+with guidance, or four of 512×512. A GPU is busy with them anyway."""
 MOST_BYTES = 1_000_000_000
 """Memory that the inputs and results of all graphs may take. Least recently used graphs are freed beyond it."""
-ROOM = MOST_BYTES + 700_000_000
-"""All memory of graphs. What a network computes in between is in one pool for all graphs. It holds at most 338 numbers
-at once for each pixel of a picture with guidance, which is 0.7 GB in half precision for the largest picture."""
 MOST = 64
 """How many graphs there may be. Each also takes some main memory."""
+HELD = 338 * 64 * LARGEST // 2
+"""The most numbers that a network holds at once between its inputs and results: 338 for each pixel of a guided picture
+(controlnet/models/low_memory.py). They are in one pool for all graphs."""
 Tensors = Sequence[torch.Tensor]
+
+
+def room(dtype: torch.dtype) -> int:
+    """Bytes of GPU memory that graphs may take, for networks in `dtype`."""
+    return MOST_BYTES + HELD * dtype.itemsize
 
 
 def asked_graphs(environ: Mapping[str, str] = os.environ) -> bool:
@@ -57,55 +63,58 @@ class Graphs:
     """The graphs of all networks. `of()` gives a network as a function that uses them."""
 
     def __init__(self, device: torch.device, most_bytes: int = MOST_BYTES) -> None:
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        # PyTorch cannot use a pool again whose last graph was freed. This one, of one addition, keeps it.
-        self._anchor = torch.cuda.CUDAGraph()
-        number = torch.ones(1, device=device)
-        with _on(self._stream), _capturing(self._anchor, self._pool):
-            number.add(1)
+        self._recorder = Recorder(device)
         self._most_bytes = most_bytes
         self._clock = itertools.count()
+        self._is_full = False
         # A graph has the addresses of its network's weights, so it goes with the network.
         self._captured: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Captured | None]]
         self._captured = weakref.WeakKeyDictionary()
 
-    def of(self, network: Any) -> Any:
-        """The network as a Graphed, for one request. Its layers must stay as they are until the request ends."""
-        # A request that was cancelled during a capture may have left another stream.
-        torch.cuda.set_stream(torch.cuda.default_stream(self._stream.device))
-        return Graphed(network, self)
+    def begin(self) -> None:
+        """Begin a request: before anything of it runs on the GPU."""
+        self._recorder.recover()
+        self._is_full = False
 
-    def run(self, network: nn.Module, given: "Given", scale: float = 1.0) -> Any:
+    def of(self, network: Any, place: int = 0) -> Any:
+        """The network as a Graphed, for one request. Its layers must stay as they are until the request ends.
+
+        A network that a request uses twice has graphs for each `place`, so each keeps what belongs to its own inputs.
+        """
+        return Graphed(network, self, place)
+
+    def run(self, network: nn.Module, given: "Given", place: int = 0, scale: float = 1.0) -> Any:
         """The network's result for these arguments, times `scale`."""
-        if given.latents > LARGEST:
-            return _times(given.call(network, given.tensors), scale)
         own = self._captured.setdefault(network, {})
-        key = given.key
-        is_new = key not in own
-        graph = own[key] = self._capture(network, given) if is_new else own[key]
+        key = place, given.key
+        graph = own.get(key)
+        if key not in own and given.latents <= LARGEST and not self._is_full:
+            graph = self._capture(network, given)
+            if not self._is_full:
+                own[key] = graph
         if graph is None:
             return _times(given.call(network, given.tensors), scale)
-        graph.used = next(self._clock)
+        is_new, graph.used = graph.used is None, next(self._clock)
         if is_new:
             self._free()
         return graph.replay(given.tensors, scale)
 
     def _capture(self, network: nn.Module, given: "Given") -> "Captured | None":
         """The graph of a call, or None if it has to run without one."""
+        name = type(network).__name__
         try:
-            captured = Captured(network, given, self._stream, self._pool)
+            captured = Captured(network, given, self._recorder)
+            if captured.agrees():
+                return captured
+            say(f"CUDA graphs: the results of a {name} differ, so it runs without")
         except torch.OutOfMemoryError:
-            say("CUDA graphs: no memory for another one; such requests run without")
-            torch.cuda.empty_cache()
-            return None
+            self._is_full = True
         except RuntimeError as error:
-            say(f"CUDA graphs: {type(network).__name__} cannot be captured, so it runs without: {error}")
-            return None
-        if not captured.agrees():
-            say(f"CUDA graphs: the results of a {type(network).__name__} differ, so it runs without")
-            return None
-        return captured
+            say(f"CUDA graphs: {name} cannot be captured, so it runs without: {error}")
+        if self._is_full:
+            say("CUDA graphs: no memory for another one, so this request runs without new ones")
+            torch.cuda.empty_cache()
+        return None
 
     def _free(self) -> None:
         """Free the least recently used graphs beyond the limits."""
@@ -115,7 +124,7 @@ class Graphs:
             for key, graph in graphs.items()
             if graph is not None
         ]
-        own.sort(key=lambda each: each[0])
+        own.sort(key=lambda each: each[0] or 0)
         size = sum(nbytes for _, nbytes, _, _ in own)
         while len(own) > MOST or (size > self._most_bytes and len(own) > 1):
             _, nbytes, graphs, key = own.pop(0)
@@ -123,11 +132,68 @@ class Graphs:
             del graphs[key]
 
 
+class Recorder:
+    """Captures operations on a stream of its own, into one pool of memory.
+
+    A request may be cancelled at any moment in between. recover() then brings the streams back.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Raises RuntimeError if this GPU captures nothing."""
+        self.device = device
+        self._stream, self._usual = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        # PyTorch cannot use a pool again whose last graph was freed. This one, of one addition, keeps it.
+        number = torch.ones(1, device=device)
+        self._anchor, *_ = self.capture(lambda: number.add(1))
+
+    def capture(self, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any, Any]:
+        """The graph of run(), the result that it writes to, and a result of run() itself.
+
+        Raises OutOfMemoryError, and RuntimeError for an operation that cannot be captured.
+        """
+        self._usual = torch.cuda.current_stream(self.device)
+        graph = self._graph = torch.cuda.CUDAGraph()
+        try:
+            self._switch(to_own=True)
+            # Libraries do one-time work at their first calls, and what is kept with an input (kept.py) is made here.
+            for _ in range(2):
+                expected = run()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # a capture cannot use what is free elsewhere
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            made = run()
+            graph.capture_end()
+            self._switch(to_own=False)
+            self._graph = None
+            return graph, made, expected
+        finally:
+            self.recover()
+
+    def recover(self) -> None:
+        """If a capture was interrupted: end it, and go back to the usual stream. No graph comes of it."""
+        if self._graph is None:
+            return
+        torch.cuda.set_stream(self._stream)
+        if torch.cuda.is_current_stream_capturing():
+            with suppress(RuntimeError):  # the error that interrupted it says more
+                self._graph.capture_end()
+        self._switch(to_own=False)
+        self._graph = None
+
+    def _switch(self, to_own: bool) -> None:
+        """Let the next operations run on the own stream or the usual one, after those of the other."""
+        before, after = (self._usual, self._stream) if to_own else (self._stream, self._usual)
+        after.wait_stream(before)
+        torch.cuda.set_stream(after)
+
+
 class Graphed:
     """A network whose calls are replayed from graphs. Everything else is the network's own."""
 
-    def __init__(self, network: Any, graphs: Graphs) -> None:
-        self.network, self._graphs = network, graphs
+    def __init__(self, network: Any, graphs: Graphs, place: int) -> None:
+        self.network, self._graphs, self._place = network, graphs, place
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
@@ -135,8 +201,9 @@ class Graphed:
     def __call__(self, *args: Any, conditioning_scale: float | None = None, **named: Any) -> Any:
         """As the network. A ControlNet's scale is not part of the graph, which would always use the first one."""
         if conditioning_scale is None:
-            return self._graphs.run(self.network, Given(args, named))
-        return self._graphs.run(self.network, Given(args, {**named, "conditioning_scale": 1.0}), conditioning_scale)
+            return self._graphs.run(self.network, Given(args, named), self._place)
+        given = Given(args, {**named, "conditioning_scale": 1.0})
+        return self._graphs.run(self.network, given, self._place, conditioning_scale)
 
 
 class Given:
@@ -146,13 +213,13 @@ class Given:
         self.tensors: list[torch.Tensor] = []
         self._args = [self._split(value) for value in args]
         self._named = {name: self._split(value) for name, value in named.items()}
-        layouts = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors)
+        layouts = tuple((tensor.shape, _strides(tensor), tensor.dtype) for tensor in self.tensors)
         self.key: Hashable = (repr(self._args), repr(self._named), layouts)
 
     @property
     def latents(self) -> int:
-        """How many there are on the plane of the first tensor, which has (B, C, h, w)."""
-        return self.tensors[0].shape[-2:].numel()
+        """How many there are in the whole batch. The first tensor is (B, C, h, w), or one half of a guided batch."""
+        return max(len(tensor) for tensor in self.tensors if tensor.ndim) * self.tensors[0].shape[-2:].numel()
 
     def call(self, network: Any, tensors: Tensors) -> Any:
         """The network's result for other tensors in the same places."""
@@ -174,6 +241,13 @@ class Given:
         return [self._join(each, tensors) for each in value] if isinstance(value, list) else value
 
 
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Those of a copy. A part of a picture has the strides of the whole, its copy does not."""
+    if tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
+        return tensor.stride()
+    return torch.empty_like(tensor, device="meta").stride()
+
+
 class _Place(int):
     """The place of a tensor in a list."""
 
@@ -184,24 +258,18 @@ class _Place(int):
 class Captured:
     """One graph, with the tensors that it reads and writes."""
 
-    used = 0
+    used: int | None = None
     """When it was last replayed, as the number of a call."""
 
-    def __init__(self, network: nn.Module, given: Given, stream: torch.cuda.Stream, pool: Any) -> None:
+    def __init__(self, network: nn.Module, given: Given, recorder: Recorder) -> None:
         """Raises OutOfMemoryError, and RuntimeError for an operation that cannot be captured."""
-        device = stream.device
-        self._inputs = [tensor.to(device).clone() for tensor in given.tensors]
-        self._sources: list[tuple[weakref.ref[torch.Tensor], int] | None] = [None] * len(self._inputs)
-        self._graph = torch.cuda.CUDAGraph()
-        with _on(stream):
-            # Libraries do one-time work at their first calls, and what is kept with an input (kept.py) is made here.
-            for _ in range(2):
-                expected = given.call(network, self._inputs)
-            with _capturing(self._graph, pool):
-                made = given.call(network, self._inputs)
+        self._inputs = inputs = [tensor.to(recorder.device).clone() for tensor in given.tensors]
+        self._sources: list[tuple[weakref.ref[torch.Tensor], int] | None] = [None] * len(inputs)
+        self._graph, self._made, expected = recorder.capture(lambda: given.call(network, inputs))
         self._expected: list[torch.Tensor] | None = [tensor.clone() for tensor in _flat(expected)]
-        self._made, self._outputs = made, _flat(made)
-        self.nbytes = sum(tensor.nbytes for tensor in (*self._inputs, *self._outputs))
+        self._outputs = _flat(self._made)
+        kept = [result for tensor in inputs for result in kept_with(tensor)]
+        self.nbytes = sum(tensor.nbytes for tensor in (*inputs, *self._outputs, *kept))
 
     def agrees(self) -> bool:
         """Whether the graph gives what the operations gave one by one. To be asked once, before the first replay."""
@@ -254,30 +322,3 @@ def _flat(result: Any) -> list[torch.Tensor]:
 def _like(result: Any, tensors: Iterator[torch.Tensor]) -> Any:
     """A result with other tensors."""
     return next(tensors) if isinstance(result, torch.Tensor) else tuple(_like(each, tensors) for each in result)
-
-
-@contextmanager
-def _on(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Run operations on a stream, after all earlier ones and before all later ones."""
-    before = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(before)
-    try:
-        torch.cuda.set_stream(stream)
-        yield
-    finally:
-        torch.cuda.set_stream(before)
-        before.wait_stream(stream)
-
-
-@contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
-    """Capture the operations of the current stream. A request may be cancelled here at any moment."""
-    torch.cuda.synchronize()
-    try:
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        yield
-        graph.capture_end()
-    finally:
-        if torch.cuda.is_current_stream_capturing():
-            with suppress(RuntimeError):  # the first error says more
-                graph.capture_end()

@@ -83,7 +83,7 @@ extern "C" __global__ void group_sums(const half_t* x, const half_t* added, floa
 
 // Group normalisation, second part: out = norm(x + added) * weight + bias, then SiLU if `silu`.
 //
-// sums is what group_sums gave in `parts` blocks. Shared memory: 2 * C + 2 * G * (threads / (2 * G) + 1) floats.
+// sums is what group_sums gave in `parts` blocks. Shared memory: 2 * C + 2 * G * (max(1, threads / (2 * G)) + 1) floats.
 extern "C" __global__ void group_normalise(const half_t* x, const half_t* added, const float* sums, const half_t* weight,
                                            const half_t* bias, half_t* out, int P, int C, int G, int rows, int parts,
                                            int silu, float epsilon) {

@@ -59,6 +59,11 @@ def prepare_kernels(device: torch.device, dtype: torch.dtype) -> None:
     _ready[numbered, dtype] = Kernels(numbered, dtype)
 
 
+def any_kernels() -> bool:
+    """Whether there are kernels for any tensors."""
+    return bool(_ready)
+
+
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":
     """The kernels for tensors like this one, if prepare_kernels() has compiled them."""
     return _ready.get((tensor.device, tensor.dtype)) if _ready else None
@@ -156,7 +161,8 @@ def compile_source(architecture: str, dtype: torch.dtype) -> bytes:
         (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program))
         log = bytes(size)
         nvrtc.nvrtcGetProgramLog(program, log)
-        raise CompilationError(f"{SOURCE.name} for {architecture}: {status.name} {log.decode(errors='replace')}")
+        said = log.decode(errors="replace").strip("\0\n ")
+        raise CompilationError(f"{SOURCE.name} for {architecture}: {status.name} {said}")
     (size,) = _check(nvrtc.nvrtcGetCUBINSize(program))
     code = bytes(size)
     _check(nvrtc.nvrtcGetCUBIN(program, code))

@@ -1,5 +1,7 @@
 """Work that diffusers repeats, removed without changing the result: for the time of a request, on every device.
 
+On a GPU, layers also get forward methods with kernels of controlnet/models/cuda (fused.py), which round otherwise.
+
 `removed_from(models)` gives layers of the loaded models other forward methods (replaced.py), and gives them back their
 own afterwards. The layers keep their tensors, names and hooks. None of them keeps a result. Results that are used again
 are attributes of the tensor that they were computed from (kept.py), so they are freed with the picture. A request that
@@ -14,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from controlnet.models.cuda.kernels import any_kernels
 from controlnet.models.exact.fused import FUSED
 from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS, ExactUpsample, phases_of
 from controlnet.models.exact.replaced import OWN_CLASS as OWN_OF_EXACT
@@ -23,7 +26,7 @@ EXACT = "CONTROLNET_EXACT_SPEEDUPS"
 """Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is removed."""
 OWN_CLASS: dict[type, type] = OWN_OF_EXACT | {fused: OWN_OF_EXACT.get(other, other) for other, fused in FUSED.items()}
 """The class of diffusers or PyTorch that each form derives from."""
-_EITHER = FORMS.keys() | FUSED.keys() | OWN_CLASS.keys()
+_EITHER = FORMS.keys() | OWN_CLASS.keys()
 
 
 def exact_speedups(environ: Mapping[str, str] = os.environ) -> bool:
@@ -39,7 +42,8 @@ def removed_from(models: Iterable[nn.Module]) -> Iterator[bool]:
     with embeddings of batch 2 (replaced.py). With another attention processor, for example, they do not.
     """
     # As keys of a dict, because a net that a request names twice has each of its layers once.
-    layers = dict.fromkeys(layer for model in models for layer in model.modules() if type(layer) in _EITHER)
+    either = _EITHER | FUSED.keys() if any_kernels() else _EITHER
+    layers = dict.fromkeys(layer for model in models for layer in model.modules() if type(layer) in either)
     replaced = {layer for layer in layers if replace(layer)}
     try:
         yield all(layer in replaced for layer in layers if isinstance(layer, FOR_ONE_HALF))

@@ -36,6 +36,10 @@ def _norm_fits(norm: Any) -> bool:
     return norm.num_channels % EIGHT == 0 and norm.num_channels // EIGHT <= THREADS
 
 
+def _convolution_fits(conv: Any) -> bool:
+    return type(conv) is nn.Conv2d and conv.bias is not None and conv.padding_mode == "zeros"
+
+
 def _layer_norm_fits(norm: Any) -> bool:
     if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None or kernels_for(norm.weight) is None:
         return False
@@ -64,7 +68,7 @@ class FusedResnet(ExactResnet):
     def fits(layer: Any) -> bool:
         convolutions = [layer.conv1, layer.conv2, *([] if layer.conv_shortcut is None else [layer.conv_shortcut])]
         norms = _norm_fits(layer.norm1) and _norm_fits(layer.norm2)
-        return norms and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convolutions)
+        return norms and all(map(_convolution_fits, convolutions))
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
         kernels = kernels_for(input_tensor)

@@ -32,5 +32,10 @@ def renew(source: torch.Tensor) -> None:
             old.copy_(new)
 
 
+def kept_with(source: torch.Tensor) -> list[torch.Tensor]:
+    """Everything that is kept with a tensor."""
+    return [tensor for result, _ in getattr(source, "kept", {}).values() for tensor in _tensors(result)]
+
+
 def _tensors(result: Any) -> Sequence[torch.Tensor]:
     return (result,) if isinstance(result, torch.Tensor) else result
