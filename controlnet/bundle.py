@@ -274,11 +274,11 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Compile the kernels for a GPU. Whether that succeeded: without them, everything runs, only slower."""
+    """Compile the kernels for a GPU and try them. Whether that succeeded: without them, requests only take longer."""
     try:
         prepare_kernels(device, dtype)
-    except RuntimeError as error:  # a CompilationError, or what cuda-bindings raises if a library is missing
-        say(f"kernels for this GPU were not compiled, so requests take longer: {error}")
+    except RuntimeError as error:  # also what cuda-bindings raises if a library is missing
+        say(f"kernels for this GPU are not used, so requests take longer: {error}")
         return False
     return True
 

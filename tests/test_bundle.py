@@ -223,4 +223,4 @@ def test_without_the_library_that_compiles_kernels_a_bundle_opens_and_says_so(mo
 
     monkeypatch.setattr(bundle_module, "prepare_kernels", missing)
     assert not bundle_module._kernels(torch.device("cuda"), torch.float16)
-    assert "were not compiled, so requests take longer: Failure finding nvrtc" in capsys.readouterr().out
+    assert "are not used, so requests take longer: Failure finding nvrtc" in capsys.readouterr().out

@@ -53,6 +53,13 @@ def test_group_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...]
     assert torch.equal(made, kernels.group_norm(x, norm, plus, silu)), "its sums depend on timing"
 
 
+def test_group_norm_of_numbers_far_from_zero(kernels: Kernels, dtype: torch.dtype) -> None:
+    x = (torch.randn(1, 320, 32, 32, device=CUDA) * 2 - 300).to(dtype).contiguous(memory_format=torch.channels_last)
+    norm = nn.GroupNorm(32, 320).to(CUDA, dtype)
+    expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    assert close(kernels.group_norm(x, norm), expected.float())
+
+
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("shape", [(2, 4096, 320), (1, 1000, 640), (2, 77, 1280), (3, 5, 8)], ids=str)
 def test_layer_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...], added: bool) -> None:

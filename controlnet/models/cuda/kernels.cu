@@ -33,6 +33,14 @@ __device__ __forceinline__ half_t narrow(float x) {
 __device__ __forceinline__ Eight load(const half_t* from) { return *(const Eight*)from; }
 __device__ __forceinline__ void store(half_t* to, Eight eight) { *(Eight*)to = eight; }
 
+// The first number of a group in a picture. Sums are those of the differences from it: the variance of numbers far
+// from 0 would be lost in sums of their squares.
+__device__ __forceinline__ float first_of(const half_t* x, const half_t* added, i64 n, int group, int P, int C,
+                                          int width) {
+  const int c = group * width;
+  return wide(x[n * P * C + c]) + (added ? wide(added[n * C + c]) : 0.f);
+}
+
 // Group normalisation, first part: sums and sums of squares of `rows` pixels, for each group.
 //
 // x is (N, P, C); added, which counts as added to every pixel, is (N, C) or null; sums gets (N, gridDim.x, G, 2).
@@ -40,13 +48,13 @@ __device__ __forceinline__ void store(half_t* to, Eight eight) { *(Eight*)to = e
 extern "C" __global__ void group_sums(const half_t* x, const half_t* added, float* sums, int P, int C, int G, int rows) {
   extern __shared__ float shared[];
   const int c = threadIdx.x * 8, row = threadIdx.y, height = blockDim.y, n = blockIdx.y;
-  const int thread = row * blockDim.x + threadIdx.x, threads = blockDim.x * height;
+  const int thread = row * blockDim.x + threadIdx.x, threads = blockDim.x * height, width = C / G;
   const int first = blockIdx.x * rows, end = min(P, first + rows);
   float sum[8], squares[8], plus[8];
 #pragma unroll
   for (int k = 0; k < 8; k++) {
     sum[k] = squares[k] = 0.f;
-    plus[k] = added ? wide(added[n * C + c + k]) : 0.f;
+    plus[k] = (added ? wide(added[n * C + c + k]) : 0.f) - first_of(x, added, n, (c + k) / width, P, C, width);
   }
 #pragma unroll 4
   for (int p = first + row; p < end; p += height) {
@@ -72,7 +80,6 @@ extern "C" __global__ void group_sums(const half_t* x, const half_t* added, floa
     column[0] = total;
   }
   __syncthreads();
-  const int width = C / G;
   for (int i = thread; i < 2 * G; i += threads) {  // then over the channels of a group
     const float* channels = (i & 1 ? all_squares : shared) + (i >> 1) * width;
     float total = 0.f;
@@ -112,8 +119,9 @@ extern "C" __global__ void group_normalise(const half_t* x, const half_t* added,
   const float count = (float)P * width;
   for (int c = thread; c < C; c += threads) {
     const int group = c / width;
-    const float mean = totals[2 * group] / count;
-    const float variance = fmaxf(totals[2 * group + 1] / count - mean * mean, 0.f);
+    const float difference = totals[2 * group] / count;
+    const float mean = first_of(x, added, n, group, P, C, width) + difference;
+    const float variance = fmaxf(totals[2 * group + 1] / count - difference * difference, 0.f);
     const float slope = rsqrtf(variance + epsilon) * wide(weight[c]);
     slopes[c] = slope;
     offsets[c] = wide(bias[c]) + ((added ? wide(added[n * C + c]) : 0.f) - mean) * slope;

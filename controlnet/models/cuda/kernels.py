@@ -52,11 +52,18 @@ def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def prepare_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile the kernels. From then on kernels_for() has them. Raises CompilationError."""
+    """Compile the kernels and try them. From then on kernels_for() has them.
+
+    Raises CompilationError, KernelFault (trial.py), and RuntimeError if cuda-bindings does not find a library.
+    """
+    from controlnet.models.cuda.trial import try_kernels  # it needs this module
+
     if dtype not in HALVES:
         raise CompilationError(f"there are kernels for float16 and bfloat16 only, not for {dtype}")
     numbered = torch.empty(0, device=device).device  # cuda:0 for cuda, as tensors say it
-    _ready[numbered, dtype] = Kernels(numbered, dtype)
+    kernels = Kernels(numbered, dtype)
+    try_kernels(kernels, numbered, dtype)
+    _ready[numbered, dtype] = kernels
 
 
 def any_kernels() -> bool:
