@@ -12,12 +12,15 @@ from support.recorded_graphs import RecordedGraph, Streams, recorded_graphs
 from torch import nn
 
 from controlnet.models.cuda import graphs as graphs_module
+from controlnet.models.cuda import recorder as recorder_module
 from controlnet.models.cuda.graphs import GRAPHS, Graphs, asked_graphs, open_graphs
 from controlnet.models.exact import kept as kept_module
 from controlnet.models.exact.kept import kept
 from controlnet.models.switch import SwitchError
 
 CPU = torch.device("cpu")
+MODULES = (graphs_module, recorder_module, kept_module)
+"""Where requests are cancelled."""
 
 
 class Layer(nn.Module):
@@ -265,8 +268,8 @@ def test_a_request_cancelled_between_an_input_and_what_is_kept_with_it(network: 
 
 @contextmanager
 def cancelled_at(instruction: int) -> Iterator[list[bool]]:
-    """Raise Cancelled at the n-th bytecode instruction in graphs.py and kept.py. Yields whether that happened."""
-    files, left, happened = {graphs_module.__file__, kept_module.__file__}, instruction, []
+    """Raise Cancelled at the n-th bytecode instruction in MODULES. Yields whether that happened."""
+    files, left, happened = {module.__file__ for module in MODULES}, instruction, []
 
     def trace(frame: FrameType, event: str, _):
         nonlocal left
