@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from PIL import Image
 from support.jobs import hint, job
 from support.recorded_graphs import RecordedGraph, open_recorded, recorded_graphs
@@ -100,6 +101,22 @@ def test_requests_in_any_order_use_the_same_graphs(graphed, plain, recorded: lis
         assert_equal(graphed, plain, each)
     # The UNet with residuals of canny and scribble and with those of shuffle, whose sizes differ, and three nets.
     assert len(recorded) == 5
+
+
+def test_a_net_that_is_named_twice_embeds_each_map_once(graphed, plain, monkeypatch) -> None:
+    embedded: list[int] = []
+    forward = ControlNetConditioningEmbedding.forward
+    monkeypatch.setattr(
+        ControlNetConditioningEmbedding, "forward", lambda self, given: embedded.append(1) or forward(self, given)
+    )
+    twice = (Control("canny", hint(1)), Control("canny", hint(2), scale=0.5))
+    counts = []
+    for steps in (3, 6, 9):
+        embedded.clear()
+        graphed.generate(Job(**vars(job(num_inference_steps=steps)) | {"controls": twice}))
+        counts.append(len(embedded))
+    assert counts[1:] == [2, 2], "with the first request, also before each capture"
+    assert_equal(graphed, plain, Job(**vars(job()) | {"controls": twice}))
 
 
 def test_without_the_exact_speedups_requests_have_graphs_too(recorded, monkeypatch) -> None:

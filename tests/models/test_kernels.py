@@ -67,6 +67,14 @@ def test_group_norm(kernels: EmulatedKernels, dtype: torch.dtype, shape, groups:
         assert close(made, F.silu(expected) if silu else expected)
 
 
+def test_group_norm_in_more_blocks_than_slices(folder: Path) -> None:
+    """Seven slices of threads add up the sums of nine blocks."""
+    kernels, norm = EmulatedKernels(folder, torch.float16, processors=8), group_norm(320, 32, torch.float16)
+    x = numbers(1, 320, 20, 20, dtype=torch.float16).contiguous(memory_format=LAST)
+    expected = F.group_norm(x.float(), 32, norm.weight.float(), norm.bias.float(), norm.eps)
+    assert close(kernels.group_norm(x, norm), expected)
+
+
 @pytest.mark.parametrize("mean", [50.0, -300.0])
 def test_group_norm_of_numbers_far_from_zero(kernels: EmulatedKernels, dtype: torch.dtype, mean: float) -> None:
     """The square of the mean is 600 to 20,000 times the variance: sums of squares alone would lose it."""
