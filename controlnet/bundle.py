@@ -21,7 +21,8 @@ from controlnet.models.attention import asked_attention, use_attention
 from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.cuda.graphs import asked_graphs, room
-from controlnet.models.cuda.kernels import HALVES, asked_kernels, prepare_kernels
+from controlnet.models.cuda.kernels import HALVES, asked_kernels
+from controlnet.models.cuda.trial import prepare_kernels
 from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead

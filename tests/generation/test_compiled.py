@@ -18,6 +18,7 @@ import torch
 from random_loras import ATTENTION, random_layers, save_diffusers
 from support.compiling import compiling
 from support.jobs import hint, job
+from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation import generator as module
@@ -85,21 +86,10 @@ def functions() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def latents(generator: Generator, asked: Job) -> torch.Tensor:
-    made: list[torch.Tensor] = []
-    decode: Any = generator._decode
-    generator._decode = lambda given, pipeline: made.append(given) or decode(given, pipeline)  # type: ignore[method-assign]
-    try:
-        generator.generate(asked)
-    finally:
-        generator._decode = decode  # type: ignore[method-assign]
-    return made[0]
-
-
 def assert_nothing_compiled(compiled: Generator, asked: Job) -> torch.Tensor:
     before = functions()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        made = latents(compiled, asked)
+        made = latents(compiled, asked)[0]
     assert functions() == before
     return made
 
@@ -107,7 +97,7 @@ def assert_nothing_compiled(compiled: Generator, asked: Job) -> torch.Tensor:
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_request_compiles_and_latents_are_those_without(compiled, plain, change: str) -> None:
     asked = job(**CHANGES[change])
-    ours, other = assert_nothing_compiled(compiled, asked), latents(plain, asked)
+    ours, other = assert_nothing_compiled(compiled, asked), latents(plain, asked)[0]
     assert (ours - other).abs().max() <= 1e-5 * other.abs().max()
 
 
@@ -128,9 +118,9 @@ def test_a_larger_second_pass_compiles_nothing(compiled) -> None:
 def test_a_lora_s_copies_use_the_compiled_functions(compiled, plain, tmp_path: Path) -> None:
     file = save_diffusers(tmp_path / "a.safetensors", {"unet": random_layers(parts()["unet"], ATTENTION)})
     asked = job(loras=(Lora(file, hashlib.sha256(file.read_bytes()).hexdigest(), 1.0),))
-    ours, other = assert_nothing_compiled(compiled, asked), latents(plain, asked)
+    ours, other = assert_nothing_compiled(compiled, asked), latents(plain, asked)[0]
     assert (ours - other).abs().max() <= 1e-5 * other.abs().max()
-    assert (ours - latents(compiled, job())).abs().max() > 1e-3 * ours.abs().max(), "the LoRA does not act"
+    assert (ours - latents(compiled, job())[0]).abs().max() > 1e-3 * ours.abs().max(), "the LoRA does not act"
     copies = compiled._adapted._kept["unet"]
     assert copies is not compiled.base["unet"] and all(layer._compiled_call_impl for layer in regions(copies))
 

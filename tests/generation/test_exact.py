@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from support.jobs import hint, job, pixels
+from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
@@ -31,18 +32,6 @@ def exact() -> Generator:
 @pytest.fixture(scope="module")
 def plain() -> Generator:
     return Generator(SmallBundle(), {EXACT: "0"})
-
-
-def latents(generator: Generator, asked: Job) -> list[torch.Tensor]:
-    """The final latents of each picture."""
-    made: list[torch.Tensor] = []
-    decode: Any = generator._decode
-    generator._decode = lambda given, pipeline: made.append(given) or decode(given, pipeline)  # type: ignore[method-assign]
-    try:
-        generator.generate(asked)
-    finally:
-        generator._decode = decode  # type: ignore[method-assign]
-    return made
 
 
 def assert_equal(exact: Generator, plain: Generator, asked: Job) -> None:

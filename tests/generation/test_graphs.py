@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from PIL import Image
 from support.jobs import hint, job
+from support.latents import latents
 from support.recorded_graphs import RecordedGraph, open_recorded, recorded_graphs
 from support.small_models import SmallBundle, parts
 
@@ -37,17 +37,6 @@ def recorded() -> Iterator[list[RecordedGraph]]:
 def graphed(recorded: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch) -> Generator:
     monkeypatch.setattr(module, "open_graphs", open_recorded)
     return Generator(SmallBundle(), {})
-
-
-def latents(generator: Generator, asked: Job) -> list[torch.Tensor]:
-    made: list[torch.Tensor] = []
-    decode: Any = generator._decode
-    generator._decode = lambda given, pipeline: made.append(given) or decode(given, pipeline)  # type: ignore[method-assign]
-    try:
-        generator.generate(asked)
-    finally:
-        del generator._decode
-    return made
 
 
 def assert_equal(graphed: Generator, plain: Generator, asked: Job, most: float = 0.0) -> None:

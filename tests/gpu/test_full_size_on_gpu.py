@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline
 from PIL import Image
 from skimage import data
+from support.latents import latents
 
 import predict
 from controlnet.bundle import open_bundle
@@ -97,17 +98,6 @@ def squares(seed: int) -> Image.Image:
     return Image.fromarray(noise).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def ours(generator: Generator, asked: Job) -> torch.Tensor:
-    made: list[torch.Tensor] = []
-    decode: Any = generator._decode
-    generator._decode = lambda given, pipeline: made.append(given) or decode(given, pipeline)  # type: ignore[method-assign]
-    try:
-        generator.generate(asked)
-    finally:
-        del generator._decode
-    return made[0].float()
-
-
 def drawn_in(dtype: torch.dtype) -> Any:
     """torch.randn, with the numbers of a dtype: PyTorch draws others in float32 than in float16."""
     randn = torch.randn
@@ -152,7 +142,8 @@ def assert_no_farther(generator: Generator, asked: Job, record_property) -> None
     with torch.backends.cudnn.flags(allow_tf32=False):
         exact = diffusers_own(generator, asked, torch.float32)
     plain = diffusers_own(generator, asked, generator.bundle.dtype)
-    errors = [float((made - exact).norm() / exact.norm()) for made in (ours(generator, asked), plain)]
+    ours = latents(generator, asked)[0].float()
+    errors = [float((made - exact).norm() / exact.norm()) for made in (ours, plain)]
     record_property("errors", errors)
     print(f"from float32: ours {errors[0]:.1e}, diffusers {errors[1]:.1e}")
     assert errors[0] <= 1.3 * errors[1] and errors[1] < 0.5
@@ -190,7 +181,7 @@ def test_outputs_as_one_batch_are_those_of_each_alone(sd15: Path, predictor: pre
     asked = job(squares(4), num_outputs=3)
     with torch.backends.cudnn.flags(allow_tf32=False):
         exact = diffusers_own(generator, asked, torch.float32)
-    errors = [float((ours(each, asked)[:1] - exact).norm() / exact.norm()) for each in (together, generator)]
+    errors = [float((latents(each, asked)[0].float() - exact).norm() / exact.norm()) for each in (together, generator)]
     print(f"from float32: as one batch {errors[0]:.1e}, alone {errors[1]:.1e}")
     assert errors[0] <= 1.3 * errors[1]
 

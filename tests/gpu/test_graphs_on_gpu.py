@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.cancelling import Cancelled
 from torch import nn
 
 from controlnet.models.cuda.graphs import Graphs
@@ -48,10 +49,6 @@ def test_graphs_that_were_freed_are_captured_again() -> None:
         x = torch.randn(1, 4, 16 * side, 16, device=CUDA).half()
         assert all(map(torch.equal, flat(graphs.of(network)(x, conditioning_scale=0.3)), flat(network(x, 0.3))))
         assert sum(len(own) for own in graphs._captured.values()) == 1
-
-
-class Cancelled(BaseException):
-    pass
 
 
 def test_a_cancelled_capture_leaves_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet.models.cuda.kernels import Kernels, kernels_for, prepare_kernels
+from controlnet.models.cuda.kernels import Kernels, kernels_for
+from controlnet.models.cuda.trial import prepare_kernels
 
 DTYPES = (torch.float16, torch.bfloat16)
 CUDA = torch.device("cuda", 0)

@@ -1,11 +1,8 @@
 """Repeated work removed from the models: each layer's result, what is kept and for how long, and interruptions."""
 
 import gc
-import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from support.cancelling import TooFew, cancelled_at
 from support.small_models import controlnet, unet, vae
 from torch import nn
 
@@ -214,37 +212,6 @@ def test_no_model_keeps_anything_after_the_block(models: dict[str, Any]) -> None
 # ---- interrupted requests
 
 
-class Cancelled(BaseException):
-    pass
-
-
-@contextmanager
-def cancelled_at(instruction: int) -> Iterator[None]:
-    """Raise Cancelled at the n-th bytecode instruction in exact/__init__.py, or AssertionError if there are fewer."""
-    left = instruction
-
-    def trace(frame: FrameType, event: str, _):
-        nonlocal left
-        if frame.f_code.co_filename != exact.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                raise Cancelled
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    except Cancelled:
-        return
-    finally:
-        sys.settrace(before)
-    raise AssertionError(f"{left} instructions short")
-
-
 def test_cancelling_at_any_point_changes_no_later_result() -> None:
     """The weights of the upsampling layer are changed in between, as by a LoRA: nothing earlier may be used."""
     torch.manual_seed(2)
@@ -258,9 +225,9 @@ def test_cancelling_at_any_point_changes_no_later_result() -> None:
         patch.setattr(replaced, "WORTHWHILE", 0)
         for instruction in range(1, 10_000):
             try:
-                with cancelled_at(instruction), removed_from([layer]):
+                with cancelled_at(instruction, exact), removed_from([layer]):
                     pass
-            except AssertionError:
+            except TooFew:
                 break
             left_over = [type(part) in OWN_CLASS for part in layer]
             layer[0].conv.weight.data.mul_(-1)

@@ -18,8 +18,8 @@ from controlnet.models.cuda.kernels import (
     Kernels,
     asked_kernels,
     compile_source,
-    prepare_kernels,
 )
+from controlnet.models.cuda.trial import prepare_kernels
 from controlnet.models.exact import OWN_CLASS, removed_from
 from controlnet.models.exact.fused import FUSED
 from controlnet.models.packed import Packed, tensors_of

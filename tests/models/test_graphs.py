@@ -1,13 +1,11 @@
 """CUDA graphs of networks, recorded without a GPU (tests/support/recorded_graphs.py)."""
 
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import pytest
 import torch
+from support.cancelling import Cancelled, TooFew, cancelled_at
 from support.recorded_graphs import RecordedGraph, Streams, recorded_graphs
 from torch import nn
 
@@ -19,8 +17,6 @@ from controlnet.models.exact.kept import kept
 from controlnet.models.switch import SwitchError
 
 CPU = torch.device("cpu")
-MODULES = (graphs_module, recorder_module, kept_module)
-"""Where requests are cancelled."""
 
 
 class Layer(nn.Module):
@@ -229,10 +225,6 @@ def test_a_request_whose_capture_fails_goes_on(network, recorded, monkeypatch, c
     assert len(recorded) == later
 
 
-class Cancelled(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("call", [1, 2, 3], ids=["before", "before again", "in the capture"])
 def test_a_cancelled_capture_leaves_nothing(network, recorded, monkeypatch, call: int) -> None:
     forward = Network.forward
@@ -266,31 +258,6 @@ def test_a_request_cancelled_between_an_input_and_what_is_kept_with_it(network: 
         assert torch.equal(last, expected(x, given))
 
 
-@contextmanager
-def cancelled_at(instruction: int) -> Iterator[list[bool]]:
-    """Raise Cancelled at the n-th bytecode instruction in MODULES. Yields whether that happened."""
-    files, left, happened = {module.__file__ for module in MODULES}, instruction, []
-
-    def trace(frame: FrameType, event: str, _):
-        nonlocal left
-        if frame.f_code.co_filename not in files:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                happened.append(True)
-                raise Cancelled
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield happened
-    finally:
-        sys.settrace(before)
-
-
 @pytest.mark.parametrize("is_first", [True, False], ids=["capture", "replay"])
 def test_cancelling_at_any_point_changes_no_later_request(is_first: bool) -> None:
     words, others = numbers(5, 6), numbers(7, 8)
@@ -298,14 +265,10 @@ def test_cancelling_at_any_point_changes_no_later_request(is_first: bool) -> Non
         graphs, network = Graphs(CPU), Network()
         if not is_first:
             graphs.of(network)(numbers(1, 2), words, conditioning_scale=1.0)
-        cancelled = False
         try:
-            with cancelled_at(instruction) as happened:
+            with cancelled_at(instruction, graphs_module, recorder_module, kept_module):
                 graphs.of(network)(x := numbers(3, 4), others, conditioning_scale=0.5)
-        except Cancelled:
-            cancelled = True
-        assert cancelled == bool(happened), f"{instruction}: the cancellation was swallowed"
-        if not cancelled:
+        except TooFew:
             break
         graphs.begin()
         assert Streams.current is Streams.usual, instruction

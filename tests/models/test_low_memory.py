@@ -1,17 +1,14 @@
 """Low-memory mode: when it is chosen, how needed memory is estimated, and equal pictures even after interruptions."""
 
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
+from support.cancelling import TooFew, cancelled_at
 from support.jobs import job, pixels
 
 from controlnet.bundle import Bundle, open_bundle
@@ -219,38 +216,6 @@ def test_only_controlnets_of_the_request_are_moved_and_timed(low: Bundle, monkey
 # ---- interrupted requests
 
 
-class Cancelled(BaseException):
-    pass
-
-
-@contextmanager
-def cancelled_at(instruction: int) -> Iterator[None]:
-    """Raise Cancelled at the n-th bytecode instruction in the two modules, or AssertionError if there are fewer."""
-    modules = {controlnets.__file__, packed.__file__}
-    left = instruction
-
-    def trace(frame: FrameType, event: str, _):
-        nonlocal left
-        if frame.f_code.co_filename not in modules:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                raise Cancelled
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    except Cancelled:
-        return
-    finally:
-        sys.settrace(before)
-    raise AssertionError(f"{left} instructions short")
-
-
 def bits(net: torch.nn.Module) -> list[bytes]:
     return [bytes(tensor.cpu().flatten().view(torch.uint8).numpy()) for tensor in packed.tensors_of(net)]
 
@@ -262,9 +227,9 @@ def test_cancelling_a_swap_at_any_point_keeps_controlnets_intact() -> None:
     for instruction in range(1, 100_000):
         swapping.together(["hed", "canny"])
         try:
-            with cancelled_at(instruction):
+            with cancelled_at(instruction, controlnets, packed):
                 swapping.together(["canny", "scribble"])  # one stays, one goes, one comes
-        except AssertionError:
+        except TooFew:
             break
         names = ["scribble", "hed"] if instruction % 2 else ["canny"]
         assert [bits(net) for net in swapping.together(names)] == [expected[name] for name in names], instruction

@@ -55,5 +55,5 @@ class TorchKernels:
 def torch_kernels(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[TorchKernels]:
     """Inside, these kernels are ready for tensors of a dtype and a device."""
     made = TorchKernels()
-    with mock.patch.dict(kernels._ready, {(torch.device(device), dtype): made}):
+    with mock.patch.dict(kernels.READY, {(torch.device(device), dtype): made}):
         yield made

@@ -43,7 +43,8 @@ class CompilationError(RuntimeError):
     """The kernels could not be compiled for this GPU."""
 
 
-_ready: dict[tuple[torch.device, torch.dtype], "Kernels"] = {}
+READY: dict[tuple[torch.device, torch.dtype], "Kernels"] = {}
+"""The kernels that prepare_kernels() (trial.py) has compiled, for tensors of a device and a dtype."""
 
 
 def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
@@ -51,29 +52,14 @@ def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
     return is_on(KERNELS, environ, default=True)
 
 
-def prepare_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile the kernels and try them. From then on kernels_for() has them.
-
-    Raises CompilationError, KernelFault (trial.py), and RuntimeError if cuda-bindings does not find a library.
-    """
-    from controlnet.models.cuda.trial import try_kernels  # it needs this module
-
-    if dtype not in HALVES:
-        raise CompilationError(f"there are kernels for float16 and bfloat16 only, not for {dtype}")
-    numbered = torch.empty(0, device=device).device  # cuda:0 for cuda, as tensors say it
-    kernels = Kernels(numbered, dtype)
-    try_kernels(kernels, numbered, dtype)
-    _ready[numbered, dtype] = kernels
-
-
 def any_kernels() -> bool:
     """Whether there are kernels for any tensors."""
-    return bool(_ready)
+    return bool(READY)
 
 
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":
     """The kernels for tensors like this one, if prepare_kernels() has compiled them."""
-    return _ready.get((tensor.device, tensor.dtype)) if _ready else None
+    return READY.get((tensor.device, tensor.dtype)) if READY else None
 
 
 class Kernels:

@@ -3,20 +3,36 @@
 They have run on one kind of GPU only. On another one, or with another compiler, wrong results would be wrong pictures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet.models.cuda.kernels import Kernels
+from controlnet.models.cuda.kernels import HALVES, READY, CompilationError, Kernels
 
 MOST = {torch.float16: 4e-4, torch.bfloat16: 3e-3}
 """The largest error of a result, as a share of it: less than a unit in the last place of its numbers (2^-11, 2^-8)."""
 
 
+Result = tuple[str, torch.Tensor, torch.Tensor]
+
+
 class KernelFault(RuntimeError):
     """A kernel gives wrong results on this GPU."""
+
+
+def prepare_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Compile the kernels and try them. From then on kernels_for() has them.
+
+    Raises CompilationError, KernelFault, and RuntimeError if cuda-bindings does not find a library.
+    """
+    if dtype not in HALVES:
+        raise CompilationError(f"there are kernels for float16 and bfloat16 only, not for {dtype}")
+    numbered = torch.empty(0, device=device).device  # cuda:0 for cuda, as tensors say it
+    kernels = Kernels(numbered, dtype)
+    try_kernels(kernels, numbered, dtype)
+    READY[numbered, dtype] = kernels
 
 
 @torch.no_grad()
@@ -33,7 +49,7 @@ def try_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> N
             raise KernelFault(f"{name} is {error:.1e} from PyTorch's result in float32, more than {MOST[dtype]:.0e}")
 
 
-def _results(kernels: Kernels, numbers) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+def _results(kernels: Kernels, numbers: Callable[..., torch.Tensor]) -> Iterator[Result]:
     """Of each kernel: its name, its result, and PyTorch's in float32."""
     channels, groups = 320, 32
     weight, bias, added = numbers(channels), numbers(channels), numbers(2, channels)

@@ -104,33 +104,14 @@ class FusedTransformerBlock(ExactTransformerBlock):
     def fits(layer: Any) -> bool:
         return all(_layer_norm_fits(norm) for norm in (layer.norm1, layer.norm2, layer.norm3))
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: Any = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: Any = None,
-        timestep: Any = None,
-        cross_attention_kwargs: Any = None,
-        class_labels: Any = None,
-        added_cond_kwargs: Any = None,
-    ) -> torch.Tensor:
+    def _of(self, hidden_states: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
         kernels = kernels_for(hidden_states)
-        masked = attention_mask is not None or encoder_attention_mask is not None
-        if kernels is None or cross_attention_kwargs or masked:
-            return super().forward(
-                hidden_states,
-                attention_mask,
-                encoder_hidden_states,
-                encoder_attention_mask,
-                timestep,
-                cross_attention_kwargs,
-                class_labels,
-                added_cond_kwargs,
-            )
-        states, normal = kernels.layer_norm(self.norm1, hidden_states.contiguous())  # type: ignore[arg-type]
+        if kernels is None:
+            return super()._of(hidden_states, words)
+        norm1: Any = self.norm1
+        states, normal = kernels.layer_norm(norm1, hidden_states.contiguous())
         states, normal = _add_and_norm(kernels, self.norm2, self.attn1(normal), states)
-        attended = self.attn2(normal, encoder_hidden_states=encoder_hidden_states)
+        attended = self.attn2(normal, encoder_hidden_states=words)
         states, normal = _add_and_norm(kernels, self.norm3, attended, states)
         return self.ff(normal).add_(states)
 

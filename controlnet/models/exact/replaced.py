@@ -138,9 +138,12 @@ class ExactTransformerBlock(BasicTransformerBlock):
                 class_labels,
                 added_cond_kwargs,
             )
+        return self._of(hidden_states, encoder_hidden_states)
+
+    def _of(self, hidden_states: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
         states = self.attn1(self.norm1(hidden_states))
         states += hidden_states
-        attended = self.attn2(self.norm2(states), encoder_hidden_states=encoder_hidden_states)
+        attended = self.attn2(self.norm2(states), encoder_hidden_states=words)
         attended += states
         states = self.ff(self.norm3(attended))
         states += attended
