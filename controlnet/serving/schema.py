@@ -1,34 +1,59 @@
 """The OpenAPI document that `cog build` writes, made from predict.py without running it.
 
-`cog build` reads predict.py with its own parser. That parser cannot resolve everything: not a bound given by name, an
-imported default or an f-string. It refuses such things or silently drops them. Here each of them is a SchemaError, so
-Cog resolves everything in a predict.py that passes. This follows Cog 0.23 (pkg/schema in github.com/replicate/cog).
+`cog build` reads predict.py with a parser of its own, which refuses or silently drops what it cannot resolve: a bound
+given by name, an imported default, an f-string, a comment in a list. This one reads only what our predictors use, in
+the forms in which Cog and Python read the same value, and refuses everything else. So Cog resolves everything in a
+predict.py that passes. This follows Cog 0.23 (pkg/schema in github.com/replicate/cog).
 """
 
 import ast
 import json
 import os
-from collections.abc import Callable
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from controlnet.serving.openapi import document
-from controlnet.serving.schema_source import SchemaError, Source
-from controlnet.serving.schema_types import PRIMITIVES, InputType, Json, input_type, output_type
-from controlnet.serving.schema_values import Values
+from controlnet.serving.openapi import Json, document
 
 SCHEMA_PATH = Path(".cog/openapi_schema.json")
 """The file that the server reads the document from, relative to its working directory."""
+TYPES: dict[str, Json] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "Path": {"type": "string", "format": "uri"},
+}
+KEYWORDS = {
+    "default": "default",
+    "description": "description",
+    "ge": "minimum",
+    "le": "maximum",
+    "choices": "choices",
+    "accept": "x-cog-accept",
+}
+"""The keywords of Input() that are read, with their names in the document."""
+PLAIN = {
+    str: r"""\"[^"\\]*\"""",
+    int: r"-?\d+",
+    float: r"-?\d+\.\d+",
+    bool: "True|False",
+    type(None): "None",
+}
+"""How a value of each type is written so that Cog reads the same one: no escapes, 4_096, 0xff or "one " "two"."""
 
-CHOICE_TYPES: dict[str, type] = {"str": str, "int": int}
+
+class SchemaError(ValueError):
+    """predict.py has something that Cog's parser, or this one, does not read. The message names the input and the
+    line."""
 
 
 def openapi_schema(source: str, class_name: str = "Predictor", cog_version: str = "") -> Json:
-    """Return the OpenAPI 3.0.2 document for `class_name.predict` in `source`, the text of a predict.py.
+    """The OpenAPI 3.0.2 document for `class_name.predict` in `source`, the text of a predict.py.
 
-    Raises SchemaError for anything that Cog could not resolve.
+    Raises SchemaError for anything that this reader does not know.
     """
-    return document(*Reader(Source(source)).read(class_name), cog_version)
+    return document(*_Reader(source).read(class_name), cog_version)
 
 
 def write_schema(root: Path, cog_version: str, source: str = "predict.py") -> Path:
@@ -42,137 +67,133 @@ def write_schema(root: Path, cog_version: str, source: str = "predict.py") -> Pa
     return path
 
 
-class Reader:
+class _Reader:
     """Reads the signature of predict() in one source text."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._values = Values(source)
+    def __init__(self, source: str) -> None:
+        self.subject = "predict()"
+        """What is being read, for errors."""
+        try:
+            self.module = ast.parse(source)
+        except SyntaxError as error:
+            raise SchemaError(f"predict.py line {error.lineno}: {error.msg}") from None
+        self.lines = source.encode().splitlines(keepends=True)
+        self.lists = {
+            statement.targets[0].id: statement.value
+            for statement in self.module.body
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        }
+        """What the names of the module stand for."""
+
+    def refuse(self, node: ast.AST, problem: str) -> NoReturn:
+        raise SchemaError(f"predict.py line {getattr(node, 'lineno', 1)}: {self.subject}: {problem}")
+
+    def text(self, node: ast.expr) -> str:
+        """The source of a node. (ast.get_source_segment splits the whole text into lines each time.)"""
+        lines = self.lines[node.lineno - 1 : node.end_lineno]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        return b"".join([lines[0][node.col_offset :], *lines[1:]]).decode()
 
     def read(self, class_name: str) -> tuple[Json, Json, Json]:
-        """Return the properties of Input in order, the enumerations that they refer to, and the schema of Output."""
+        """The properties of Input in order, the enumerations that they refer to, and the schema of Output."""
         function = self._predict_method(class_name)
+        given, defaults = function.args, function.args.defaults
+        if given.vararg or given.kwarg or given.kwonlyargs or given.posonlyargs:
+            self.refuse(function, "expected plain parameters, without *, ** or /")
+        if (
+            not given.args
+            or given.args[0].arg != "self"
+            or given.args[0].annotation
+            or len(defaults) == len(given.args)
+        ):
+            self.refuse(function, "expected self first, without a type or a default")
+        inputs, enums = given.args[1:], {}
+        padded = [None] * (len(inputs) - len(defaults)) + list(defaults)
         properties: Json = {}
-        enums: Json = {}
-        for order, (argument, default) in enumerate(self._parameters(function)):
-            self._source.subject = f"input {argument.arg!r}"
-            properties[argument.arg] = self._input(argument, default, order, enums)
-        self._source.subject = "the return type of predict()"
-        if function.returns is None:
-            self._source.refuse(function, "is missing; write -> list[Path]")
-        return properties, enums, output_type(self._source, function.returns) | {"title": "Output"}
+        for order, (argument, default) in enumerate(zip(inputs, padded, strict=True)):
+            self.subject = f"input {argument.arg!r}"
+            properties[argument.arg] = {"x-order": order} | self._input(argument, default, enums)
+        self.subject = "the return type of predict()"
+        if function.returns is None or self.text(function.returns) != "list[Path]":
+            self.refuse(function, "expected list[Path]")
+        return properties, enums, {"title": "Output", "type": "array", "items": TYPES["Path"]}
 
     def _predict_method(self, class_name: str) -> ast.FunctionDef:
-        """Find the one method that Cog runs. It prefers run() to predict(), also one that a base class defines."""
-        classes = [node for node in self._source.module.body if isinstance(node, ast.ClassDef)]
-        found = [node for node in classes if node.name == class_name]
-        if len(found) > 1:
-            self._source.refuse(found[1], f"there is a second class {class_name}; Cog reads the first")
-        for base in found[0].bases if found else []:
-            if self._source.text(base) not in ("BasePredictor", "cog.BasePredictor"):
-                self._source.refuse(base, f"{class_name} must have no base class but BasePredictor, for Cog reads both")
-        methods = [
-            member
-            for member in (found[0].body if found else [])
-            if isinstance(member, (ast.FunctionDef, ast.AsyncFunctionDef)) and member.name in ("run", "predict")
-        ]
-        for member in methods:
-            if member.name == "run":
-                self._source.refuse(member, "there is a method run() too, which Cog reads in its place")
-        if len(methods) > 1:
-            self._source.refuse(methods[1], "it is defined a second time")
-        if not methods or not isinstance(methods[0], ast.FunctionDef):
-            raise SchemaError(f"predict.py has no class {class_name} with a method predict() for Cog to run.")
-        return methods[0]
+        """The one method that Cog runs. It takes the first class, prefers run() to predict(), and looks at bases."""
+        classes = [node for node in self.module.body if isinstance(node, ast.ClassDef) and node.name == class_name]
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        methods = [node for each in classes for node in each.body if isinstance(node, functions)]
+        found = [node for node in methods if node.name in ("run", "predict")]
+        bases = [self.text(base) for each in classes for base in each.bases]
+        if len(classes) != 1 or bases != ["BasePredictor"] or len(found) != 1 or type(found[0]) is not ast.FunctionDef:
+            self.refuse(
+                (found or classes or [self.module])[-1],
+                f"expected one class {class_name}(BasePredictor) with one method predict() and no run()",
+            )
+        return found[0]
 
-    def _parameters(self, function: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
-        names = function.args
-        if names.vararg or names.kwarg or names.kwonlyargs or names.posonlyargs:
-            self._source.refuse(function, "takes plain parameters only, no *, **, or /")
-        if not names.args or names.args[0].arg != "self":
-            self._source.refuse(function, "needs self as its first parameter")
-        if names.args[0].annotation or len(names.defaults) == len(names.args):
-            self._source.refuse(names.args[0], "takes self without a type or default; Cog would make it an input")
-        defaults: list[ast.expr | None] = [None] * (len(names.args) - len(names.defaults)) + list(names.defaults)
-        return list(zip(names.args, defaults, strict=True))[1:]
-
-    # ---- one input
-
-    def _input(self, argument: ast.arg, default: ast.expr | None, order: int, enums: Json) -> Json:
-        if argument.annotation is None:
-            self._source.refuse(argument, "has no type; Cog would leave it out")
-        declared = input_type(self._source, argument.annotation)
-        fields = self._input_fields(default)
-        self._check_fields(default or argument, fields, declared)
-        nullable = declared.nullable or ("default" in fields and fields["default"] is None)
-        prop: Json = {"x-order": order} | ({"nullable": True} if nullable else {})
+    def _input(self, argument: ast.arg, default: ast.expr | None, enums: Json) -> Json:
+        declared = "" if argument.annotation is None else self.text(argument.annotation)
+        plain = declared.removeprefix("Optional[").removesuffix("]") if declared.startswith("Optional[") else declared
+        if plain not in TYPES:
+            self.refuse(
+                argument, f"expected {', '.join(TYPES)} or Optional of one of these, got {declared or 'no type'}"
+            )
+        fields = self._fields(default)
+        if "default" in fields and fields["default"] is None and plain == declared:
+            self.refuse(argument, "a default of None makes it required: write Optional[...] as its type")
+        nullable = {} if plain == declared else {"nullable": True}
         choices = fields.pop("choices", None)
         if choices is None:
             title = " ".join(word[:1].upper() + word[1:] for word in argument.arg.split("_"))
-            return prop | {"title": title} | declared.schema | fields
-        enums[argument.arg] = {
-            "title": argument.arg,
-            "description": "An enumeration.",
-            "enum": choices,
-            "type": PRIMITIVES[declared.primitive]["type"],
-        }
-        return prop | {"allOf": [{"$ref": f"#/components/schemas/{argument.arg}"}]} | fields
+            return nullable | {"title": title} | TYPES[plain] | fields
+        wanted = {"str": str, "int": int}.get(plain)
+        if not choices or any(type(choice) is not wanted for choice in choices):
+            self.refuse(argument, "expected choices that are strings for a str or whole numbers for an int")
+        enums[argument.arg] = {"title": argument.arg, "description": "An enumeration.", "enum": choices} | TYPES[plain]
+        return nullable | {"allOf": [{"$ref": f"#/components/schemas/{argument.arg}"}]} | fields
 
-    def _input_fields(self, default: ast.expr | None) -> Json:
+    def _fields(self, default: ast.expr | None) -> Json:
         """The values of Input()'s keywords, by their names in the document."""
         if default is None:
             return {}
-        if not (isinstance(default, ast.Call) and isinstance(default.func, ast.Name) and default.func.id == "Input"):
-            return {"default": self._values.constant(default)}
-        if default.args:
-            self._source.refuse(default, "Input() is read by keyword only; write default=...")
+        if not isinstance(default, ast.Call):
+            return {"default": self._literal(default)}
+        if self.text(default.func) != "Input" or default.args:
+            self.refuse(default, "expected a literal or Input() with keywords")
         fields: Json = {}
         for keyword in default.keywords:
-            if keyword.arg not in INPUT_KEYWORDS:
-                self._source.refuse(keyword.value, f"Input() has no {keyword.arg or '**'} that Cog can read")
-            name, read = INPUT_KEYWORDS[keyword.arg]
-            if self._source.text(keyword).split("=", 1)[1].strip() != self._source.text(keyword.value):
-                self._source.refuse(keyword.value, f"{keyword.arg} is in brackets, which Cog does not read")
-            value = read(self._values, keyword.value)
-            if name != "deprecated" or value:
-                fields[name] = value
+            if keyword.arg not in KEYWORDS:
+                self.refuse(keyword.value, f"expected one of {', '.join(KEYWORDS)}, got {keyword.arg or '**'}")
+            is_list = keyword.arg == "choices"
+            fields[KEYWORDS[keyword.arg]] = self._list(keyword.value) if is_list else self._literal(keyword.value)
         return fields
 
-    def _check_fields(self, node: ast.AST, fields: Json, declared: InputType) -> None:
-        """Check that an input of this type may have these fields."""
-        if declared.form == "union" and (bounds := fields.keys() & CONSTRAINTS):
-            self._source.refuse(node, f"a union takes no {', '.join(sorted(bounds))}; Cog refuses it")
-        if "x-cog-accept" in fields and declared.primitive != "Path":
-            self._source.refuse(node, "accept is for inputs of type Path")
-        if "choices" in fields:
-            self._check_choices(node, fields["choices"], declared)
-        empty = "default" in fields and fields["default"] is None
-        if empty and not declared.nullable and declared.primitive != "Secret":
-            self._source.refuse(node, "a default of None makes it required; write Optional[...] as its type")
+    def _literal(self, node: ast.expr) -> Any:
+        value = self._constant(node)
+        text, before = self.text(node), self.lines[node.lineno - 1][: node.col_offset].rstrip()
+        if type(value) not in PLAIN or not re.fullmatch(PLAIN[type(value)], text, re.DOTALL) or before.endswith(b"("):
+            self.refuse(node, f"expected one literal, without escapes or brackets, got {text}")
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            self.refuse(node, f"expected a number of 64 bits, got {text}")
+        return int(value) if type(value) is float and value.is_integer() else value
 
-    def _check_choices(self, node: ast.AST, choices: list[Any], declared: InputType) -> None:
-        if not choices:
-            self._source.refuse(node, "choices are empty; Cog would drop them")
-        wanted = CHOICE_TYPES.get(declared.primitive) if declared.form == "single" else None
-        if wanted is None or any(type(choice) is not wanted for choice in choices):
-            name = declared.primitive if declared.form == "single" else declared.form
-            self._source.refuse(
-                node, f"choices must be strings for a str, whole numbers for an int; its type is {name}"
-            )
+    def _constant(self, node: ast.expr) -> Any:
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            self.refuse(node, f"expected a literal, got {self.text(node)}")
 
-
-INPUT_KEYWORDS: dict[str, tuple[str, Callable[[Values, ast.expr], Any]]] = {
-    "default": ("default", Values.constant),
-    "description": ("description", Values.description),
-    "ge": ("minimum", Values.bound),
-    "le": ("maximum", Values.bound),
-    "min_length": ("minLength", Values.bound),
-    "max_length": ("maxLength", Values.bound),
-    "regex": ("pattern", Values.string),
-    "choices": ("choices", Values.choices),
-    "deprecated": ("deprecated", Values.flag),
-    "accept": ("x-cog-accept", Values.string),
-}
-"""Each keyword of Input() that Cog reads, with its name in the document and the function that reads its value."""
-CONSTRAINTS = {"minimum", "maximum", "minLength", "maxLength", "pattern", "choices"}
-"""The fields that a union cannot have."""
+    def _list(self, node: ast.expr) -> list[Any]:
+        """A list of literals, the name of one in this module, or a sum of two of these."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return self._list(node.left) + self._list(node.right)
+        named = self.lists.get(node.id) if isinstance(node, ast.Name) else node
+        if not isinstance(named, ast.List):
+            self.refuse(node, f"expected a list, or the name of one in this file, got {self.text(node)}")
+        rest = self.text(named)
+        for element in named.elts:
+            rest = rest.replace(self.text(element), "", 1)
+        if not re.fullmatch(r"\[[\s,]*\]", rest):
+            self.refuse(node, "expected a list without comments and brackets, which Cog takes for elements")
+        return [self._literal(element) for element in named.elts]

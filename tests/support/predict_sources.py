@@ -5,20 +5,18 @@ from typing import Any
 from controlnet.serving.schema import openapi_schema
 
 HEADER = """\
-from typing import Iterator, List, Literal, Optional, Union
+from typing import Literal, Optional, Union
 from cog import BasePredictor, Input, Path, Secret
 from elsewhere import CONDITIONERS as IMPORTED
 import settings
 
 NAMES = ["a", "b"]
+MORE = ["c", "d"]
 TUPLE = ("c", "d")
-TYPED: list[str] = ["e"]
 MAX_STEPS = 50
 TEXT = "From above."
 TABLE = {"a": 1, "b": 2}
-REGISTRY = {"a": object(), "b": object()}
 MADE = [name for name in NAMES]
-SET = {"a", "b"}
 COMMENTED = [
     "a",  # one
     "b",
