@@ -14,6 +14,7 @@ from torch import nn
 from controlnet.models.cuda.kernels import (
     HALVES,
     KERNELS,
+    NAMES,
     CompilationError,
     Kernels,
     asked_kernels,
@@ -130,14 +131,35 @@ def test_the_environment_chooses_kernels() -> None:
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch for a CPU comes without NVRTC")
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_120"])
-def test_the_kernels_compile_without_a_gpu(architecture: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("architecture", [75, 80, 90, 120])
+def test_the_kernels_compile_without_a_gpu(architecture: int, dtype: torch.dtype) -> None:
     """For Turing, Ampere, Hopper and Blackwell."""
-    if architecture == "sm_75" and dtype == torch.bfloat16:
+    if architecture == 75 and dtype == torch.bfloat16:
         with pytest.raises(CompilationError, match=r"kernels.cu for sm_75: \S+ "):
             compile_source(architecture, dtype)
     else:
         assert compile_source(architecture, dtype).startswith(b"\x7fELF")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch for a CPU comes without NVRTC")
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("architecture", "lower"), [(103, 100), (110, 100), (121, 120)])
+def test_an_architecture_that_nvrtc_does_not_know_gets_ptx_of_the_next_lower_one(
+    architecture: int, lower: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """NVRTC of CUDA 12.8 knows none of the three, later ones do."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    monkeypatch.setattr(nvrtc, "nvrtcGetSupportedArchs", lambda: (0, [75, 80, 90, 100, 120]))
+    code = compile_source(architecture, dtype).decode()
+    assert f"\n.target sm_{lower}\n" in code and code.endswith("\0"), "the driver reads PTX up to a zero"
+    assert all(f".visible .entry {name}(" in code for name in NAMES)
+    assert f"knows no sm_{architecture}, so the driver compiles them from PTX of compute_{lower}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch for a CPU comes without NVRTC")
+def test_an_architecture_below_all_that_nvrtc_knows_is_refused() -> None:
+    with pytest.raises(CompilationError, match="kernels.cu for sm_35: NVRTC_ERROR"):
+        compile_source(35, torch.float16)
 
 
 def test_the_stand_in_has_the_methods_of_the_kernels() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from controlnet.log import say
 from controlnet.models.switch import is_on
 
 KERNELS = "CONTROLNET_CUDA_KERNELS"
@@ -71,7 +72,7 @@ class Kernels:
         self._device = device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         torch.cuda.current_stream(device).synchronize()  # so PyTorch's context is this thread's
-        self._functions = _load(compile_source(f"sm_{major}{minor}", dtype))
+        self._functions = _load(compile_source(10 * major + minor, dtype))
 
     def group_norm(
         self, x: torch.Tensor, norm: nn.GroupNorm, added: torch.Tensor | None = None, silu: bool = False
@@ -141,29 +142,39 @@ class Kernels:
 NAMES = ("group_sums", "group_normalise", "add_bias", "gated_gelu", *(f"layer_norm_{most}" for most in WIDTHS))
 
 
-def compile_source(architecture: str, dtype: torch.dtype) -> bytes:
-    """kernels.cu as machine code, for an `architecture` such as "sm_90". Raises CompilationError."""
+def compile_source(architecture: int, dtype: torch.dtype) -> bytes:
+    """kernels.cu for GPUs of an `architecture`, such as 90 for compute capability 9.0. Raises CompilationError.
+
+    It is machine code. For an architecture that NVRTC does not know, it is PTX for the next lower one that it knows,
+    which the driver compiles when it is loaded.
+    """
     try:
         from cuda.bindings import nvrtc  # type: ignore[attr-defined]
     except ImportError as error:
         raise CompilationError("the package cuda-bindings is not installed") from error
+    (known,) = _check(nvrtc.nvrtcGetSupportedArchs())
+    target = max((each for each in known if each <= architecture), default=architecture)
+    as_ptx = target < architecture
+    name = f"compute_{target}" if as_ptx else f"sm_{target}"
+    if as_ptx:
+        say(f"kernels: NVRTC knows no sm_{architecture}, so the driver compiles them from PTX of {name}")
     (program,) = _check(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
-    options = [f"--gpu-architecture={architecture}".encode(), *HALVES[dtype]]
+    options = [f"--gpu-architecture={name}".encode(), *HALVES[dtype]]
     status, *_ = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status:
         (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program))
         log = bytes(size)
         nvrtc.nvrtcGetProgramLog(program, log)
         said = log.decode(errors="replace").strip("\0\n ")
-        raise CompilationError(f"{SOURCE.name} for {architecture}: {status.name} {said}")
-    (size,) = _check(nvrtc.nvrtcGetCUBINSize(program))
+        raise CompilationError(f"{SOURCE.name} for {name}: {status.name} {said}")
+    (size,) = _check((nvrtc.nvrtcGetPTXSize if as_ptx else nvrtc.nvrtcGetCUBINSize)(program))
     code = bytes(size)
-    _check(nvrtc.nvrtcGetCUBIN(program, code))
+    _check((nvrtc.nvrtcGetPTX if as_ptx else nvrtc.nvrtcGetCUBIN)(program, code))
     return code
 
 
 def _load(code: bytes) -> dict[str, Any]:
-    """The functions in machine code, by name."""
+    """The functions in machine code or PTX, by name."""
     driver = _driver()
     (module,) = _check(driver.cuModuleLoadData(code))
     return {name: _check(driver.cuModuleGetFunction(module, name.encode()))[0] for name in NAMES}
