@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,12 +40,27 @@ Argument = tuple[Any, Any]
 """A value and its type in C."""
 
 
+class Form(NamedTuple):
+    """What a kernel is asked for, apart from its numbers and how many there are."""
+
+    kernel: str
+    """The name of a method of Kernels."""
+    channels: int
+    """The width of what it gives. A normalisation also has:"""
+    epsilon: float = 0.0
+    groups: int = 0
+    added: bool = False
+    """Whether it is of a sum."""
+    silu: bool = False
+    """Whether SiLU follows."""
+
+
 class CompilationError(RuntimeError):
     """The kernels could not be compiled for this GPU."""
 
 
 READY: dict[tuple[torch.device, torch.dtype], "Kernels"] = {}
-"""The kernels that prepare_kernels() (trial.py) has compiled, for tensors of a device and a dtype."""
+"""The kernels that are compiled, for tensors of a device and a dtype."""
 
 
 def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
@@ -59,7 +74,7 @@ def any_kernels() -> bool:
 
 
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":
-    """The kernels for tensors like this one, if prepare_kernels() has compiled them."""
+    """The kernels for tensors like this one, if there are any."""
     return READY.get((tensor.device, tensor.dtype)) if READY else None
 
 
