@@ -22,7 +22,7 @@ from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.cuda.graphs import asked_graphs, room
 from controlnet.models.cuda.kernels import HALVES, asked_kernels
-from controlnet.models.cuda.trial import prepare_kernels
+from controlnet.models.cuda.trial import TriedKernels, open_kernels
 from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
@@ -60,13 +60,13 @@ class Bundle:
         dtype: torch.dtype,
         low_memory: bool = False,
         attention: str = "sdpa",
-        kernels: bool = False,
+        kernels: TriedKernels | None = None,
         graphs: bool = False,
     ) -> None:
         """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py).
 
-        `kernels`: whether those for a GPU (controlnet/models/cuda/kernels.py) are ready, for which models have their
-        channels last in memory. `graphs`: whether there is room for CUDA graphs (controlnet/models/cuda/graphs.py).
+        `kernels` are those for a GPU (controlnet/models/cuda/kernels.py), for which models have their channels last in
+        memory. `graphs`: whether there is room for CUDA graphs (controlnet/models/cuda/graphs.py).
         """
         self.manifest = manifest
         self.root = root
@@ -167,7 +167,7 @@ class Bundle:
         """
         with self.log(part, self.files(part), mapped):
             model: Any = load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
-            if self.kernels and issubclass(model_class, WITH_CONVOLUTIONS):
+            if issubclass(model_class, WITH_CONVOLUTIONS) and self._have_kernels(model):
                 model.to(memory_format=torch.channels_last)
             return self._with_attention(model)
 
@@ -176,7 +176,11 @@ class Bundle:
         with self.log(part, self.files(part)):
             model = load_pretrained(model_class, self.folder(part), "cpu", None)  # its tensors still in the file
             on_gpu = self.device.type == "cuda"
-            return Packed(self._with_attention(model), self.dtype, pinned=on_gpu, channels_last=self.kernels)
+            last = self._have_kernels(model)
+            return Packed(self._with_attention(model), self.dtype, pinned=on_gpu, channels_last=last)
+
+    def _have_kernels(self, model: Any) -> bool:
+        return self.kernels is not None and self.kernels.serve(model)
 
     def _with_attention(self, model: Any) -> Any:
         if isinstance(model, UNet2DConditionModel | ControlNetModel):
@@ -270,18 +274,8 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
     # Compiled layers bring their own kernels, and without the exact speedups every layer runs as diffusers runs it.
     fits = device.type == "cuda" and dtype in HALVES and not compiled and exact
-    kernels = kernels and fits and _kernels(device, dtype)
-    return Bundle(manifest, root, device, dtype, low_memory, attention, kernels, graphs)
-
-
-def _kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Compile the kernels for a GPU and try them. Whether that succeeded: without them, requests only take longer."""
-    try:
-        prepare_kernels(device, dtype)
-    except RuntimeError as error:  # also what cuda-bindings raises if a library is missing
-        say(f"kernels for this GPU are not used, so requests take longer: {error}")
-        return False
-    return True
+    tried = open_kernels(device, dtype) if kernels and fits else None
+    return Bundle(manifest, root, device, dtype, low_memory, attention, tried, graphs)
 
 
 def use_threads(threads: int | None, device: torch.device, environ: Mapping[str, str]) -> None:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from random_models import FULL, build
 from torch import nn
 
 from controlnet.models.cuda.kernels import Kernels, kernels_for
-from controlnet.models.cuda.trial import prepare_kernels
+from controlnet.models.cuda.trial import TriedKernels
 
 DTYPES = (torch.float16, torch.bfloat16)
 CUDA = torch.device("cuda", 0)
@@ -19,7 +20,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def kernels(dtype: torch.dtype) -> Kernels:
-    prepare_kernels(CUDA, dtype)
+    TriedKernels(CUDA, dtype)
     return kernels_for(torch.empty(0, device=CUDA, dtype=dtype))  # type: ignore[return-value]
 
 
@@ -81,3 +82,24 @@ def test_add_bias_and_gated_gelu(kernels: Kernels, dtype: torch.dtype) -> None:
     x = numbers(3, 77, 2560, dtype=dtype)
     states, gate = x.float().chunk(2, -1)
     assert close(kernels.gated_gelu(x), states * F.gelu(gate))
+
+
+def test_the_trial_at_setup_passes_in_each_form_of_full_size(dtype: torch.dtype, capsys) -> None:
+    tried = TriedKernels(CUDA, dtype)
+    for name in ("unet", "controlnet/canny", "vae"):
+        assert tried.serve(build(name, FULL).eval()), capsys.readouterr().out
+
+
+def test_kernels_that_the_driver_compiles_are_right(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """As on a card that NVRTC does not know."""
+    from cuda.bindings import nvrtc  # type: ignore[attr-defined]
+
+    major, minor = torch.cuda.get_device_capability(CUDA)
+    _, known = nvrtc.nvrtcGetSupportedArchs()
+    lower = [each for each in known if each < 10 * major + minor]
+    monkeypatch.setattr(nvrtc, "nvrtcGetSupportedArchs", lambda: (0, lower))
+    tried = TriedKernels(CUDA, dtype)
+    assert f"from PTX of compute_{max(lower)}" in capsys.readouterr().out
+    assert tried.serve(build("unet", FULL).eval()), capsys.readouterr().out

@@ -1,17 +1,20 @@
 """CUDA graphs of networks, recorded without a GPU (tests/support/recorded_graphs.py)."""
 
+import gc
 import re
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from support.cancelling import Cancelled, TooFew, cancelled_at
 from support.recorded_graphs import RecordedGraph, Streams, recorded_graphs
 from torch import nn
 
 from controlnet.models.cuda import graphs as graphs_module
 from controlnet.models.cuda import recorder as recorder_module
-from controlnet.models.cuda.graphs import GRAPHS, Graphs, asked_graphs, open_graphs
+from controlnet.models.cuda.graphs import AGAIN_AFTER, GRAPHS, Captured, Graphs, asked_graphs, open_graphs
 from controlnet.models.exact import kept as kept_module
 from controlnet.models.exact.kept import kept
 from controlnet.models.switch import SwitchError
@@ -144,6 +147,65 @@ def test_another_kind_of_call_has_a_graph_of_its_own(network: Network, recorded:
     assert torch.equal(last, network(*args, **named)[1]) and len(recorded) == 2
 
 
+class Conditioned(nn.Module):
+    """Takes tensors in dicts, as SDXL's networks do, and a setting among them."""
+
+    def forward(self, x: torch.Tensor, added: dict) -> tuple[torch.Tensor]:
+        return (x + added["text"][..., 500:501] + added["more"]["time"] * added["factor"],)
+
+
+def added(text: float, time: float, factor: float = 1.0) -> dict:
+    """Tensors whose representation leaves out most of the numbers, this one too."""
+    middle = torch.zeros(1, 2000)
+    middle[:, 500] = text
+    return {"text": middle, "more": {"time": numbers(time)}, "factor": factor}
+
+
+def test_tensors_in_dicts_are_read_again(recorded: list[RecordedGraph]) -> None:
+    graphs, network, x = Graphs(CPU), Conditioned(), torch.ones(1, 1)
+    for text, time in ((1, 10), (2, 10), (2, 20)):
+        given = added(text, time)
+        assert graphs.of(network)(x, given)[0] == 1 + text + time
+        other_order = {"more": given["more"], "factor": 1.0, "text": given["text"]}
+        assert graphs.of(network)(x, added=other_order)[0] == 1 + text + time
+        assert graphs.of(network)(x, other_order)[0] == 1 + text + time
+    given["text"].fill_(7)
+    assert graphs.of(network)(x, given)[0] == 1 + 7 + 20
+    assert len(recorded) == 2, "one for the dict in its place, one for its name, in any order of their items"
+    assert graphs.of(network)(x, added(1, 10, factor=3.0))[0] == 1 + 1 + 30
+    assert len(recorded) == 3, "a number in a dict is part of the graph"
+
+
+def test_a_call_that_the_text_of_its_arguments_does_not_tell_has_no_graph(recorded: list[RecordedGraph]) -> None:
+    network = nn.Identity()
+    network.forward = lambda x, table: x + float(table[500])
+    graphed = Graphs(CPU).of(network)
+    for value in (1, 2):
+        table = np.zeros(2000)
+        table[500] = value
+        assert "..." in repr(table) and graphed(numbers(1.0), table) == 1 + value
+    assert not recorded
+
+
+@pytest.mark.parametrize(
+    ("result", "values"),
+    [
+        (lambda x: {"down": [x, x + 1], "middle": None}, lambda made: [*made["down"], made["middle"]]),
+        (lambda x: UNet2DConditionOutput(sample=x), lambda made: [made.sample, made["sample"]]),
+        (lambda x: (None, [x], {"one": x}), lambda made: [made[0], *made[1], made[2]["one"]]),
+    ],
+    ids=["dict", "diffusers' own", "nested"],
+)
+def test_results_have_the_form_of_the_networks(recorded: list[RecordedGraph], result, values) -> None:
+    network = nn.Identity()
+    network.forward = result
+    graphed = Graphs(CPU).of(network)
+    for value in (1.0, 2.0):
+        made, expected = graphed(numbers(value)), result(numbers(value))
+        assert type(made) is type(expected) and str(values(made)) == str(values(expected))
+    assert len(recorded) == 1
+
+
 def test_another_layout_has_a_graph_of_its_own(network: Network, recorded: list[RecordedGraph]) -> None:
     """PyTorch chooses kernels by the layout, so a picture's bytes would depend on which layout came first."""
     graphed, x = Graphs(CPU).of(network), torch.ones(1, 8, 4, 4)
@@ -198,31 +260,92 @@ def test_a_network_whose_graph_differs_runs_without(network: Network, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("error", "line", "later"),
+    ("error", "line"),
     [
-        (torch.OutOfMemoryError(), "no memory for another one", 1),
-        (RuntimeError("odd"), "Network cannot be captured.*odd", 0),
+        (torch.OutOfMemoryError(), "no memory for that of a Network"),
+        (RuntimeError("odd"), "Network cannot be captured.*odd"),
+        (None, "the results of a Network differ"),
     ],
-    ids=["memory", "other"],
+    ids=["memory", "other", "results"],
 )
-def test_a_request_whose_capture_fails_goes_on(network, recorded, monkeypatch, capsys, error, line, later) -> None:
-    """Later requests have graphs if it was for lack of memory, which they may have."""
+def test_a_failed_capture_is_tried_again_some_requests_later(
+    network: Network, recorded: list[RecordedGraph], monkeypatch, capsys, error: Exception | None, line: str
+) -> None:
+    begin, replay, failed = RecordedGraph.capture_begin, RecordedGraph.replay, []
 
+    def fails(graph: RecordedGraph, **named: object) -> None:
+        failed.append(graph)
+        if error is not None:
+            raise error
+        begin(graph, **named)
+
+    def wrong(graph: RecordedGraph) -> None:
+        replay(graph)
+        if graph in failed:
+            graph._operations[-1][3][0].add_(1)
+
+    graphs, words = Graphs(CPU), numbers(5, 6)
+    monkeypatch.setattr(RecordedGraph, "replay", wrong)
+    monkeypatch.setattr(RecordedGraph, "capture_begin", fails)
+    for request in range(3 * AGAIN_AFTER):
+        graphs.begin()
+        if request == 2 * AGAIN_AFTER:
+            monkeypatch.setattr(RecordedGraph, "capture_begin", begin)
+            assert failed
+        for step in range(2):
+            _, last = graphs.of(network)(x := numbers(request, step), words, conditioning_scale=0.5)
+            assert torch.equal(last, expected(x, words, 0.5))
+    assert len(failed) == 2, "it is tried in the first request, 20 later, and then it succeeds"
+    (graph,) = graphs._captured[network].values()
+    assert isinstance(graph, Captured) and graph._graph.replays > 2 * AGAIN_AFTER
+    printed = capsys.readouterr().out
+    assert len(re.findall(f"CUDA graphs: {line}", printed)) == printed.count("\n") == 2
+    assert f"without for {AGAIN_AFTER} requests" in printed
+
+
+def test_without_memory_for_a_graph_the_request_tries_no_other(network: Network, monkeypatch, recorded) -> None:
     def fails(*_: object, **__: object) -> None:
-        raise error
+        raise torch.OutOfMemoryError
 
-    graphs = Graphs(CPU)
-    graphed = graphs.of(network)
+    graphs, words, other = Graphs(CPU), numbers(5, 6), Network()
     with monkeypatch.context() as patch:
         patch.setattr(RecordedGraph, "capture_begin", fails)
-        for x in (numbers(1, 2), numbers(3, 4)):
-            _, last = graphed(x, words := numbers(5, 6), conditioning_scale=1.0)
-            assert torch.equal(last, expected(x, words))
-    printed = capsys.readouterr().out
-    assert printed.count("CUDA graphs") == 1 and re.search(line, printed)
+        graphs.of(network)(numbers(1, 2), words, conditioning_scale=1.0)
+    graphs.of(other)(numbers(1, 2), words, conditioning_scale=1.0)
+    assert not recorded and other.calls == 1
     graphs.begin()
-    graphed(numbers(1, 2), words, conditioning_scale=1.0)
-    assert len(recorded) == later
+    graphs.of(other)(numbers(1, 2), words, conditioning_scale=1.0)
+    assert len(recorded) == 1, "the next request may have the memory"
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_garbage_collector_rests_during_a_capture(network: Network, monkeypatch, was_on: bool) -> None:
+    """It could free a graph, which ends the capture: github.com/pytorch/pytorch/pull/161037."""
+    forward, collected = Network.forward, []
+
+    def untidy(self, *args, **named):
+        for _ in range(100):
+            circle: list = []
+            circle.append(circle)
+        return forward(self, *args, **named)
+
+    def note(phase: str, _: object) -> None:
+        collected.append(Streams.current.captures is not None)
+
+    monkeypatch.setattr(Network, "forward", untidy)
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(10)
+    try:
+        if not was_on:
+            gc.disable()
+        Graphs(CPU).of(network)(numbers(1, 2), numbers(5, 6), conditioning_scale=1.0)
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(note)
+    assert not any(collected) and bool(collected) == was_on
 
 
 @pytest.mark.parametrize("call", [1, 2, 3], ids=["before", "before again", "in the capture"])
@@ -270,14 +393,35 @@ def test_cancelling_at_any_point_changes_no_later_request(is_first: bool) -> Non
                 graphs.of(network)(x := numbers(3, 4), others, conditioning_scale=0.5)
         except TooFew:
             break
+        assert gc.isenabled() and Streams.current is Streams.usual, instruction
         graphs.begin()
-        assert Streams.current is Streams.usual, instruction
         for given in (words, others):
             _, last = graphs.of(network)(x := numbers(1, 2), given, conditioning_scale=1.0)
             assert torch.equal(last, expected(x, given)), instruction
         (own,) = graphs._captured.values()
-        assert all(own.values()), f"{instruction}: the network has no graph"
+        assert all(isinstance(graph, Captured) for graph in own.values()), f"{instruction}: the network has no graph"
     assert 100 < instruction < 9_999
+
+
+def test_cancelling_a_failing_capture_at_any_point_brings_back_the_garbage_collector(monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        assert not gc.isenabled()
+        raise RuntimeError("odd")
+
+    graphs, network, x = Graphs(CPU), Network(), numbers(3, 4)
+    monkeypatch.setattr(RecordedGraph, "capture_end", fails)
+    monkeypatch.setattr(RecordedGraph, "capture_begin", lambda *_, **__: None)
+    for instruction in range(1, 9_999):
+        has_failed = False
+        try:
+            with cancelled_at(instruction, recorder_module):
+                graphs._recorder.capture(lambda: network(x, x))
+        except RuntimeError:
+            has_failed = True  # before the instruction
+        assert gc.isenabled() and Streams.current is Streams.usual, instruction
+        if has_failed:
+            break
+    assert 50 < instruction < 9_999
 
 
 def test_a_network_in_two_places_keeps_what_belongs_to_each(network: Network, recorded: list[RecordedGraph]) -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from random_models import SMALL, build
 from support.emulated_kernels import EmulatedKernels
 from torch import nn
 
 from controlnet.models.cuda.trial import KernelFault, try_kernels
+from controlnet.models.exact import kernel_forms
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
 LAST = torch.channels_last
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +94,11 @@ def test_a_broken_number_is_not_hidden(kernels: EmulatedKernels, dtype: torch.dt
     assert made[0, 8:].isnan().all() and made[0, :8].isfinite().all()
 
 
+FORMS = kernel_forms(build("unet", SMALL).eval())
+
+
 def test_the_trial_at_setup_passes(kernels: EmulatedKernels, dtype: torch.dtype) -> None:
-    try_kernels(kernels, torch.device("cpu"), dtype)
+    try_kernels(kernels, FORMS, CPU, dtype)
 
 
 @pytest.mark.parametrize("name", ["group_norm", "add_bias", "layer_norm", "gated_gelu"])
@@ -106,8 +112,8 @@ def test_a_wrong_result_is_found_at_setup(folder: Path, monkeypatch, name: str, 
         return (made[0], made[1] * factor) if name == "layer_norm" else made * factor
 
     monkeypatch.setattr(kernels, name, wrong)
-    with pytest.raises(KernelFault, match=f"^{name} is .* from PyTorch's result in float32"):
-        try_kernels(kernels, torch.device("cpu"), torch.float16)
+    with pytest.raises(KernelFault, match=f"^{name} is .* from PyTorch's result in float64"):
+        try_kernels(kernels, FORMS, CPU, torch.float16)
 
 
 @pytest.mark.parametrize("added", [False, True])

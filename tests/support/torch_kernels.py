@@ -10,44 +10,49 @@ import torch.nn.functional as F
 from torch import nn
 
 from controlnet.models.cuda import kernels
+from controlnet.models.cuda.kernels import Form
 
 
 class TorchKernels:
-    """What each kernel computes, in float32, rounded once. It also checks what a kernel takes for granted."""
+    """What each kernel computes, in float64, rounded once. It also checks what a kernel takes for granted."""
 
     def __init__(self) -> None:
-        self.launched: Counter[str] = Counter()
+        self.launched: Counter[Form] = Counter()
+
+    def times(self, kernel: str) -> int:
+        """How often a kernel was launched in any form."""
+        return sum(times for form, times in self.launched.items() if form.kernel == kernel)
 
     def group_norm(
         self, x: torch.Tensor, norm: nn.GroupNorm, added: torch.Tensor | None = None, silu: bool = False
     ) -> torch.Tensor:
-        self.launched["group_norm"] += 1
+        self.launched[Form("group_norm", x.shape[1], norm.eps, norm.num_groups, added is not None, silu)] += 1
         assert x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] % 8 == 0
-        given = x.float()
+        given = x.double()
         if added is not None:
             assert added.shape == x.shape[:2] and added.is_contiguous()
-            given = given + added.float()[:, :, None, None]
-        made = F.group_norm(given, norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)
+            given = given + added.double()[:, :, None, None]
+        made = F.group_norm(given, norm.num_groups, norm.weight.double(), norm.bias.double(), norm.eps)
         return (F.silu(made) if silu else made).to(x.dtype).contiguous(memory_format=torch.channels_last)
 
     def layer_norm(
         self, norm: nn.LayerNorm, a: torch.Tensor, b: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.launched["layer_norm"] += 1
+        self.launched[Form("layer_norm", a.shape[-1], norm.eps, added=b is not None)] += 1
         assert a.is_contiguous() and (b is None or (b.is_contiguous() and b.shape == a.shape))
         total = a if b is None else a + b
-        made = F.layer_norm(total.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        made = F.layer_norm(total.double(), norm.normalized_shape, norm.weight.double(), norm.bias.double(), norm.eps)
         return total, made.to(a.dtype)
 
     def add_bias(self, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        self.launched["add_bias"] += 1
+        self.launched[Form("add_bias", len(bias))] += 1
         assert all(each.is_contiguous(memory_format=torch.channels_last) for each in (a, b)) and a.shape == b.shape
-        return (a.float() + b.float() + bias.float()[:, None, None]).to(a.dtype)
+        return (a.double() + b.double() + bias.double()[:, None, None]).to(a.dtype)
 
     def gated_gelu(self, x: torch.Tensor) -> torch.Tensor:
-        self.launched["gated_gelu"] += 1
+        self.launched[Form("gated_gelu", x.shape[-1] // 2)] += 1
         assert x.is_contiguous()
-        states, gate = x.float().chunk(2, -1)
+        states, gate = x.double().chunk(2, -1)
         return (states * F.gelu(gate)).to(x.dtype)
 
 

@@ -6,7 +6,7 @@ A CUDA graph starts all of them with one call (PyTorch's documentation, "CUDA Gr
 A graph reads its inputs from tensors of its own, so these are copied there first, unless they are the same as for the
 last call. Results are copied out again. Each graph belongs to one network and to the shapes, layouts and other
 arguments of a call. It is captured at the first such call and compared with the operations one by one. If the results
-differ, or the GPU has no memory for it, these calls run without a graph.
+differ, or it cannot be captured, these calls run without a graph for some requests, and then it is tried again.
 """
 
 import itertools
@@ -32,9 +32,14 @@ MOST_BYTES = 1_000_000_000
 """Memory that the inputs and results of all graphs may take. Least recently used graphs are freed beyond it."""
 MOST = 64
 """How many graphs there may be. Each also takes some main memory."""
+AGAIN_AFTER = 20
+"""How many requests later a call whose capture failed is captured again. A failure costs three calls of the network:
+under a hundredth of those in 20 requests of 20 steps."""
 HELD = 338 * 64 * LARGEST // 2
 """The most numbers that a network holds at once between its inputs and results: 338 for each pixel of a guided picture
 (controlnet/models/low_memory.py). They are in one pool for all graphs."""
+PLAIN = (bool, int, float, str, type(None), torch.dtype)
+"""Types of arguments, besides tensors, whose representation says all about them."""
 Tensors = Sequence[torch.Tensor]
 
 
@@ -67,14 +72,17 @@ class Graphs:
         self._most_bytes = most_bytes
         self._clock = itertools.count()
         self._is_full = False
+        self._request = 0
         # A graph has the addresses of its network's weights, so it goes with the network.
-        self._captured: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Captured | None]]
+        self._captured: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Captured | int]]
+        """The graph of each call, or the number of the request that tries again to capture it."""
         self._captured = weakref.WeakKeyDictionary()
 
     def begin(self) -> None:
         """Begin a request: before anything of it runs on the GPU."""
         self._recorder.recover()
         self._is_full = False
+        self._request += 1
 
     def of(self, network: Any, place: int = 0) -> Any:
         """The network as a Graphed, for one request. Its layers must stay as they are until the request ends.
@@ -85,13 +93,7 @@ class Graphs:
 
     def run(self, network: nn.Module, given: "Given", place: int = 0, scale: float = 1.0) -> Any:
         """The network's result for these arguments, times `scale`."""
-        own = self._captured.setdefault(network, {})
-        key = place, given.key
-        graph = own.get(key)
-        if key not in own and given.latents <= LARGEST and not self._is_full:
-            graph = self._capture(network, given)
-            if not self._is_full:
-                own[key] = graph
+        graph = self._graph(network, given, place) if given.fits else None
         if graph is None:
             return _times(given.call(network, given.tensors), scale)
         is_new, graph.used = graph.used is None, next(self._clock)
@@ -99,22 +101,28 @@ class Graphs:
             self._free()
         return graph.replay(given.tensors, scale)
 
-    def _capture(self, network: nn.Module, given: "Given") -> "Captured | None":
-        """The graph of a call, or None if it has to run without one."""
-        name = type(network).__name__
+    def _graph(self, network: nn.Module, given: "Given", place: int) -> "Captured | None":
+        own, key = self._captured.setdefault(network, {}), (place, given.key)
+        graph = own.get(key, self._request)
+        if isinstance(graph, int) and graph <= self._request and not self._is_full:
+            graph = own[key] = self._capture(network, given)
+        return graph if isinstance(graph, Captured) else None
+
+    def _capture(self, network: nn.Module, given: "Given") -> "Captured | int":
+        """The graph of a call. If it has to run without one: the number of the request that tries again."""
+        name, later = type(network).__name__, f"without for {AGAIN_AFTER} requests"
         try:
             captured = Captured(network, given, self._recorder)
             if captured.agrees():
                 return captured
-            say(f"CUDA graphs: the results of a {name} differ, so it runs without")
+            say(f"CUDA graphs: the results of a {name} differ, so it runs {later}")
         except torch.OutOfMemoryError:
             self._is_full = True
-        except RuntimeError as error:
-            say(f"CUDA graphs: {name} cannot be captured, so it runs without: {error}")
-        if self._is_full:
-            say("CUDA graphs: no memory for another one, so this request runs without new ones")
+            say(f"CUDA graphs: no memory for that of a {name}, so it runs {later}, and this request without new ones")
             torch.cuda.empty_cache()
-        return None
+        except RuntimeError as error:
+            say(f"CUDA graphs: {name} cannot be captured, so it runs {later}: {error}")
+        return self._request + AGAIN_AFTER
 
     def _free(self) -> None:
         """Free the least recently used graphs beyond the limits."""
@@ -122,7 +130,7 @@ class Graphs:
             (graph.used, graph.nbytes, graphs, key)
             for graphs in self._captured.values()
             for key, graph in graphs.items()
-            if graph is not None
+            if isinstance(graph, Captured)
         ]
         own.sort(key=lambda each: each[0] or 0)
         size = sum(nbytes for _, nbytes, _, _ in own)
@@ -154,13 +162,19 @@ class Given:
 
     def __init__(self, args: Sequence[Any], named: Mapping[str, Any]) -> None:
         self.tensors: list[torch.Tensor] = []
+        self._is_plain = True
         self._args = [self._split(value) for value in args]
         self._named = {name: self._split(value) for name, value in named.items()}
         layouts = tuple((tensor.shape, _strides(tensor), tensor.dtype) for tensor in self.tensors)
         self.key: Hashable = (repr(self._args), repr(self._named), layouts)
 
     @property
-    def latents(self) -> int:
+    def fits(self) -> bool:
+        """Whether there may be a graph for the call: of a size that it serves, and of arguments that its key names."""
+        return self._is_plain and self._latents <= LARGEST
+
+    @property
+    def _latents(self) -> int:
         """How many there are in the whole batch. The first tensor is (B, C, h, w), or one half of a guided batch."""
         return max(len(tensor) for tensor in self.tensors if tensor.ndim) * self.tensors[0].shape[-2:].numel()
 
@@ -174,13 +188,18 @@ class Given:
             # Time steps are whole numbers for some samplers only. The networks take them as float32.
             self.tensors.append(value if value.ndim else value.float())
             return _Place(len(self.tensors) - 1)
+        if isinstance(value, Mapping):  # in an order of its own, so that of its items does not matter
+            return {name: self._split(value[name]) for name in sorted(value, key=repr)}
         if isinstance(value, list | tuple):
             return [self._split(each) for each in value]
+        self._is_plain &= isinstance(value, PLAIN)
         return value
 
     def _join(self, value: Any, tensors: Tensors) -> Any:
         if isinstance(value, _Place):
             return tensors[value]
+        if isinstance(value, dict):
+            return {name: self._join(each, tensors) for name, each in value.items()}
         return [self._join(each, tensors) for each in value] if isinstance(value, list) else value
 
 
@@ -257,11 +276,16 @@ def _times(result: Any, scale: float) -> Any:
 
 
 def _flat(result: Any) -> list[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
-        return [result]
-    return [tensor for each in result for tensor in _flat(each)]
+    """The tensors of a result: one, None, or any of these in lists, tuples and dicts."""
+    if result is None or isinstance(result, torch.Tensor):
+        return [] if result is None else [result]
+    return [tensor for each in (result.values() if isinstance(result, dict) else result) for tensor in _flat(each)]
 
 
 def _like(result: Any, tensors: Iterator[torch.Tensor]) -> Any:
     """A result with other tensors."""
-    return next(tensors) if isinstance(result, torch.Tensor) else tuple(_like(each, tensors) for each in result)
+    if result is None or isinstance(result, torch.Tensor):
+        return None if result is None else next(tensors)
+    if isinstance(result, dict):  # of diffusers' own classes, too
+        return type(result)(**{name: _like(each, tensors) for name, each in result.items()})
+    return tuple(_like(each, tensors) for each in result)

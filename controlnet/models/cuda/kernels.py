@@ -13,11 +13,12 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from controlnet.log import say
 from controlnet.models.switch import is_on
 
 KERNELS = "CONTROLNET_CUDA_KERNELS"
@@ -39,12 +40,27 @@ Argument = tuple[Any, Any]
 """A value and its type in C."""
 
 
+class Form(NamedTuple):
+    """What a kernel is asked for, apart from its numbers and how many there are."""
+
+    kernel: str
+    """The name of a method of Kernels."""
+    channels: int
+    """The width of what it gives. A normalisation also has:"""
+    epsilon: float = 0.0
+    groups: int = 0
+    added: bool = False
+    """Whether it is of a sum."""
+    silu: bool = False
+    """Whether SiLU follows."""
+
+
 class CompilationError(RuntimeError):
     """The kernels could not be compiled for this GPU."""
 
 
 READY: dict[tuple[torch.device, torch.dtype], "Kernels"] = {}
-"""The kernels that prepare_kernels() (trial.py) has compiled, for tensors of a device and a dtype."""
+"""The kernels that are compiled, for tensors of a device and a dtype."""
 
 
 def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
@@ -58,7 +74,7 @@ def any_kernels() -> bool:
 
 
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":
-    """The kernels for tensors like this one, if prepare_kernels() has compiled them."""
+    """The kernels for tensors like this one, if there are any."""
     return READY.get((tensor.device, tensor.dtype)) if READY else None
 
 
@@ -71,7 +87,7 @@ class Kernels:
         self._device = device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         torch.cuda.current_stream(device).synchronize()  # so PyTorch's context is this thread's
-        self._functions = _load(compile_source(f"sm_{major}{minor}", dtype))
+        self._functions = _load(compile_source(10 * major + minor, dtype))
 
     def group_norm(
         self, x: torch.Tensor, norm: nn.GroupNorm, added: torch.Tensor | None = None, silu: bool = False
@@ -141,29 +157,39 @@ class Kernels:
 NAMES = ("group_sums", "group_normalise", "add_bias", "gated_gelu", *(f"layer_norm_{most}" for most in WIDTHS))
 
 
-def compile_source(architecture: str, dtype: torch.dtype) -> bytes:
-    """kernels.cu as machine code, for an `architecture` such as "sm_90". Raises CompilationError."""
+def compile_source(architecture: int, dtype: torch.dtype) -> bytes:
+    """kernels.cu for GPUs of an `architecture`, such as 90 for compute capability 9.0. Raises CompilationError.
+
+    It is machine code. For an architecture that NVRTC does not know, it is PTX for the next lower one that it knows,
+    which the driver compiles when it is loaded.
+    """
     try:
         from cuda.bindings import nvrtc  # type: ignore[attr-defined]
     except ImportError as error:
         raise CompilationError("the package cuda-bindings is not installed") from error
+    (known,) = _check(nvrtc.nvrtcGetSupportedArchs())
+    target = max((each for each in known if each <= architecture), default=architecture)
+    as_ptx = target < architecture
+    name = f"compute_{target}" if as_ptx else f"sm_{target}"
+    if as_ptx:
+        say(f"kernels: NVRTC knows no sm_{architecture}, so the driver compiles them from PTX of {name}")
     (program,) = _check(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
-    options = [f"--gpu-architecture={architecture}".encode(), *HALVES[dtype]]
+    options = [f"--gpu-architecture={name}".encode(), *HALVES[dtype]]
     status, *_ = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status:
         (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program))
         log = bytes(size)
         nvrtc.nvrtcGetProgramLog(program, log)
         said = log.decode(errors="replace").strip("\0\n ")
-        raise CompilationError(f"{SOURCE.name} for {architecture}: {status.name} {said}")
-    (size,) = _check(nvrtc.nvrtcGetCUBINSize(program))
+        raise CompilationError(f"{SOURCE.name} for {name}: {status.name} {said}")
+    (size,) = _check((nvrtc.nvrtcGetPTXSize if as_ptx else nvrtc.nvrtcGetCUBINSize)(program))
     code = bytes(size)
-    _check(nvrtc.nvrtcGetCUBIN(program, code))
+    _check((nvrtc.nvrtcGetPTX if as_ptx else nvrtc.nvrtcGetCUBIN)(program, code))
     return code
 
 
 def _load(code: bytes) -> dict[str, Any]:
-    """The functions in machine code, by name."""
+    """The functions in machine code or PTX, by name."""
     driver = _driver()
     (module,) = _check(driver.cuModuleLoadData(code))
     return {name: _check(driver.cuModuleGetFunction(module, name.encode()))[0] for name in NAMES}

@@ -10,13 +10,14 @@ other forward method, which answers any input as their own does.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from controlnet.models.cuda.kernels import any_kernels
+from controlnet.models.cuda.kernels import Form, any_kernels, kernels_for
 from controlnet.models.exact.fused import FUSED
 from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS, ExactUpsample, phases_of
 from controlnet.models.exact.replaced import OWN_CLASS as OWN_OF_EXACT
@@ -65,7 +66,7 @@ def scale_one_half(scheduler: Any) -> None:
 def replace(layer: Any) -> bool:
     """Give a layer the forward method of its exact form, if there is one that fits. Returns whether it has it."""
     restore(layer)  # a cancelled request may have left it replaced
-    form = _form_of(layer)
+    form = _form_of(layer, kernels_for)
     if form is None:
         return False
     if form is ExactUpsample:
@@ -74,15 +75,28 @@ def replace(layer: Any) -> bool:
     return True
 
 
-def _form_of(layer: Any) -> Any:
-    """The form that fits a layer as it was loaded: its exact form, or the one of a GPU that derives from that."""
+def kernel_forms(model: nn.Module) -> set[Form]:
+    """What a model's layers ask of the kernels, if there are any for them."""
+    found: dict[nn.Module, Form] = {}
+    for layer in model.modules():  # a layer before its parts
+        form = _form_of(layer, lambda _: True)  # whatever device it is on
+        if form in FUSED.values() and layer not in found:
+            found.update(form.uses(layer))
+    return set(found.values())
+
+
+def _form_of(layer: Any, kernels: Callable[[torch.Tensor], Any]) -> Any:
+    """The form that fits a layer as it was loaded: its exact form, or the one of a GPU that derives from that.
+
+    `kernels` says of a weight whether there are kernels for tensors like it.
+    """
     if layer.training:
         return None
     exact = FORMS.get(type(layer))
     if exact is not None and not exact.fits(layer):
         return None
     fused = FUSED.get(exact or type(layer))
-    return fused if fused is not None and fused.fits(layer) else exact
+    return fused if fused is not None and fused.fits(layer, kernels) else exact
 
 
 def restore(layer: nn.Module) -> None:

@@ -8,13 +8,14 @@ input that a kernel does not fit goes the way of the class that the form derives
 # pyright: reportOptionalCall=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 # (diffusers declares layers as optional that the usual configurations have; `fits` has looked.)
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet.models.cuda.kernels import EIGHT, LANES, THREADS, WIDTHS, Kernels, kernels_for
+from controlnet.models.cuda.kernels import EIGHT, LANES, THREADS, WIDTHS, Form, Kernels, kernels_for
 from controlnet.models.exact.kept import kept
 from controlnet.models.exact.replaced import (
     ExactFeedForward,
@@ -24,14 +25,18 @@ from controlnet.models.exact.replaced import (
 )
 
 CHANNELS_LAST = torch.channels_last
+KernelsOf = Callable[[torch.Tensor], Any]
+"""Whether there are kernels for tensors like a weight."""
+Uses = Iterator[tuple[nn.Module, Form]]
+"""The layers that a form passes over, each with what it asks of the kernels in their place."""
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=CHANNELS_LAST)
 
 
-def _norm_fits(norm: Any) -> bool:
-    if type(norm) not in (nn.GroupNorm, FusedGroupNorm) or not norm.affine or kernels_for(norm.weight) is None:
+def _norm_fits(norm: Any, kernels: KernelsOf) -> bool:
+    if type(norm) not in (nn.GroupNorm, FusedGroupNorm) or not norm.affine or not kernels(norm.weight):
         return False
     return norm.num_channels % EIGHT == 0 and norm.num_channels // EIGHT <= THREADS
 
@@ -40,19 +45,31 @@ def _convolution_fits(conv: Any) -> bool:
     return type(conv) is nn.Conv2d and conv.bias is not None and conv.padding_mode == "zeros"
 
 
-def _layer_norm_fits(norm: Any) -> bool:
-    if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None or kernels_for(norm.weight) is None:
+def _layer_norm_fits(norm: Any, kernels: KernelsOf) -> bool:
+    if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None or not kernels(norm.weight):
         return False
     (width, *others) = norm.normalized_shape
     return not others and width % EIGHT == 0 and width <= LANES * EIGHT * max(WIDTHS)
+
+
+def _group_norm(norm: Any, added: bool = False, silu: bool = False) -> tuple[nn.Module, Form]:
+    return norm, Form("group_norm", norm.num_channels, norm.eps, norm.num_groups, added, silu)
+
+
+def _layer_norm(norm: Any, added: bool = False) -> tuple[nn.Module, Form]:
+    return norm, Form("layer_norm", *norm.normalized_shape, norm.eps, added=added)
 
 
 class FusedGroupNorm(nn.GroupNorm):
     """Group normalisation of channels that are last in memory, without a change of layout."""
 
     @staticmethod
-    def fits(layer: Any) -> bool:
-        return _norm_fits(layer)
+    def fits(layer: Any, kernels: KernelsOf) -> bool:
+        return _norm_fits(layer, kernels)
+
+    @staticmethod
+    def uses(layer: Any) -> Uses:
+        yield _group_norm(layer)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_for(input)
@@ -65,10 +82,16 @@ class FusedResnet(ExactResnet):
     """Each normalisation with its activation, and with the sums before it. All biases are added in these passes."""
 
     @staticmethod
-    def fits(layer: Any) -> bool:
+    def fits(layer: Any, kernels: KernelsOf) -> bool:
         convolutions = [layer.conv1, layer.conv2, *([] if layer.conv_shortcut is None else [layer.conv_shortcut])]
-        norms = _norm_fits(layer.norm1) and _norm_fits(layer.norm2)
+        norms = _norm_fits(layer.norm1, kernels) and _norm_fits(layer.norm2, kernels)
         return norms and all(map(_convolution_fits, convolutions))
+
+    @staticmethod
+    def uses(layer: Any) -> Uses:
+        yield _group_norm(layer.norm1, silu=True)
+        yield _group_norm(layer.norm2, added=True, silu=True)
+        yield layer, Form("add_bias", layer.conv2.out_channels)
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
         kernels = kernels_for(input_tensor)
@@ -101,8 +124,14 @@ class FusedTransformerBlock(ExactTransformerBlock):
     """Each sum with the normalisation after it."""
 
     @staticmethod
-    def fits(layer: Any) -> bool:
-        return all(_layer_norm_fits(norm) for norm in (layer.norm1, layer.norm2, layer.norm3))
+    def fits(layer: Any, kernels: KernelsOf) -> bool:
+        return all(_layer_norm_fits(norm, kernels) for norm in (layer.norm1, layer.norm2, layer.norm3))
+
+    @staticmethod
+    def uses(layer: Any) -> Uses:
+        yield _layer_norm(layer.norm1)
+        yield _layer_norm(layer.norm2, added=True)
+        yield _layer_norm(layer.norm3, added=True)
 
     def _of(self, hidden_states: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
         kernels = kernels_for(hidden_states)
@@ -125,9 +154,13 @@ class FusedFeedForward(ExactFeedForward):
     """The gate's activation and product in one pass."""
 
     @staticmethod
-    def fits(layer: Any) -> bool:
+    def fits(layer: Any, kernels: KernelsOf) -> bool:
         weight = layer.net[0].proj.weight
-        return kernels_for(weight) is not None and weight.shape[0] % (2 * EIGHT) == 0
+        return bool(kernels(weight)) and weight.shape[0] % (2 * EIGHT) == 0
+
+    @staticmethod
+    def uses(layer: Any) -> Uses:
+        yield layer, Form("gated_gelu", layer.net[0].proj.weight.shape[0] // 2)
 
     def _of(self, rows: torch.Tensor) -> torch.Tensor:
         kernels = kernels_for(rows)
@@ -141,8 +174,12 @@ class FusedTransformer(ExactTransformer):
     """Pixels whose channels are last are tokens as they are. A 1×1 convolution of them is a product of matrices."""
 
     @staticmethod
-    def fits(layer: Any) -> bool:
-        return _norm_fits(layer.norm)
+    def fits(layer: Any, kernels: KernelsOf) -> bool:
+        return _norm_fits(layer.norm, kernels)
+
+    @staticmethod
+    def uses(layer: Any) -> Uses:
+        yield from ()  # its normalisation is a layer with a form of its own
 
     def _operate_on_continuous_inputs(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, int]:
         if kernels_for(hidden_states) is None:
