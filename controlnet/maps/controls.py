@@ -11,6 +11,7 @@ from controlnet.maps.annotators import Annotator, knobs_of
 from controlnet.maps.annotators.skeletons import PEOPLE, draw_poses
 from controlnet.maps.cache import MapCache
 from controlnet.maps.drawing import draw_control_map
+from controlnet.maps.transparency import opaque
 from controlnet.pictures.canvas import ControlArea, Layout
 from controlnet.pictures.geometry import extend, filled, reshape
 from controlnet.request.ask import Ask, AskedControl
@@ -113,7 +114,7 @@ class _Drawer:
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
         detect_resolution = ask.detect_resolution if control.drawn else None
-        picture = area.sent.open()
+        picture = opaque(area.sent.open(), BY_NAME[name], control.drawn)
         free = filled(picture.size, area.size) if mode == "fill" else None
         settings = (control.preprocess, self.annotators, knobs, detect_resolution, self.cache)
         # No name for the shaped picture, which may be large: it goes when the annotator's smaller one is made.

@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops
 
+from controlnet.conditioners import BLACK, WHITE
+from controlnet.log import silence
+from controlnet.pictures.colours import lay_on
 from controlnet.pictures.geometry import (
     Margins,
     canvas_size,
@@ -59,7 +62,10 @@ class Canvas:
         """
         laid = self.lay(mask, size, blank=0)
         if laid.getextrema() == (0, 0):
-            raise RequestError(f"{name} is black everywhere, so it does nothing: paint some white, or leave it out.")
+            raise RequestError(
+                f"{name} is black everywhere (what is transparent counts as black), so it does nothing: paint some "
+                "white, or leave it out."
+            )
         return laid
 
 
@@ -99,8 +105,11 @@ class SentPicture:
     """None if it is too large to be kept."""
 
     def open(self) -> Image.Image:
-        """RGB, as it was sent, of any size."""
-        return open_input(self.file, self.name) if self.kept is None else self.kept
+        """As it was sent, of any size: RGB, or RGBA if a part is transparent."""
+        if self.kept is not None:
+            return self.kept
+        with silence():  # the log has heard of it
+            return open_input(self.file, self.name)
 
 
 @dataclass(frozen=True)
@@ -149,40 +158,47 @@ def lay_out(ask: Ask, most_pixels: int, most_upscaled: int) -> Layout:
     by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
     check_upscaled(canvas.size, ask.upscale, ask.num_outputs, most_upscaled)
-    initial = _initial_picture(ask, begun, canvas, ask.mask_feather)
+    mask = None if ask.mask is None else open_mask(ask.mask, "mask")
+    initial = _initial_picture(ask, begun, mask, canvas, ask.mask_feather)
     size, original = canvas.size, None
     if ask.upscale > 1:
         size = upscaled_size(canvas.size, ask.upscale)
         if ask.repaints:
-            original = _initial_picture(ask, begun, canvas.upscaled(size), round(ask.mask_feather * ask.upscale))
-    del begun
+            original = _initial_picture(ask, begun, mask, canvas.upscaled(size), round(ask.mask_feather * ask.upscale))
+    del begun, mask
     areas = tuple(_area(ask, control, first, canvas) for control in ask.controls)
     return Layout(canvas, areas, initial, size, original)
 
 
-def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
-    """The picture that was sent for the input `name`. Raises ImageError, which names the input unless it is image."""
+def open_input(file: Path, name: str) -> Image.Image:
+    """The picture that was sent for the input `name`: RGB, or RGBA if a part is transparent.
+
+    Raises ImageError, which names the input unless it is image.
+    """
     try:
-        picture = open_image(file)
+        return open_image(file, name)
     except ImageError as error:
         raise error if name == "image" else ImageError(f"{name}: {error}") from None
-    return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas, feathered: int) -> InitialPicture | None:
+def open_mask(file: Path, name: str) -> Image.Image:
+    """The mask that was sent for the input `name`, mode L, black where it is transparent. Raises as open_input."""
+    return lay_on(open_input(file, name), BLACK).convert("L")
+
+
+def _initial_picture(
+    ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas, feathered: int
+) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges.
 
-    `feathered` is the mask_feather of this canvas.
+    `picture` and `mask` are those that were sent. `feathered` is the mask_feather of this canvas.
     """
     if ask.init_image is None and not ask.repaints:
         return None
-    laid = extend(canvas.lay(picture, canvas.kept), canvas.margins)
+    laid = extend(canvas.lay(lay_on(picture, WHITE), canvas.kept), canvas.margins)
     if not ask.repaints:
         return InitialPicture(laid, ask.prompt_strength)
-    if ask.mask is None:
-        inside = Image.new("L", canvas.kept)
-    else:
-        inside = canvas.lay_mask(open_input(ask.mask, "mask", "L"), canvas.kept, "mask")
+    inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
     repainted = feather(extend(inside, canvas.margins, blank=255), feathered)
     return InitialPicture(laid, ask.prompt_strength, repainted)
 
@@ -202,7 +218,7 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
 def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
     """The area of one control. `first` is the first control's picture, which is used unless this one has its own."""
     name = control.input("mask")
-    region = None if control.mask is None else canvas.lay_mask(open_input(control.mask, name, "L"), canvas.size, name)
+    region = None if control.mask is None else canvas.lay_mask(open_mask(control.mask, name), canvas.size, name)
     margins, size = Margins(), canvas.size
     shows_initial = ask.init_image is None and not control.has_own_image
     if canvas.margins and shows_initial and control.made_of != "holes":
