@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from controlnet.conditioners import BLACK, WHITE
-from controlnet.log import silence
+from controlnet.log import say, silence
 from controlnet.pictures.colours import lay_on
 from controlnet.pictures.geometry import (
     Margins,
@@ -22,10 +22,10 @@ from controlnet.pictures.geometry import (
     reshape,
     upscaled_size,
 )
-from controlnet.pictures.images import ImageError, open_image
+from controlnet.pictures.images import ImageError, open_image, sent_size
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.combinations import RequestError
-from controlnet.request.pose import Pose
+from controlnet.request.pose import Pose, SentPoses
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,25 @@ def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -
         region = ImageChops.multiply(region, inside) if region else inside
     if ask.annotates(control):
         detect_size(size, ask.detect_resolution)  # refuses too many pixels
-    people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
+    people = _sent_people(ask.pose_json, control, size) if ask.pose_json and control.made_of == "poses" else None
     return ControlArea(_sent_picture(control, first), margins, size, region, people)
+
+
+def _sent_people(poses: SentPoses, control: AskedControl, size: tuple[int, int]) -> tuple[Pose, ...]:
+    """The people of a pose_json in pixels of the canvas. The log names the size of theirs if it had to be assumed and
+    does not hold all of them."""
+    if poses.canvas is not None:
+        return poses.on(size, size)
+    width, height = picture = sent_size(control.image)
+    people = poses.on(size, picture)
+    joints = [joint for person in poses.people for joint in person.joints()]
+    outside = sum(not (0 <= x <= width and 0 <= y <= height) for x, y in joints)
+    if outside:
+        say(
+            f"pose_json: it names no canvas_width and canvas_height, so {width}×{height} are assumed, those of image; "
+            f"{outside} of its {len(joints)} joints lie outside"
+        )
+    return people
 
 
 def _sent_picture(control: AskedControl, first: Image.Image) -> SentPicture:

@@ -102,6 +102,36 @@ def test_the_poses_are_returned_if_the_request_asks_for_them(tmp_path: Path) -> 
     assert control.pose_json and json.loads(control.pose_json)["people"][0]["pose_keypoints_2d"][:3] == [32, 16, 1]
 
 
+def person(x: float, y: float, part: str = "pose_keypoints_2d", joints: int = 18) -> dict[str, list[float]]:
+    """One joint at x and y, in pixels."""
+    return {part: [x, y, 1, *[0.0] * 3 * (joints - 1)]}
+
+
+HAND = ("hand_left_keypoints_2d", 21)
+
+
+@pytest.mark.parametrize(
+    ("people", "parts", "counted", "outside"),
+    [
+        ([person(300, 300), person(-40, 300), {}], "all", 1, 1),
+        ([person(600, 300), person(300, 600)], "all", 0, 2),
+        ([person(-2, 300), person(514, 300)], "all", 2, 0),  # half of each dot lies on the canvas
+        ([person(300, 300, *HAND)], "all", 1, 0),
+        ([person(300, 300, *HAND), person(600, 300, *HAND)], "body", 0, 0),  # hands are not drawn
+        ([{"pose_keypoints_2d": [-9, 300, 1, 600, 300, 1, *[0.0] * 48]}], "all", 1, 0),  # a limb across the canvas
+        ([{}], "all", 0, 0),
+    ],
+)
+def test_a_person_counts_of_whom_something_lies_on_the_canvas(
+    tmp_path: Path, people: list, parts: str, counted: int, outside: int
+) -> None:
+    poses = json.dumps({"people": people, "canvas_width": 512, "canvas_height": 512})
+    sent = {"conditioner": "openpose", "pose_json": poses, "pose_parts": parts, "resolution": 512}
+    (control,) = controls(tmp_path, {"image": noise(64, 64)}, **sent)
+    assert (control.people, control.outside) == (counted, outside)
+    assert np.asarray(control.control_map).any() == bool(counted)
+
+
 def test_a_dark_on_white_map_is_inverted_and_filled_with_black(tmp_path: Path) -> None:
     paper = Image.new("RGB", (128, 64), "white")
     paper.paste("black", (60, 10, 68, 54))

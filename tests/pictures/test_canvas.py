@@ -1,5 +1,6 @@
 """How a request's pictures are placed on the canvas, and what a request begins with."""
 
+import json
 import re
 from pathlib import Path
 
@@ -220,6 +221,37 @@ def test_a_pose_far_beyond_the_canvas_is_refused(tmp_path: Path) -> None:
     far = '{"people": [{"pose_keypoints_2d": [99999, 1, 1' + ", 0" * 51 + "]}]}"
     with pytest.raises(PoseError, match="joints on the canvas or at most 10 canvases away"):
         laid_out(tmp_path, {"image": noise(64, 64)}, conditioner_2="openpose", pose_json=far)
+
+
+def pose(*joints: tuple[float, float], **canvas: int) -> str:
+    """A pose_json of one person with these joints."""
+    numbers = [value for joint in joints for value in (*joint, 1)] + [0] * 3 * (18 - len(joints))
+    return json.dumps({"people": [{"pose_keypoints_2d": numbers}]} | canvas)
+
+
+def test_poses_without_a_canvas_are_in_pixels_of_the_sent_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As OpenPose itself writes them. The picture is halved when it is opened, if it is large."""
+    monkeypatch.setattr("controlnet.pictures.images.FULL_SIZE", 10_000)
+    sent = {"conditioner": "openpose", "pose_json": pose((640, 360), (1280, 720))}
+    (area,) = laid_out(tmp_path, {"image": noise(1280, 720)}, **sent, width=128, height=64)[1].controls
+    assert area.people is not None and area.people[0].body[:2] == ((64, 32), (128, 64))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_log_names_the_canvas_that_was_assumed_if_joints_lie_outside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, joints = {"image": noise(64, 80)}, ((90, 10), (30, 81), (30, 30))
+    laid_out(tmp_path, picture, conditioner="openpose", pose_json=pose(*joints))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("pose_json: it names no canvas_width and canvas_height, so 64×80 are assumed")
+    assert line.endswith("2 of its 3 joints lie outside")
+    laid_out(tmp_path, picture, conditioner="openpose", pose_json=pose(*joints, canvas_width=64, canvas_height=80))
+    assert capsys.readouterr().out == "", "a canvas that is named was not assumed"
+    with pytest.raises(PoseError, match=r"those of the picture, 64×80, as it has no canvas_width"):
+        laid_out(tmp_path, picture, conditioner="openpose", pose_json=pose((900, 10)))
 
 
 def test_sent_poses_are_laid_out_and_no_annotator_sees_the_picture(tmp_path: Path) -> None:
