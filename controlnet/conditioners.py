@@ -14,6 +14,10 @@ Source = Literal["picture", "poses", "holes"]
 """What a control map is made of. picture: drawn from it by an annotator. poses: drawn from people's poses, which an
 annotator finds in the picture, or which the request sends. holes: the initial picture without its masked part.
 """
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0–255."""
+BLACK: Colour = (0, 0, 0)
+WHITE: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Conditioner:
     """Whether its ControlNet averages each residual over the picture (global_pool_conditions in its config.json)."""
     acts_on_parts: bool = True
     """Whether its map, enlarged, still says what a part of an enlarged picture should be (input upscale)."""
+    nothing: Colour = BLACK
+    """What means "nothing here" in its maps: what lies under the transparent parts of a ready-made one. Maps that are
+    pictures have white there, like all photographs. Lines may be sent dark on white: see maps/transparency.py."""
 
     @property
     def lines(self) -> bool:
@@ -39,8 +46,9 @@ class Conditioner:
 
     @property
     def blank(self) -> int | None:
-        """The grey, 0–255, that means "nothing here" in its maps. None if every pixel of a map means something."""
-        return 0 if self.lines or self.form == "skeletons" else None
+        """The grey, 0–255, of the margins that are added to its maps: `nothing`, in maps that mostly show that. None if
+        the edges are continued."""
+        return self.nothing[0] if self.lines or self.form == "skeletons" else None
 
 
 CONDITIONERS: tuple[Conditioner, ...] = (
@@ -57,7 +65,8 @@ CONDITIONERS: tuple[Conditioner, ...] = (
     ),
     Conditioner("scribble", "rough strokes", "sketches and doodles", form="lines"),
     Conditioner("seg", "what is where, by class", "rearranging scenes by their regions", form="labels"),
-    Conditioner("normal", "which way surfaces face", "relief and lighting of objects"),
+    # A surface that faces the camera, as normal_bae.normal_map draws it.
+    Conditioner("normal", "which way surfaces face", "relief and lighting of objects", nothing=(127, 127, 255)),
     Conditioner("lineart", "drawn lines", "colouring a drawing, or redrawing a photo line by line", form="soft_lines"),
     Conditioner(
         "lineart_anime", "drawn lines, as in anime", "colouring and redrawing anime and manga", form="soft_lines"
@@ -68,10 +77,15 @@ CONDITIONERS: tuple[Conditioner, ...] = (
         "other scenes in the style of the image",
         pooled=True,
         acts_on_parts=False,
+        nothing=WHITE,
     ),
     # Enlarging has its own map for this net: the picture that was made.
     Conditioner(
-        "tile", "colours and coarse shapes", "sharpening and enlarging: details are painted anew", acts_on_parts=False
+        "tile",
+        "colours and coarse shapes",
+        "sharpening and enlarging: details are painted anew",
+        acts_on_parts=False,
+        nothing=WHITE,
     ),
     Conditioner(
         "inpaint",
@@ -79,9 +93,16 @@ CONDITIONERS: tuple[Conditioner, ...] = (
         "repainting a part, and painting beyond the edges",
         made_of="holes",
         acts_on_parts=False,
+        nothing=WHITE,
     ),
     # Enlarging follows the picture that was made. This map is the one before the instruction.
-    Conditioner("ip2p", "the image itself", 'instructions such as "make it winter"; experimental', acts_on_parts=False),
+    Conditioner(
+        "ip2p",
+        "the image itself",
+        'instructions such as "make it winter"; experimental',
+        acts_on_parts=False,
+        nothing=WHITE,
+    ),
 )
 
 BY_NAME: dict[str, Conditioner] = {conditioner.name: conditioner for conditioner in CONDITIONERS}

@@ -110,12 +110,16 @@ class _Metrics:
         self.put(ignored=[name for each in ask.ignored for name in each.names])
 
     def say_people(self, ask: Ask, controls: tuple[Control, ...]) -> None:
-        """Record how many people each openpose map shows, and say in the log if there are none."""
+        """Record how many people each openpose map shows, and say in the log if it lacks some or shows none."""
         for asked, control in zip(ask.controls, controls, strict=True):
             if control.people is None:
                 continue
             self.put(**{f"people{asked.suffix}": control.people})
+            picture = asked.input("image") if asked.has_own_image else "image"
+            source = picture if ask.pose_json is None else "pose_json"
+            if control.outside:
+                everybody = control.people + control.outside
+                say(f"{asked.conditioner}: {control.outside} of {everybody} people in {source} are beyond the canvas")
             if control.people == 0:
-                picture = asked.input("image") if asked.has_own_image else "image"
-                source = picture if ask.pose_json is None else "pose_json"
-                say(f"{asked.conditioner}: nobody in {source}, so its control map is empty")
+                nobody = "nobody on the canvas" if control.outside else f"nobody in {source}"
+                say(f"{asked.conditioner}: {nobody}, so its control map is empty")

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"log"},
     "models": {"weights", "stopwatch", "log"},
     "request": {"conditioners", "weights"},
-    "pictures": {"request", "conditioners"},
+    "pictures": {"request", "conditioners", "log"},
     "maps": {"pictures", "request", "models", "conditioners"},
     "bundle": {"maps", "request", "models", "conditioners", "weights", "log"},
     "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "weights", "stopwatch", "log"},

@@ -18,6 +18,9 @@ Json = dict[str, Any]
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 FETCHED = re.compile(r"(https?|data):", re.IGNORECASE)
 EXAMPLE = '{"prompt": "a house", "image": "photo.jpg"}'
+HALVED = (
+    "The line has half a character in it (a lone surrogate, such as \\ud83d without its other half): write whole ones."
+)
 SEEDS = 2**32
 
 
@@ -112,6 +115,10 @@ def _job(
     if line.fault is not None:
         return Job(line.number, "", {}, line.fault)
     inputs = {name: value for name, value in ({**shared, **line.inputs}).items() if value is not None}
+    try:
+        json.dumps(inputs, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Job(line.number, "", {}, HALVED)
     places = {
         name: join(folder, inputs[name])
         for name in sorted(files & inputs.keys())

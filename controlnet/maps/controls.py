@@ -8,13 +8,14 @@ from PIL import Image
 
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import Annotator, knobs_of
-from controlnet.maps.annotators.skeletons import PEOPLE, draw_poses
+from controlnet.maps.annotators.skeletons import PEOPLE, count_shown, draw_poses
 from controlnet.maps.cache import MapCache
 from controlnet.maps.drawing import draw_control_map
+from controlnet.maps.transparency import opaque
 from controlnet.pictures.canvas import ControlArea, Layout
 from controlnet.pictures.geometry import extend, filled, reshape
 from controlnet.request.ask import Ask, AskedControl
-from controlnet.request.pose import SENT_PARTS, Pose, poses_to_json
+from controlnet.request.pose import FOUND_PARTS, POSE_PARTS, SENT_PARTS, Pose, poses_to_json
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Control:
     """The people of an openpose map as OpenPose's JSON. None unless the request asks for it."""
     people: int | None = None
     """How many people an openpose map shows. None if they are not known, as in a ready-made map."""
+    outside: int = 0
+    """How many more people there are, of whom nothing lies on the map."""
 
     def parameters(self) -> dict[str, Any]:
         """Its plain values, without pictures."""
@@ -86,6 +89,8 @@ class _Drawer:
         else:
             shown = self._of_picture(control, area)
         control_map, people, blank = shown.control_map, shown.people, BY_NAME[control.conditioner].blank
+        parts = self.ask.knobs.pose_parts or (FOUND_PARTS if area.people is None else SENT_PARTS)
+        on_map, outside = (None, 0) if people is None else _count(people, area.size, parts)
         return Control(
             conditioner=control.conditioner,
             control_map=extend(control_map, area.margins, blank) if area.margins else control_map,
@@ -95,7 +100,8 @@ class _Drawer:
             region=area.region,
             holes=shown.holes,
             pose_json=None if people is None or not self.ask.return_pose_json else poses_to_json(people, area.size),
-            people=None if people is None else sum(any(True for _ in person.joints()) for person in people),
+            people=on_map,
+            outside=outside,
         )
 
     def _with_holes(self) -> _Shown:
@@ -113,7 +119,7 @@ class _Drawer:
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
         detect_resolution = ask.detect_resolution if control.drawn else None
-        picture = area.sent.open()
+        picture = opaque(area.sent.open(), BY_NAME[name], control.drawn)
         free = filled(picture.size, area.size) if mode == "fill" else None
         settings = (control.preprocess, self.annotators, knobs, detect_resolution, self.cache)
         # No name for the shaped picture, which may be large: it goes when the annotator's smaller one is made.
@@ -125,6 +131,14 @@ class _Drawer:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
         return _Shown(control_map, people=people)
+
+
+def _count(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> tuple[int, int]:
+    """How many people a map of `size` shows, and of how many nothing lies on it. Those without joints are nobody."""
+    drawn = [person.only(POSE_PARTS[pose_parts]) for person in people]
+    known = [person for person in drawn if any(True for _ in person.joints())]
+    shown = count_shown(known, size, pose_parts)
+    return shown, len(known) - shown
 
 
 def _found_people(control_map: Image.Image) -> tuple[Pose, ...] | None:

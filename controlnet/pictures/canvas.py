@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops
 
+from controlnet.conditioners import BLACK, WHITE
+from controlnet.log import say, silence
+from controlnet.pictures.colours import lay_on
 from controlnet.pictures.geometry import (
     Margins,
     canvas_size,
@@ -19,10 +22,10 @@ from controlnet.pictures.geometry import (
     reshape,
     upscaled_size,
 )
-from controlnet.pictures.images import ImageError, open_image
+from controlnet.pictures.images import ImageError, open_image, sent_size
 from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.combinations import RequestError
-from controlnet.request.pose import Pose
+from controlnet.request.pose import Pose, SentPoses
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Canvas:
         """
         laid = self.lay(mask, size, blank=0)
         if laid.getextrema() == (0, 0):
-            raise RequestError(f"{name} is black everywhere, so it does nothing: paint some white, or leave it out.")
+            raise RequestError(
+                f"{name} is black everywhere (what is transparent counts as black), so it does nothing: paint some "
+                "white, or leave it out."
+            )
         return laid
 
 
@@ -99,8 +105,11 @@ class SentPicture:
     """None if it is too large to be kept."""
 
     def open(self) -> Image.Image:
-        """RGB, as it was sent, of any size."""
-        return open_input(self.file, self.name) if self.kept is None else self.kept
+        """As it was sent, of any size: RGB, or RGBA if a part is transparent."""
+        if self.kept is not None:
+            return self.kept
+        with silence():  # the log has heard of it
+            return open_input(self.file, self.name)
 
 
 @dataclass(frozen=True)
@@ -149,40 +158,47 @@ def lay_out(ask: Ask, most_pixels: int, most_upscaled: int) -> Layout:
     by_resolution = ask.width is None and ask.height is None and not margins
     check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
     check_upscaled(canvas.size, ask.upscale, ask.num_outputs, most_upscaled)
-    initial = _initial_picture(ask, begun, canvas, ask.mask_feather)
+    mask = None if ask.mask is None else open_mask(ask.mask, "mask")
+    initial = _initial_picture(ask, begun, mask, canvas, ask.mask_feather)
     size, original = canvas.size, None
     if ask.upscale > 1:
         size = upscaled_size(canvas.size, ask.upscale)
         if ask.repaints:
-            original = _initial_picture(ask, begun, canvas.upscaled(size), round(ask.mask_feather * ask.upscale))
-    del begun
+            original = _initial_picture(ask, begun, mask, canvas.upscaled(size), round(ask.mask_feather * ask.upscale))
+    del begun, mask
     areas = tuple(_area(ask, control, first, canvas) for control in ask.controls)
     return Layout(canvas, areas, initial, size, original)
 
 
-def open_input(file: Path, name: str, mode: str = "RGB") -> Image.Image:
-    """The picture that was sent for the input `name`. Raises ImageError, which names the input unless it is image."""
+def open_input(file: Path, name: str) -> Image.Image:
+    """The picture that was sent for the input `name`: RGB, or RGBA if a part is transparent.
+
+    Raises ImageError, which names the input unless it is image.
+    """
     try:
-        picture = open_image(file)
+        return open_image(file, name)
     except ImageError as error:
         raise error if name == "image" else ImageError(f"{name}: {error}") from None
-    return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _initial_picture(ask: Ask, picture: Image.Image, canvas: Canvas, feathered: int) -> InitialPicture | None:
+def open_mask(file: Path, name: str) -> Image.Image:
+    """The mask that was sent for the input `name`, mode L, black where it is transparent. Raises as open_input."""
+    return lay_on(open_input(file, name), BLACK).convert("L")
+
+
+def _initial_picture(
+    ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas, feathered: int
+) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges.
 
-    `feathered` is the mask_feather of this canvas.
+    `picture` and `mask` are those that were sent. `feathered` is the mask_feather of this canvas.
     """
     if ask.init_image is None and not ask.repaints:
         return None
-    laid = extend(canvas.lay(picture, canvas.kept), canvas.margins)
+    laid = extend(canvas.lay(lay_on(picture, WHITE), canvas.kept), canvas.margins)
     if not ask.repaints:
         return InitialPicture(laid, ask.prompt_strength)
-    if ask.mask is None:
-        inside = Image.new("L", canvas.kept)
-    else:
-        inside = canvas.lay_mask(open_input(ask.mask, "mask", "L"), canvas.kept, "mask")
+    inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
     repainted = feather(extend(inside, canvas.margins, blank=255), feathered)
     return InitialPicture(laid, ask.prompt_strength, repainted)
 
@@ -202,7 +218,7 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
 def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
     """The area of one control. `first` is the first control's picture, which is used unless this one has its own."""
     name = control.input("mask")
-    region = None if control.mask is None else canvas.lay_mask(open_input(control.mask, name, "L"), canvas.size, name)
+    region = None if control.mask is None else canvas.lay_mask(open_mask(control.mask, name), canvas.size, name)
     margins, size = Margins(), canvas.size
     shows_initial = ask.init_image is None and not control.has_own_image
     if canvas.margins and shows_initial and control.made_of != "holes":
@@ -212,8 +228,25 @@ def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -
         region = ImageChops.multiply(region, inside) if region else inside
     if ask.annotates(control):
         detect_size(size, ask.detect_resolution)  # refuses too many pixels
-    people = ask.pose_json.on(size) if ask.pose_json is not None and control.made_of == "poses" else None
+    people = _sent_people(ask.pose_json, control, size) if ask.pose_json and control.made_of == "poses" else None
     return ControlArea(_sent_picture(control, first), margins, size, region, people)
+
+
+def _sent_people(poses: SentPoses, control: AskedControl, size: tuple[int, int]) -> tuple[Pose, ...]:
+    """The people of a pose_json in pixels of the canvas. The log names the size of theirs if it had to be assumed and
+    does not hold all of them."""
+    if poses.canvas is not None:
+        return poses.on(size, size)
+    width, height = picture = sent_size(control.image)
+    people = poses.on(size, picture)
+    joints = [joint for person in poses.people for joint in person.joints()]
+    outside = sum(not (0 <= x <= width and 0 <= y <= height) for x, y in joints)
+    if outside:
+        say(
+            f"pose_json: it names no canvas_width and canvas_height, so {width}×{height} are assumed, those of image; "
+            f"{outside} of its {len(joints)} joints lie outside"
+        )
+    return people
 
 
 def _sent_picture(control: AskedControl, first: Image.Image) -> SentPicture:

@@ -1,4 +1,4 @@
-"""Turn decoded pixels of any mode into 8-bit sRGB on white, a strip at a time.
+"""Turn decoded pixels of any mode into 8-bit sRGB, a strip at a time, and lay what is transparent on a colour.
 
 The copies that a conversion needs are as small as a strip, so a picture of 64 megapixels needs little more memory than
 its own pixels.
@@ -11,24 +11,46 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
+from controlnet.conditioners import Colour
+
 STRIP = 256
 """Rows that are converted together. Even, so halving a strip merges the same rows as halving the picture."""
+
+DEEPEST = 65535
+"""White in a picture of 16 bits per channel."""
 
 Step = Callable[[Image.Image], Image.Image]
 
 
-def to_rgb(picture: Image.Image, halve: bool = False) -> Image.Image:
-    """A loaded picture as plain RGB: in sRGB, transparent parts on white, without info or a link to its file.
+def to_srgb(picture: Image.Image, halve: bool = False) -> Image.Image:
+    """A loaded picture in sRGB: RGB, or RGBA if a part is transparent; without info or a link to its file.
 
     `halve` averages each 2×2 pixels, in the colours of the result. May raise any exception for damaged data.
     """
     step = 2 if halve else 1
-    plain = Image.new("RGB", (-(-picture.width // step), -(-picture.height // step)))
+    plain = Image.new(
+        "RGBA" if picture.has_transparency_data else "RGB", (-(-picture.width // step), -(-picture.height // step))
+    )
     converter = Converter.of(picture)
     for top, strip in _strips(picture):
-        rgb = converter.on_white(strip)
-        plain.paste(rgb.reduce(step) if halve else rgb, (0, top // step))
-    return plain
+        converted = converter.convert(strip)
+        plain.paste(converted.reduce(step) if halve else converted, (0, top // step))
+    opaque = plain.mode == "RGBA" and plain.getchannel("A").getextrema() == (255, 255)
+    return plain.convert("RGB") if opaque else plain
+
+
+def lay_on(picture: Image.Image, colour: Colour, mixed: bool = True) -> Image.Image:
+    """An RGB or RGBA picture as RGB, its transparent parts on that colour. An RGB one is returned as it is.
+
+    What is transparent in part is `mixed` with the colour, or else becomes the nearer of the two.
+    """
+    if picture.mode == "RGB":
+        return picture
+    laid = Image.new("RGB", picture.size, colour)
+    for top, strip in _strips(picture):
+        alpha = strip.getchannel("A")
+        laid.paste(strip.convert("RGB"), (0, top), alpha if mixed else alpha.point([0] * 128 + [255] * 128))
+    return laid
 
 
 def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -57,17 +79,17 @@ class Converter:
         inverted = picture.mode == "CMYK" and picture.format in ("JPEG", "MPO") and "adobe" not in picture.info
         return cls(inverted, _levels(picture), picture.info.get("icc_profile"), {})
 
-    def on_white(self, strip: Image.Image) -> Image.Image:
-        """RGB in sRGB. The profile is applied before the transparency, because the white below it is sRGB white."""
+    def convert(self, strip: Image.Image) -> Image.Image:
+        """RGB in sRGB, or RGBA if the mode of the strip or its info has a transparency."""
         strip = self._eight_bits(strip)
         strip = ImageChops.invert(strip) if self.inverted else strip
         if not strip.has_transparency_data:
             return self._to_srgb(strip)
         rgba = strip.convert("RGBA")
         colours = strip.convert("L") if strip.mode in ("1", "L", "LA") else rgba.convert("RGB")
-        white = Image.new("RGB", strip.size, "white")
-        white.paste(self._to_srgb(colours), mask=rgba.getchannel("A"))
-        return white
+        converted = self._to_srgb(colours)
+        converted.putalpha(rgba.getchannel("A"))
+        return converted
 
     def _eight_bits(self, strip: Image.Image) -> Image.Image:
         """Greyscale deeper than 8 bits as L, or as LA if one value is declared transparent. Others are unchanged.
@@ -112,6 +134,27 @@ def _is_deep(picture: Image.Image) -> bool:
     return picture.mode.startswith(("I", "F"))
 
 
+def has_16_bits(picture: Image.Image) -> bool:
+    """Whether a picture that is not loaded yet has 16 bits per channel in its file. Pillow reduces colours to 8."""
+    return any(";16" in str(tile.args) for tile in getattr(picture, "tile", ()))
+
+
+def narrow_range(picture: Image.Image, has_16_bits: bool) -> tuple[int, int] | None:
+    """The lowest and highest value of a loaded picture of 16 bits, if they lie within a sixteenth of the range.
+
+    None if they do not, or if all values are equal.
+    """
+    if _is_deep(picture):
+        if _levels(picture) is not None:
+            return None
+        low, high = _extremes(picture)
+    elif has_16_bits:
+        low, high = (257 * value for value in _extremes(picture))
+    else:
+        return None
+    return (int(low), int(high)) if 0 < high - low < DEEPEST / 16 else None
+
+
 def _levels(picture: Image.Image) -> tuple[float, float] | None:
     """The lowest and the highest value, because float and 32-bit files do not say which values are black and white.
 
@@ -119,15 +162,21 @@ def _levels(picture: Image.Image) -> tuple[float, float] | None:
     """
     if not _is_deep(picture):
         return None
+    low, high = _extremes(picture)
+    if picture.mode != "F" and low >= 0 and high <= DEEPEST:
+        return None
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _extremes(picture: Image.Image) -> tuple[float, float]:
+    """The lowest and the highest finite value of a picture's colours; ∞ and −∞ if there is none."""
     low, high = np.inf, -np.inf
     for _, strip in _strips(picture):
-        values = np.asarray(strip)
+        values = np.asarray(strip.convert("RGB") if strip.mode == "RGBA" else strip)
         finite = values[np.isfinite(values)] if picture.mode == "F" else values
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    if picture.mode != "F" and low >= 0 and high <= 65535:
-        return None
-    return (low, high) if low <= high else (0.0, 0.0)
+    return low, high
 
 
 def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlnet.pictures import png
+
 MOST_READS = 400_000
 """Reads of one file. Pillow takes one for each chunk or segment, and a file can consist of millions of empty ones."""
 MOST_SCANNED = 1_000_000_000
 """Pixels times scans of a JPEG, so 15 scans at 64 megapixels. Pillow and jpegtran write 10 for a picture in colour."""
 MOST_JPEG_BYTES = 128 * 2**20
 """A photograph of 64 megapixels has 20 to 80 MB."""
+MOST_JPEG_PARTS = 100
+"""Parts of a JPEG's EXIF data, or of Photoshop's. Each has up to 64 KB, and Pillow copies what it has for each more."""
+MOST_METADATA = 128 * 2**20
+"""Bytes of a PNG without its pixels, or of a TIFF's tags. Pillow holds up to three copies of them."""
 MOST_PNG_BYTES = 256_000_000
 """Bytes of a PNG's pixels: 64 megapixels with 4 channels of 8 bits. With 16 bits it takes twice as long."""
 SLOW_FORMATS = ("WEBP", "AVIF")
@@ -31,6 +37,8 @@ MOST_VALUES = 1_000_000
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 """A JPEG's marker that has a length or ends the picture. The others stand alone, and data writes FF as FF 00."""
 _SCAN, _END = 0xDA, 0xD9
+_JPEG_PARTS = [re.compile(head, re.DOTALL) for head in (rb"\xff\xe1..Exif\0\0", rb"\xff\xed..Photoshop 3\.0\0")]
+"""How the parts of a JPEG's EXIF data begin, and those of Photoshop's."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By a PNG's colour type."""
 _NUMBERS = (3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 16, 17, 18)
@@ -40,6 +48,8 @@ _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _BIG = 43
 """The version of a BigTIFF."""
 _SHORT = 3
+_VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""By the type of a TIFF's values. Those of other types have 1."""
 _TILE_SIDES = (322, 323)
 
 
@@ -69,7 +79,11 @@ def too_costly_to_open(file: io.BufferedReader) -> str | None:
         file.seek(0)
         head = file.read(16)
         if head[:2] in _BYTE_ORDERS:
-            return _tiff_fault(file, _BYTE_ORDERS[head[:2]], head)
+            return _tiff_fault(file, _BYTE_ORDERS[head[:2]], head, size)
+        if head[:2] == b"\xff\xd8":
+            return _jpeg_parts_fault(file, size)
+        if head[:8] == png.SIGNATURE:
+            return _png_metadata_fault(file, size)
         # Pillow reads these two as a whole when it opens them.
         name = "WEBP" if head[8:12] == b"WEBP" else "AVIF" if head[4:8] == b"ftyp" else None
         return _slow_fault(name, size, 0) if name else None
@@ -86,7 +100,7 @@ def too_costly(file: io.BufferedReader, picture_format: str | None, pixels: int)
         if picture_format in SLOW_FORMATS:
             return _slow_fault(picture_format, size, pixels)
         if picture_format in ("JPEG", "MPO"):
-            return _jpeg_fault(file, size, pixels)
+            return _jpeg_scans_fault(file, pixels)
         return _png_fault(file.read(26), pixels) if picture_format == "PNG" else None
     finally:
         file.seek(place)
@@ -101,9 +115,28 @@ def _slow_fault(picture_format: str, size: int, pixels: int) -> str | None:
     )
 
 
-def _jpeg_fault(file: io.BufferedReader, size: int, pixels: int) -> str | None:
+def _metadata_fault(picture_format: str, size: int) -> str | None:
+    if size <= MOST_METADATA:
+        return None
+    return f"expected at most {MOST_METADATA // 2**20} MB of metadata in a {picture_format}, please save it without"
+
+
+def _png_metadata_fault(file: io.BufferedReader, size: int) -> str | None:
+    sizes = (min(length, size - start) for name, start, length in png.chunks(file) if name != png.PIXELS)
+    return _metadata_fault("PNG", sum(sizes))
+
+
+def _jpeg_parts_fault(file: io.BufferedReader, size: int) -> str | None:
     if size > MOST_JPEG_BYTES:
         return f"expected at most {MOST_JPEG_BYTES // 2**20} MB in a JPEG, please save it with a lower quality"
+    file.seek(0)
+    data = file.read()
+    if max(len(part.findall(data)) for part in _JPEG_PARTS) <= MOST_JPEG_PARTS:
+        return None
+    return f"expected at most {MOST_JPEG_PARTS} parts of metadata of one kind in a JPEG, please save it without"
+
+
+def _jpeg_scans_fault(file: io.BufferedReader, pixels: int) -> str | None:
     scans = jpeg_scans(file.read())
     if scans * pixels <= MOST_SCANNED:
         return None
@@ -142,27 +175,31 @@ class _Entry:
     """Four bytes, or eight in a BigTIFF: the value if it is that short, otherwise where it is."""
 
 
-def _tiff_fault(file: io.BufferedReader, order: str, head: bytes) -> str | None:
-    sides = [0, 0]
+def _tiff_fault(file: io.BufferedReader, order: str, head: bytes, size: int) -> str | None:
+    sides, metadata = [0, 0], 0
     try:
         for entry in _entries(file, order, head):
             if entry.type in _NUMBERS and entry.count > MOST_VALUES:
                 return (
                     f"expected at most {MOST_VALUES} numbers in a TIFF's tag, got {entry.count}, please save it again"
                 )
+            own = entry.count * _VALUE_BYTES.get(entry.type, 1)
+            metadata += own if own <= size else 0  # Pillow skips a tag that is larger than the file
             if entry.tag in _TILE_SIDES:
                 which, length = _TILE_SIDES.index(entry.tag), 2 if entry.type == _SHORT else 4
                 part = entry.value[:length]
                 sides[which] = max(sides[which], int.from_bytes(part, "little" if order == "<" else "big"))
-    except struct.error:
-        return None  # it is cut off, which is found when it is opened
+    except (struct.error, ValueError, OSError):
+        return None  # it is cut off or points nowhere, which is found when it is opened
+    if fault := _metadata_fault("TIFF", metadata):
+        return fault
     if sides[0] * sides[1] <= MOST_TILE:
         return None
     return f"expected at most {MOST_TILE} pixels in a TIFF's tile, got {sides[0]}×{sides[1]}, please save it again"
 
 
 def _entries(file: io.BufferedReader, order: str, head: bytes) -> Iterator[_Entry]:
-    """The entries of a TIFF's first directory. Raises struct.error if it is cut off."""
+    """The entries of a TIFF's first directory. Raises struct.error if it is cut off, and what seek() raises."""
     big = struct.unpack_from(f"{order}H", head, 2)[0] == _BIG
     (start,) = struct.unpack_from(f"{order}Q", head, 8) if big else struct.unpack_from(f"{order}L", head, 4)
     file.seek(start)

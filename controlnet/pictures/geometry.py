@@ -103,7 +103,7 @@ def filled(image_size: tuple[int, int], size: tuple[int, int]) -> Margins:
     if canvas_size(image_size, min(size)) == size:
         return Margins()
     scale = min(size[0] / image_size[0], size[1] / image_size[1])
-    width, height = (min(side, max(1, round(own * scale))) for own, side in zip(image_size, size, strict=True))
+    width, height = (min(side, round(own * scale)) for own, side in zip(image_size, size, strict=True))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return Margins(left, top, size[0] - width - left, size[1] - height - top)
 
@@ -135,7 +135,7 @@ def _shrunk_to_extend(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if extended <= MOST_EXTENDED:
         return image
     shrink = math.sqrt(MOST_EXTENDED / extended)
-    width, height = (max(1, round(side * shrink)) for side in image.size)
+    width, height = (round(side * shrink) for side in image.size)
     return fit(image, (width, height), Image.Resampling.LANCZOS)
 
 

@@ -9,13 +9,17 @@ import cog
 import numpy as np
 from PIL import Image
 
-from controlnet.request.inputs import InputError
+from controlnet.request.inputs import HALVED, HALVES, InputError
 
 LoraWeights = str | os.PathLike[str]
 """A text as lora_weights takes it, or a path object."""
 Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 """A PIL picture, a NumPy array (uint8 or bool; H×W, H×W×3 or H×W×4), the content of a file, a path or a URL."""
 EXPECTED = "expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL"
+
+
+LONGEST_NAME = 255
+"""Characters that Linux takes in the name of a file. A longer text is hardly meant as a path."""
 
 
 class NotFetched(InputError):
@@ -33,10 +37,12 @@ def as_file(name: str, picture: Any, folder: Path) -> Path:
     """
     if isinstance(picture, Path):
         return _existing(name, picture)
+    if isinstance(picture, str) and HALVES.search(picture):
+        raise InputError(f"{name}: {EXPECTED}; got {HALVED}.")
     if isinstance(picture, str) and picture.partition(":")[0].lower() in ("http", "https", "data"):
         return _written(folder / name, _fetched(name, picture))
     if isinstance(picture, str | os.PathLike):
-        return _existing(name, Path(picture).expanduser())
+        return _existing(name, Path(os.path.expanduser(os.fsdecode(picture))))
     if isinstance(picture, bytes):
         return _written(folder / name, picture)
     if isinstance(picture, np.ndarray):
@@ -58,9 +64,17 @@ def lora_as_text(name: str, lora: Any) -> Any:
 
 
 def _existing(name: str, path: Path, expected: str = EXPECTED) -> Path:
-    if path.is_file():
-        return path
-    raise InputError(f"{name}: {expected}; {str(path)!r} is {'a folder' if path.is_dir() else 'not there'}.")
+    """The path, if it is one of a file."""
+    try:
+        if path.is_file():
+            return path
+        state = "a folder" if path.is_dir() else "not there"
+    except OSError as error:  # a part of it is too long, or in a folder that is closed to this process
+        state = f"no path that can be used ({(error.strerror or 'unknown reason').lower()})"
+    shown, hint = repr(str(path)), ""
+    if len(shown) > LONGEST_NAME:  # it may be megabytes
+        shown, hint = f"{str(path)[:40]!r}…", " (if it is base64, put data:;base64, before it)"
+    raise InputError(f"{name}: {expected}; {shown} is {state}{hint}.")
 
 
 def _fetched(name: str, url: str) -> bytes:

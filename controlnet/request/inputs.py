@@ -23,6 +23,9 @@ from cog.input import FieldInfo
 
 LONGEST_ECHO = 40
 """Characters of a wrong value that an error repeats."""
+HALVES = re.compile("[\ud800-\udfff]")
+"""Halves of characters in UTF-16 (lone surrogates), which are no text: no tokenizer takes them, and no file or URL."""
+HALVED = "text with half a character in it (a lone surrogate)"
 
 
 class InputError(ValueError):
@@ -139,6 +142,12 @@ def _integer(value: Any) -> int:
     return int(value)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or HALVES.search(value):
+        raise _Mismatch
+    return value
+
+
 @dataclass(frozen=True)
 class _Type:
     words: str
@@ -150,7 +159,7 @@ TYPES: dict[Any, _Type] = {
     bool: _Type("true or false", _instance(bool)),
     int: _Type("an integer", _integer),
     float: _Type("a number", _number),
-    str: _Type("text", _instance(str)),
+    str: _Type("text", _text),
     cog.Path: _Type("an uploaded file, an http(s) URL or a data URL", _instance(pathlib.Path)),
 }
 """The types that predict() may declare, each with its words and its conversion."""
@@ -180,6 +189,8 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if not isinstance(value, str | int | float):
         return f"a {type(value).__name__}"  # no repr: a Path's would name a place on this machine
+    if isinstance(value, str) and HALVES.search(value):
+        return HALVED
     if isinstance(value, int) and value.bit_length() > 64:
         return "a very large number"
     text = repr(value)

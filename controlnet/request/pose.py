@@ -43,6 +43,9 @@ _LAYOUTS: dict[str, tuple[str, dict[int, Sequence[int | None]]]] = {
 }
 """For each field of Pose: its key in the JSON, and for each accepted number of joints, the position of each joint."""
 
+_SIZES = (("canvas_width", "canvas_height"), ("width", "height"))
+"""Keys of the canvas's size. DWPose, controlnet_aux and web UIs write the first two, some editors the others."""
+
 
 class PoseError(ValueError):
     """Poses that cannot be read or drawn."""
@@ -86,18 +89,23 @@ class SentPoses:
     people: tuple[Pose, ...]
     """In the JSON's own coordinates."""
     canvas: tuple[float, float] | None
-    """Width and height that the coordinates refer to. None means pixels of the canvas that they are put on."""
+    """Width and height that the coordinates refer to. None: those of the picture that was sent with them."""
 
-    def on(self, size: tuple[int, int]) -> tuple[Pose, ...]:
-        """The people in pixels of a canvas of `size` (width, height). Raises PoseError if one is too far from it."""
-        canvas = self.canvas or size
+    def on(self, size: tuple[int, int], picture: tuple[int, int]) -> tuple[Pose, ...]:
+        """The people in pixels of a canvas of `size` (width, height). `picture` is the size of the sent picture.
+
+        Raises PoseError if one is too far from the canvas.
+        """
+        canvas = self.canvas or picture
         people = tuple(person.scaled(size[0] / canvas[0], size[1] / canvas[1]) for person in self.people)
         for joint in (joint for person in people for joint in person.joints()):
             if any(abs(value) > FARTHEST * side for value, side in zip(joint, size, strict=True)):
                 x, y = (value / side for value, side in zip(joint, size, strict=True))
+                assumed = f" (those of the picture, {picture[0]}×{picture[1]}, as it has no canvas_width)"
                 raise PoseError(
-                    f"The pose JSON has a joint {x:.3g} canvas widths to the right and {y:.3g} heights down: expected "
-                    f"joints on the canvas or at most {FARTHEST} canvases away."
+                    f"The pose JSON has a joint {x:.3g} canvas widths to the right and {y:.3g} heights down"
+                    f"{'' if self.canvas else assumed}: expected joints on the canvas or at most {FARTHEST} canvases "
+                    "away."
                 )
         return people
 
@@ -106,9 +114,9 @@ def read_poses(text: str) -> SentPoses:
     """Read OpenPose's JSON: one picture's object with "people", or a list that holds only that.
 
     Coordinates that all lie within 0 to 1 are shares of the canvas. Otherwise they are pixels: of canvas_width ×
-    canvas_height if the JSON has these, else of the canvas that the people are put on. A joint whose confidence is 0 or
-    less is absent. So is a part that is left out, null, empty, or has no joint. Bodies may have 18 joints or BODY_25's
-    25, faces 70 or DWPose's 68.
+    canvas_height if the JSON has these, else of width × height, else of the picture that was sent with it, as OpenPose
+    itself writes them. A joint whose confidence is 0 or less is absent. So is a part that is left out, null, empty, or
+    has no joint. Bodies may have 18 joints or BODY_25's 25, faces 70 or DWPose's 68.
 
     Raises PoseError for everything else, with one sentence that says what was expected and what came.
     """
@@ -194,15 +202,17 @@ def _people(picture: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _canvas(picture: dict[str, Any]) -> tuple[float, float] | None:
     """Width and height, or None if the JSON names neither."""
-    width, height = picture.get("canvas_width"), picture.get("canvas_height")
-    if width is None and height is None:
-        return None
-    if not (_is_number(width) and _is_number(height) and width >= 1 and height >= 1):
-        raise PoseError(
-            f"The pose JSON's canvas_width and canvas_height are {brief(width)} and {brief(height)}: expected pixels, "
-            "at least 1, or neither of the two."
-        )
-    return width, height
+    for names in _SIZES:
+        width, height = (picture.get(name) for name in names)
+        if width is None and height is None:
+            continue
+        if not (_is_number(width) and _is_number(height) and width >= 1 and height >= 1):
+            raise PoseError(
+                f"The pose JSON's {' and '.join(names)} are {brief(width)} and {brief(height)}: expected pixels, at "
+                "least 1, or neither of the two."
+            )
+        return width, height
+    return None
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any]]:

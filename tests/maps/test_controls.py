@@ -1,8 +1,10 @@
 """Each control of a request: its control map, strength, window and region, and its defaults."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from support.asks import laid_out, noise
 
@@ -55,6 +57,16 @@ def test_fill_adds_no_lines_but_continues_depth(tmp_path: Path) -> None:
     assert (np.asarray(depth.control_map) == 255).all()
 
 
+@pytest.mark.parametrize(("mode", "lit"), [("fill", range(48, 80)), ("crop", range(128)), ("stretch", range(128))])
+def test_lines_in_margins_that_fill_added_are_left_out(tmp_path: Path, mode: str, lit: range) -> None:
+    """An annotator sees lines where the picture's edges were continued. Other modes add no margins."""
+    ask, layout = laid_out(tmp_path, {"image": noise(128, 64)}, width=64, height=128, resize_mode=mode)
+    lines = {"canny": lambda picture: Image.new("RGB", picture.size, "white")}
+    (control,) = draw_controls(ask, layout, lines)
+    drawn = np.asarray(control.control_map)[..., 0]
+    assert [y for y in range(128) if drawn[y].any()] == [*lit] and drawn[lit].all()
+
+
 def test_outpainting_leaves_the_margins_uncontrolled(tmp_path: Path) -> None:
     (control,) = controls(tmp_path, {"image": noise(64, 64)}, outpaint_right=32)
     assert control.control_map.size == (96, 64) and control.region is not None
@@ -77,6 +89,47 @@ def test_inpaints_map_is_the_picture_with_the_masks_holes(tmp_path: Path) -> Non
     shown = np.asarray(control.control_map)
     assert not shown[:, :32].any() and np.array_equal(shown[:, 32:], np.asarray(noise(64, 64))[:, 32:])
     assert control.holes == mask and control.region is None
+
+
+POSE = '{"people": [{"pose_keypoints_2d": [0.5, 0.25, 1, 0.5, 0.75, 1' + ", 0" * 48 + "]}]}"
+
+
+def test_the_poses_are_returned_if_the_request_asks_for_them(tmp_path: Path) -> None:
+    sent = {"conditioner": "openpose", "pose_json": POSE}
+    (silent,) = controls(tmp_path, {"image": noise(64, 64)}, **sent)
+    (control,) = controls(tmp_path, {"image": noise(64, 64)}, **sent, return_pose_json=True)
+    assert silent.pose_json is None and silent.people == control.people == 1
+    assert control.pose_json and json.loads(control.pose_json)["people"][0]["pose_keypoints_2d"][:3] == [32, 16, 1]
+
+
+def person(x: float, y: float, part: str = "pose_keypoints_2d", joints: int = 18) -> dict[str, list[float]]:
+    """One joint at x and y, in pixels."""
+    return {part: [x, y, 1, *[0.0] * 3 * (joints - 1)]}
+
+
+HAND = ("hand_left_keypoints_2d", 21)
+
+
+@pytest.mark.parametrize(
+    ("people", "parts", "counted", "outside"),
+    [
+        ([person(300, 300), person(-40, 300), {}], "all", 1, 1),
+        ([person(600, 300), person(300, 600)], "all", 0, 2),
+        ([person(-2, 300), person(514, 300)], "all", 2, 0),  # half of each dot lies on the canvas
+        ([person(300, 300, *HAND)], "all", 1, 0),
+        ([person(300, 300, *HAND), person(600, 300, *HAND)], "body", 0, 0),  # hands are not drawn
+        ([{"pose_keypoints_2d": [-9, 300, 1, 600, 300, 1, *[0.0] * 48]}], "all", 1, 0),  # a limb across the canvas
+        ([{}], "all", 0, 0),
+    ],
+)
+def test_a_person_counts_of_whom_something_lies_on_the_canvas(
+    tmp_path: Path, people: list, parts: str, counted: int, outside: int
+) -> None:
+    poses = json.dumps({"people": people, "canvas_width": 512, "canvas_height": 512})
+    sent = {"conditioner": "openpose", "pose_json": poses, "pose_parts": parts, "resolution": 512}
+    (control,) = controls(tmp_path, {"image": noise(64, 64)}, **sent)
+    assert (control.people, control.outside) == (counted, outside)
+    assert np.asarray(control.control_map).any() == bool(counted)
 
 
 def test_a_dark_on_white_map_is_inverted_and_filled_with_black(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How a request's pictures are placed on the canvas, and what a request begins with."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from support.asks import asked, laid_out, noise
 
 from controlnet.pictures.canvas import Canvas, lay_out
 from controlnet.pictures.geometry import Margins, SizeError, check_pixels
-from controlnet.pictures.images import ImageError
+from controlnet.pictures.images import ImageError, open_image
 from controlnet.request.combinations import RequestError
 from controlnet.request.pose import PoseError
 
@@ -145,6 +146,55 @@ def test_a_black_mask_is_refused_by_its_input(tmp_path: Path, name: str) -> None
         laid_out(tmp_path, pictures, conditioner_2="depth")
 
 
+@pytest.mark.parametrize("name", ["mask", "control_mask"])
+def test_a_mask_is_black_where_it_is_transparent(tmp_path: Path, name: str) -> None:
+    mask = Image.new("RGBA", (64, 64))
+    mask.paste((255, 255, 255, 255), (0, 0, 16, 64))
+    mask.paste((255, 255, 255, 51), (16, 0, 32, 64))
+    layout = laid_out(tmp_path, {"image": noise(64, 64), name: mask}, mask_feather=0)[1]
+    laid = layout.initial.mask if name == "mask" and layout.initial else layout.controls[0].region
+    assert laid is not None and [laid.getpixel((x, 9)) for x in (8, 24, 48)] == [255, 51, 0]
+    with pytest.raises(RequestError, match=f"^{name} is black everywhere .what is transparent counts as black"):
+        laid_out(tmp_path, {"image": noise(64, 64), name: Image.new("RGBA", (64, 64), (255, 255, 255, 0))})
+
+
+@pytest.mark.parametrize("name", ["image", "init_image"])
+def test_an_initial_picture_is_white_where_it_is_transparent(tmp_path: Path, name: str) -> None:
+    cut_out = Image.new("RGBA", (64, 64))
+    cut_out.paste((200, 100, 0, 255), (0, 0, 32, 64))
+    pictures = {"image": noise(64, 64), name: cut_out, "mask": Image.new("L", (64, 64), 255)}
+    initial = laid_out(tmp_path, pictures)[1].initial
+    assert initial and [initial.picture.getpixel((x, 9)) for x in (8, 56)] == [(200, 100, 0), (255, 255, 255)]
+
+
+def test_a_large_picture_of_a_second_control_keeps_its_transparency_and_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = Image.fromarray(np.arange(64 * 64).astype(np.uint16).reshape(64, 64) // 4)
+    pictures = {"image": noise(64, 64), "image_2": Image.new("RGBA", (64, 64), (9, 9, 9, 9)), "image_3": deep}
+    monkeypatch.setattr("controlnet.pictures.canvas.MOST_KEPT", 1000)
+    controls = laid_out(tmp_path, pictures, conditioner_2="depth", conditioner_3="depth")[1].controls
+    assert controls[1].sent.kept is controls[2].sent.kept is None
+    assert controls[1].sent.open().getpixel((0, 0)) == (9, 9, 9, 9) and controls[2].sent.open().mode == "RGB"
+    assert capsys.readouterr().out.count("image_3: its 16-bit values") == 1
+
+
+def test_every_sent_picture_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the mask, which a request with upscale lays on two canvases."""
+    opened: list[str] = []
+
+    def count(file: Path, name: str) -> Image.Image:
+        opened.append(name)
+        return open_image(file, name)
+
+    monkeypatch.setattr("controlnet.pictures.canvas.open_image", count)
+    names = ["image", "init_image", "mask", "control_mask", "image_2"]
+    pictures = {name: noise(64, 64, seed) for seed, name in enumerate(names)}
+    layout = laid_out(tmp_path, pictures, conditioner_2="depth", upscale=2.0)[1]
+    assert sorted(opened) == sorted(names)
+    assert layout.original and layout.original.mask and layout.original.mask.size == (128, 128)
+
+
 @pytest.mark.parametrize("name", ["image_3", "init_image", "mask", "control_mask", "control_mask_3"])
 def test_a_bad_picture_is_refused_by_its_input(tmp_path: Path, name: str) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
@@ -171,6 +221,37 @@ def test_a_pose_far_beyond_the_canvas_is_refused(tmp_path: Path) -> None:
     far = '{"people": [{"pose_keypoints_2d": [99999, 1, 1' + ", 0" * 51 + "]}]}"
     with pytest.raises(PoseError, match="joints on the canvas or at most 10 canvases away"):
         laid_out(tmp_path, {"image": noise(64, 64)}, conditioner_2="openpose", pose_json=far)
+
+
+def pose(*joints: tuple[float, float], **canvas: int) -> str:
+    """A pose_json of one person with these joints."""
+    numbers = [value for joint in joints for value in (*joint, 1)] + [0] * 3 * (18 - len(joints))
+    return json.dumps({"people": [{"pose_keypoints_2d": numbers}]} | canvas)
+
+
+def test_poses_without_a_canvas_are_in_pixels_of_the_sent_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As OpenPose itself writes them. The picture is halved when it is opened, if it is large."""
+    monkeypatch.setattr("controlnet.pictures.images.FULL_SIZE", 10_000)
+    sent = {"conditioner": "openpose", "pose_json": pose((640, 360), (1280, 720))}
+    (area,) = laid_out(tmp_path, {"image": noise(1280, 720)}, **sent, width=128, height=64)[1].controls
+    assert area.people is not None and area.people[0].body[:2] == ((64, 32), (128, 64))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_log_names_the_canvas_that_was_assumed_if_joints_lie_outside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, joints = {"image": noise(64, 80)}, ((90, 10), (30, 81), (30, 30))
+    laid_out(tmp_path, picture, conditioner="openpose", pose_json=pose(*joints))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("pose_json: it names no canvas_width and canvas_height, so 64×80 are assumed")
+    assert line.endswith("2 of its 3 joints lie outside")
+    laid_out(tmp_path, picture, conditioner="openpose", pose_json=pose(*joints, canvas_width=64, canvas_height=80))
+    assert capsys.readouterr().out == "", "a canvas that is named was not assumed"
+    with pytest.raises(PoseError, match=r"those of the picture, 64×80, as it has no canvas_width"):
+        laid_out(tmp_path, picture, conditioner="openpose", pose_json=pose((900, 10)))
 
 
 def test_sent_poses_are_laid_out_and_no_annotator_sees_the_picture(tmp_path: Path) -> None:

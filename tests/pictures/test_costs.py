@@ -5,9 +5,10 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
-from support.picture_files import many_scans, picture, png, save, tiff, write
+from support.picture_files import chunk, many_scans, picture, png, save, tiff, with_chunks, with_segments, write
 
 from controlnet.pictures import costs
 from controlnet.pictures.costs import MeteredFile, jpeg_scans
@@ -87,22 +88,75 @@ def test_an_ordinary_tiff_opens(tmp_path: Path) -> None:
 
 def chunks(count: int) -> bytes:
     """A PNG with that many empty chunks."""
-    whole = png(16, 16, bytes(16 * 49))
-    empty = struct.pack(">I", 0) + b"prVt" + struct.pack(">I", zlib.crc32(b"prVt"))
-    return whole[:33] + empty * count + whole[33:]
+    return with_chunks(*[chunk(b"prVt")] * count)
 
 
 def comments(count: int) -> bytes:
     """A JPEG with that many empty comments."""
-    whole = many_scans(16, 10)
-    return whole[:2] + b"\xff\xfe\0\x02" * count + whole[2:]
+    return with_segments(*[b"\xfe"] * count)
 
 
-@pytest.mark.parametrize("make", [chunks, comments])
+def tags(count: int) -> bytes:
+    """A BigTIFF with that many tags, all the same."""
+    tag = struct.pack("<HHQ8s", 256, 4, 1, b"\x10")
+    header = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16)
+    others = b"".join(struct.pack("<HHQQ", name, 4, 1, value) for name, value in TAGS.items())
+    return header + struct.pack("<Q", count + len(TAGS)) + tag * count + others + bytes(8 + 256)
+
+
+TAGS = {257: 16, 258: 8, 259: 1, 262: 1, 273: 16, 277: 1, 278: 16, 279: 256}
+
+
+@pytest.mark.parametrize("make", [chunks, comments, tags])
 def test_a_file_of_countless_parts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make) -> None:
     assert open_image(write(make(1000), tmp_path)).size == (16, 16)
     monkeypatch.setattr(costs, "MOST_READS", 10_000)
     assert "too many parts" in refusal(write(make(20_000), tmp_path), monkeypatch)
+
+
+EXIF, PHOTOSHOP = b"\xe1Exif\0\0", b"\xedPhotoshop 3.0\0"
+
+
+@pytest.mark.parametrize("part", [EXIF, PHOTOSHOP], ids=["EXIF", "Photoshop"])
+def test_a_jpeg_with_countless_parts_of_metadata_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: bytes
+) -> None:
+    """Pillow took minutes to join 1900 parts of EXIF data, because it copies them for each part."""
+    assert open_image(write(with_segments(*[part] * costs.MOST_JPEG_PARTS), tmp_path)).size == (16, 16)
+    data = with_segments(*[part.ljust(60_000, b"\0")] * (costs.MOST_JPEG_PARTS + 1))
+    start = time.process_time()
+    assert "at most 100 parts of metadata of one kind in a JPEG" in refusal(write(data, tmp_path), monkeypatch)
+    assert time.process_time() - start < 1
+
+
+def test_a_png_of_much_besides_its_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [with_chunks(chunk(b"eXIf", bytes(9000)), after=after) for after in (False, True)]
+    assert all(open_image(write(each, tmp_path)).size == (16, 16) for each in data)
+    monkeypatch.setattr(costs, "MOST_METADATA", 8999)
+    for each in data:
+        assert "MB of metadata in a PNG" in refusal(write(each, tmp_path), monkeypatch)
+    monkeypatch.undo()
+    monkeypatch.setattr(costs, "MOST_METADATA", 2000)  # of which the pixels are no part
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert open_image(save(Image.fromarray(pixels), tmp_path)).size == (64, 64)
+
+
+def test_a_tiff_of_much_besides_its_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(picture(), tmp_path, pillow_format="TIFF", tiffinfo={270: "x" * 5000, 271: "y" * 5000})
+    assert open_image(path).size == (48, 32)
+    monkeypatch.setattr(costs, "MOST_METADATA", 9000)
+    assert "MB of metadata in a TIFF" in refusal(path, monkeypatch)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the pixels", "after them"])
+def test_a_png_whose_texts_unpack_to_too_much_is_refused(tmp_path: Path, after: bool) -> None:
+    bomb = zlib.compress(bytes(17 * 2**20), 9)
+    for name, head in ((b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")):
+        with pytest.raises(ImageError, match="at most 16 MB in a text or the colour profile of a PNG and 64 MB in all"):
+            open_image(write(with_chunks(chunk(name, head + bomb), after=after), tmp_path))
+    many = [chunk(b"tEXt", b"%d\0" % i + bytes(15 * 2**20)) for i in range(5)]
+    with pytest.raises(ImageError, match="64 MB in all texts, please save it without"):
+        open_image(write(with_chunks(*many, after=after), tmp_path))
 
 
 def test_the_file_is_judged_where_it_was_read_to(tmp_path: Path) -> None:

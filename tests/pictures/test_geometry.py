@@ -171,6 +171,23 @@ def test_detect_size_keeps_aspect_ratio_within_a_limit() -> None:
             detect_size(canvas, allowed + 1)
 
 
+@pytest.mark.parametrize(
+    ("size", "canvas", "cropped"), [((16, 64), (2048, 64), (16, 1)), ((64, 16), (64, 2048), (1, 16))]
+)
+def test_crop_leaves_at_least_a_pixel(size: tuple[int, int], canvas: tuple[int, int], cropped: tuple[int, int]) -> None:
+    """The smallest picture, on the longest canvas of the other shape: half a pixel of its long side would be enough."""
+    assert reshape(Image.new("RGB", size), canvas, "crop").size == cropped
+
+
+@pytest.mark.parametrize("canvas", [(64, 2048), (2048, 64)])
+@pytest.mark.parametrize("size", [(16, 64), (64, 16), (16, 16), (8000, 2000), (2000, 8000)])
+def test_fill_shrinks_no_picture_to_nothing(size: tuple[int, int], canvas: tuple[int, int]) -> None:
+    margins = filled(size, canvas)
+    left, top, right, bottom = margins.inside(canvas)
+    assert right - left >= 16 and bottom - top >= 16
+    assert min(reshape(Image.new("L", size), canvas, "fill").size) >= 16
+
+
 def test_fill_extends_no_picture_beyond_its_limit() -> None:
     """With margins at its own scale this one would have 2 billion pixels, and take 14 GB."""
     wide = Image.linear_gradient("L").rotate(90).resize((8000, 2000)).convert("RGB")

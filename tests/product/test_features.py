@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from support.requests_to_tiny import CAT, HALF, PHOTO, SQUARE, answer, differ, made, pixels, url
 from support.scenes import people_case
-from support.server import Server
+from support.server import Answer, Server
 
 from controlnet.maps.annotators.skeletons import draw_skeletons
 
@@ -106,6 +106,21 @@ def test_openpose_says_how_many_people_its_map_shows(server: Server) -> None:
     ready = answer(server, **openpose(), preprocess=False, return_pose_json=True, map_only=True)
     assert len(ready.files) == 1 and "people" not in ready.metrics
     assert "people" not in answer(server, map_only=True).metrics
+
+
+def test_people_beyond_the_canvas_are_not_counted(server: Server) -> None:
+    def sent(*places: int, **canvas: int) -> Answer:
+        joints = [{"pose_keypoints_2d": [x, 40, 1, x + 20, 90, 1, *[0] * 48]} for x in places]
+        pose = json.dumps({"people": joints} | canvas)
+        return answer(server, conditioner="openpose", pose_json=pose, map_only=True)
+
+    canvas = {"canvas_width": 226, "canvas_height": 150}
+    some, none = sent(100, 400, **canvas), sent(400, 500, **canvas)
+    assert some.metrics["people"] == 1 and none.metrics["people"] == 0
+    assert "openpose: 1 of 2 people in pose_json are beyond the canvas\n" in some.logs and "nobody" not in some.logs
+    assert "2 of 2 people" in none.logs and "openpose: nobody on the canvas, so its control map is empty\n" in none.logs
+    plain = sent(100, 400)  # PHOTO's size is assumed
+    assert plain.files == some.files and "226×150 are assumed" in plain.logs and "assumed" not in some.logs
 
 
 def test_poses_of_an_outpainted_picture_are_on_its_own_canvas(server: Server) -> None:

@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 from support import ROOT
 from support.memory import needs_linux
-from support.picture_files import png, tiff
+from support.picture_files import chunk, png, tiff
+
+from controlnet.pictures.costs import MOST_METADATA
 
 BUDGET = 1_500_000_000
+HANGS = 3600
+"""Seconds after which the process is taken to hang: a loaded machine takes many times the usual minute."""
 SIDE = 8000
 """Pixels: 64 megapixels, the most that is accepted."""
 
@@ -55,7 +60,11 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("pictures")
     small, large, wide = folder / "small.png", folder / "large.png", folder / "wide.png"
     small.write_bytes(png(64, 64, bytes(64 * 193)))
-    large.write_bytes(png(SIDE, SIDE, bytes(SIDE * (1 + 4 * SIDE)), colour=6))
+    whole = png(SIDE, SIDE, bytes(SIDE * (1 + 4 * SIDE)), colour=6)
+    large.write_bytes(whole)
+    crammed = folder / "crammed.png"
+    texts = b"".join(chunk(b"zTXt", b"%d\0\0" % i + zlib.compress(bytes(15 * 2**20), 1)) for i in range(4))
+    crammed.write_bytes(whole[:33] + chunk(b"eXIf", bytes(MOST_METADATA - 2**20)) + texts + whole[33:])
     wide.write_bytes(png(SIDE, 2000, bytes(2000 * (1 + 3 * SIDE))))
     pixels = SIDE * SIDE
     floats = sparse(folder / "float.tif", tiff(SIDE, SIDE, bits=32, sample_format=3), 4 * pixels)
@@ -74,6 +83,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             "conditioner": "hed", "conditioner_2": "depth", "conditioner_3": "normal", "detect_resolution": 2048,
             "resolution": 1024,
         },
+        "crammed": pictures | masks | {"image": str(crammed), "init_image": str(crammed), "resolution": 512},
         "filled": {"image": str(wide), "width": 64, "height": 2048, "resize_mode": "fill", "map_only": True},
         "tiled": {"image": str(tiled)},
     }  # fmt: skip
@@ -83,10 +93,10 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 def test_the_worst_pictures_stay_within_the_budget(requests: dict[str, dict]) -> None:
     environ = os.environ | {"CONTROLNET_BUNDLE": "tiny", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     command = [sys.executable, "-c", CHILD, json.dumps(list(requests.values()))]
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=HANGS)
     lines = [line.removeprefix("measured:") for line in done.stdout.splitlines() if line.startswith("measured:")]
     measured = dict(zip(list(requests)[1:], map(json.loads, lines), strict=True))
-    assert [measured[name][1] for name in ("all eight", "three networks", "filled")] == [1, 1, 1], measured
+    assert [measured[name][1] for name in measured if name != "tiled"] == [1, 1, 1, 1], measured
     assert "in a TIFF's tile, got 40000×40000" in measured["tiled"][1]
     assert max(peak for peak, _ in measured.values()) < BUDGET, measured
     print(measured)

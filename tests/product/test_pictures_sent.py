@@ -55,6 +55,8 @@ WRONG = [
     ({"image": url(Image.new("RGB", (500, 100)))}, "too long and narrow"),
     ({"resolution": 1024, "num_outputs": 4}, "lower resolution to"),
     ({"prompt": None}, "prompt"),
+    ({"image": data_url(b"II+\0\x08\0\0\0" + b"\xff" * 8)}, "begins like a TIFF but cannot be read"),
+    ({"image": data_url(encoded(CAT)[:20] + b"?" + encoded(CAT)[21:])}, "checksum of the chunk IHDR"),
 ]
 
 
@@ -137,6 +139,29 @@ def test_a_dark_doodle_on_white_paper_becomes_white_strokes(server: Server) -> N
         (drawn,) = png(server, map_only=True, **inputs)
         strokes = np.asarray(Image.open(io.BytesIO(drawn)).convert("L")) > 127
         assert np.array_equal(strokes, np.asarray(doodle.convert("L")) < 127)
+
+
+def test_what_is_transparent_is_nothing(server: Server) -> None:
+    """White strokes on nothing become the strokes that they are on black, and a mask's nothing is kept."""
+    doodle, mask = Image.new("RGBA", (128, 128)), Image.new("RGBA", (226, 150))
+    doodle.paste((255, 255, 255, 255), (40, 30, 44, 100))
+    for preprocess in (True, False):
+        inputs = {"conditioner": "scribble", "image": url(doodle), "resolution": 128, "preprocess": preprocess}
+        (drawn,) = png(server, map_only=True, **inputs)
+        strokes = np.asarray(Image.open(io.BytesIO(drawn)).convert("L")) > 127
+        assert np.array_equal(strokes, np.asarray(doodle)[..., 3] > 127)
+    mask.paste((255, 255, 255, 255), (0, 0, 113, 150))
+    solid = mask.getchannel("A")
+    assert png(server, mask=url(mask)) == png(server, mask=url(solid))
+
+
+def test_a_picture_of_16_bits_that_is_nearly_black_is_named_in_the_log(server: Server) -> None:
+    deep = Image.fromarray((np.asarray(CAT.resize((96, 64)).convert("L")).astype(np.uint16) * 15))
+    sent = {"conditioner": "depth", "preprocess": False, "image": PHOTO, "init_image": url(deep), "prompt_strength": 1}
+    answer = server.run(**(FAST | sent))
+    assert answer.status == "succeeded", answer.error
+    assert "init_image: its 16-bit values lie between" in answer.logs
+    assert "16-bit" not in server.run(**(FAST | {"image": PHOTO})).logs
 
 
 def test_a_prompt_is_used_to_its_last_word(server: Server) -> None:

@@ -1,5 +1,6 @@
 """What is sent as a picture and is none is refused in one sentence that names the input."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,16 @@ from controlnet.python.sent import as_file, lora_as_text
 from controlnet.request.inputs import InputError
 
 EXPECTED = "mask: expected a PIL picture, a NumPy array, the content of a file, a path, or an http(s) or data URL; "
+BASE64 = "iVBORw0KGgoAAAANSUhEUgAAADAAAAAg" * 10
+
+
+class Bytes(os.PathLike):
+    """A path object of another library."""
+
+    def __fspath__(self) -> bytes:
+        return b"no/such.png"
+
+
 BAD = [
     (3, EXPECTED + "got a int."),
     (None, EXPECTED + "got nothing."),
@@ -20,6 +31,14 @@ BAD = [
     (np.zeros((0, 5), np.uint8), "got uint8 of shape 0×5"),
     ("data:zzz", "mask: the data URL could not be decoded"),
     ("http://127.0.0.1:1/a.png", "mask: the URL could not be fetched"),
+    ("~nobody-has-this-name/a.png", EXPECTED + "'~nobody-has-this-name/a.png' is not there."),
+    (Bytes(), EXPECTED + "'no/such.png' is not there."),
+    (BASE64, EXPECTED + f"'{BASE64[:40]}'… is no path .*too long.* .if it is base64, put data:;base64, before it.\\.$"),
+    ("/9j/" + BASE64 * 1000, EXPECTED + "'/9j/iVBOR.* is no path .*too long.* .if it is base64"),
+    *[
+        (f"{start}\ud83d.png", EXPECTED + "got text with half a character in it")
+        for start in ("a", "http://a/", "data:,")
+    ],
 ]
 
 

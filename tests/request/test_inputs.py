@@ -79,6 +79,10 @@ def test_integers_become_floats_for_float_inputs() -> None:
     assert scale == 2.0 and type(scale) is float
 
 
+def test_any_whole_character_is_text() -> None:
+    assert check(prompt="家 \U0001f3e0 \0")["prompt"] == "家 \U0001f3e0 \0"
+
+
 def test_zero_and_false_are_values() -> None:
     """A falsy value counts as sent: 0 is not a missing number."""
     checked = check(scale=0, preprocess=False, samples=0)
@@ -113,6 +117,10 @@ def test_zero_and_false_are_values() -> None:
         ({"preprocess": "true"}, "preprocess: expected true or false; got 'true'."),
         ({"prompt": 7}, "prompt: expected text; got 7."),
         ({"prompt": None}, "prompt: expected text; got nothing."),
+        (
+            {"prompt": "a \ud83d house"},
+            "prompt: expected text; got text with half a character in it (a lone surrogate).",
+        ),
         ({"samples": 1.5}, "samples: expected text or an integer; got 1.5."),
         ({"code": "a"}, "code: expected text, at least 2 characters long and at most 3 characters long and matching"),
         ({"code": "abcd"}, "got 'abcd'."),

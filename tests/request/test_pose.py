@@ -55,10 +55,10 @@ def written(person: dict[str, Any] | None = None, **picture: Any) -> str:
 
 def test_pose_json_round_trips_to_a_hundredth_of_a_pixel() -> None:
     text = poses_to_json(PEOPLE, SIZE)
-    again = read_poses(text).on(SIZE)
+    again = read_poses(text).on(SIZE, SIZE)
     assert len(again) == 3 and all(close(got, wanted) for got, wanted in zip(again, PEOPLE, strict=True))
     assert poses_to_json(again, SIZE) == text
-    assert read_poses(poses_to_json([], SIZE)).on(SIZE) == ()
+    assert read_poses(poses_to_json([], SIZE)).on(SIZE, SIZE) == ()
 
 
 def test_pose_json_is_openposes_format_with_the_canvas() -> None:
@@ -82,7 +82,7 @@ def test_poses_are_stretched_from_their_canvas_to_the_size(wrapped: bool) -> Non
     picture = json.loads(poses_to_json(PEOPLE, SIZE))
     text = json.dumps([picture] if wrapped else picture)
     doubled = [person.scaled(2, 0.5) for person in PEOPLE]
-    assert all(close(*pair, within=0.01) for pair in zip(read_poses(text).on((1280, 200)), doubled, strict=True))
+    assert all(close(*pair, within=0.01) for pair in zip(read_poses(text).on((1280, 200), SIZE), doubled, strict=True))
 
 
 def test_poses_without_canvas_are_pixels_or_shares() -> None:
@@ -90,18 +90,31 @@ def test_poses_without_canvas_are_pixels_or_shares() -> None:
     shares = written({"pose_keypoints_2d": flat((0.5, 0.25, 0.8), *[None] * 17)})
     with_canvas = written({"pose_keypoints_2d": flat((0.5, 0.25, 0.8), *[None] * 17)}, canvas_width=9, canvas_height=9)
     for text in (pixels, shares, with_canvas):
-        (person,) = read_poses(text).on(SIZE)
+        (person,) = read_poses(text).on(SIZE, SIZE)
         assert person.body == ((320, 100), *[None] * 17)
+    (halved,) = read_poses(pixels).on(SIZE, (1280, 400))
+    assert halved.body[0] == (160, 100), "they are pixels of the picture that was sent"
+    assert read_poses(shares).on(SIZE, (1280, 400)) == read_poses(shares).on(SIZE, SIZE)
     # If one coordinate of any person is above 1, all are pixels.
     hand = {"hand_left_keypoints_2d": flat((1, 1.5, 1), *[None] * 20)}
     body = json.loads(shares)["people"][0]
-    first, second = read_poses(json.dumps({"people": [body, hand]})).on(SIZE)
+    first, second = read_poses(json.dumps({"people": [body, hand]})).on(SIZE, SIZE)
     assert first.body[0] == (0.5, 0.25) and second.left_hand and second.left_hand[0] == (1, 1.5)
+
+
+def test_width_and_height_are_the_canvas_that_some_editors_write() -> None:
+    joint = {"pose_keypoints_2d": flat((640, 360, 1), *[None] * 17)}
+    for canvas in (
+        {"width": 1280, "height": 720},
+        {"canvas_width": 1280, "canvas_height": 720, "width": 3, "height": 3},
+    ):
+        (person,) = read_poses(written(joint, **canvas)).on(SIZE, (100, 100))
+        assert person.body[0] == (320, 200)
 
 
 def test_joints_of_confidence_zero_are_absent() -> None:
     rows = [(0, 0, 1), (30, 40, 0), (0, 0, 0), (30, 40, -1), (30, 40, 0.01), (30, 40, 2)]
-    (person,) = read_poses(written({"pose_keypoints_2d": flat(*rows, *[None] * 12)})).on(SIZE)
+    (person,) = read_poses(written({"pose_keypoints_2d": flat(*rows, *[None] * 12)})).on(SIZE, SIZE)
     assert person.body[:6] == ((0, 0), None, None, None, (30, 40), (30, 40))
 
 
@@ -113,8 +126,10 @@ def test_absent_pose_parts_are_none(nothing: Any) -> None:
         "face_keypoints_2d": None,
         "person_id": [-1],
     }
-    assert read_poses(written(person, version=1.3)).on(SIZE) == (Pose((None,) * 18),)
-    assert read_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}').on(SIZE) == (Pose((None,) * 18),)
+    assert read_poses(written(person, version=1.3)).on(SIZE, SIZE) == (Pose((None,) * 18),)
+    assert read_poses('{"people": [{}], "canvas_width": null, "canvas_height": null}').on(SIZE, SIZE) == (
+        Pose((None,) * 18),
+    )
 
 
 def test_body_25_is_read_as_18_joints() -> None:
@@ -123,12 +138,12 @@ def test_body_25_is_read_as_18_joints() -> None:
     head = ["r eye", "l eye", "r ear", "l ear"]
     feet = ["l big toe", "l small toe", "l heel", "r big toe", "r small toe", "r heel"]
     names = [*limbs, "middle of the hips", *legs, *head, *feet]
-    (person,) = read_poses(written({"pose_keypoints_2d": flat(*[(10 * i, 7, 1) for i in range(25)])})).on(SIZE)
+    (person,) = read_poses(written({"pose_keypoints_2d": flat(*[(10 * i, 7, 1) for i in range(25)])})).on(SIZE, SIZE)
     assert [names[int(joint[0] / 10)] for joint in person.body if joint] == [*limbs, *legs, *head]
 
 
 def test_dwpose_faces_are_read_without_pupils() -> None:
-    (person,) = read_poses(written({"face_keypoints_2d": flat(*[(i, 7, 1) for i in range(68)])})).on(SIZE)
+    (person,) = read_poses(written({"face_keypoints_2d": flat(*[(i, 7, 1) for i in range(68)])})).on(SIZE, SIZE)
     assert person.face == (*((float(i), 7.0) for i in range(68)), None, None)
 
 
@@ -175,25 +190,30 @@ BODY = flat(*[(8, 9, 1)] * 18)
         ("[" * 500_000, "nested too deeply"),
         ('{"people":' * 90_000, "nested too deeply"),
         (written({"pose_keypoints_2d": [6401, *BODY[1:]]}), "10 canvas widths to the right and 0.0225 heights down"),
-        (written({"pose_keypoints_2d": [8, -4001, *BODY[2:]]}), "and -10 heights down: expected"),
-        (written(canvas_width=1, canvas_height=1).replace("8", "11"), "11 canvas widths"),
+        (
+            written({"pose_keypoints_2d": [8, -4001, *BODY[2:]]}),
+            r"and -10 heights down \(those of the picture, 640×400, as it has no canvas_width\): expected",
+        ),
+        (written(canvas_width=1, canvas_height=1).replace("8", "11"), "11 canvas widths .* heights down: expected"),
+        (written(width=640), "width and height are 640 and None: expected pixels"),
+        (written(width=640, height="400"), "width and height are 640 and '400': expected pixels"),
     ],
     ids=lambda value: "",
 )
 def test_a_bad_pose_json_gets_one_sentence(text: str, message: str) -> None:
     with pytest.raises(PoseError, match=message) as caught:
-        read_poses(text).on(SIZE)
+        read_poses(text).on(SIZE, SIZE)
     sentence = str(caught.value)
     assert sentence.endswith(".") and "\n" not in sentence and len(sentence) < 300
     assert caught.value.__cause__ is None
 
 
 def test_poses_at_the_bounds_are_allowed() -> None:
-    assert len(read_poses(json.dumps({"people": [{}] * MOST_PEOPLE})).on(SIZE)) == MOST_PEOPLE
+    assert len(read_poses(json.dumps({"people": [{}] * MOST_PEOPLE})).on(SIZE, SIZE)) == MOST_PEOPLE
     text = written()
-    assert len(read_poses(text + " " * (LONGEST_TEXT - len(text))).on(SIZE)) == 1
+    assert len(read_poses(text + " " * (LONGEST_TEXT - len(text))).on(SIZE, SIZE)) == 1
     edge = [640 * FARTHEST, -400 * FARTHEST, *BODY[2:]]
-    assert read_poses(written({"pose_keypoints_2d": edge})).on(SIZE)[0].body[0] == (6400, -4000)
+    assert read_poses(written({"pose_keypoints_2d": edge})).on(SIZE, SIZE)[0].body[0] == (6400, -4000)
 
 
 def test_a_hundred_whole_people_fit_the_longest_pose_json() -> None:

@@ -43,6 +43,8 @@ BAD: list[tuple[bytes | dict, str]] = [
     ({"control_start": 0.8, "control_end": 0.2}, "control_end"),
     ({"mask": "black.png"}, "mask is black everywhere"),
     ({"pose_json": "{", "conditioner": "openpose"}, "The pose is not JSON"),
+    ({"image": "iVBORw0KGgoAAAANSUhEUgAAADAAAAAg" * 100}, "(if it is base64, put data:;base64, before it)."),
+    *[({name: "\ud83d.png"}, "The line has half a character in it") for name in ("image", "prompt", "seed", "\ud83d")],
 ]
 """Lines, or inputs that are wrong in place of those of ASK, each with a part of the error."""
 

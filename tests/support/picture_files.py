@@ -28,10 +28,12 @@ def write(data: bytes, folder: Path) -> Path:
     return path
 
 
-def png(width: int, height: int, data: bytes = b"", depth: int = 8, colour: int = 2, extra: bytes = b"") -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+def chunk(name: bytes, body: bytes = b"") -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
+
+def png(width: int, height: int, data: bytes = b"", depth: int = 8, colour: int = 2, extra: bytes = b"") -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     transparency = chunk(b"tRNS", extra) if extra else b""
     pixels = chunk(b"IDAT", zlib.compress(data))
@@ -66,6 +68,20 @@ def tiff(
     tags |= {324: end, 325: 3000} if tile else {273: end}
     entries = [struct.pack("<HHLL", tag, 4, strips if tag in (273, 279) else 1, tags[tag]) for tag in sorted(tags)]
     return b"II\x2a\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+
+
+def with_chunks(*added: bytes, after: bool = False) -> bytes:
+    """A small black PNG with these chunks before its pixels, or after them."""
+    whole = png(16, 16, bytes(16 * 49))
+    place = len(whole) - 12 if after else 33
+    return whole[:place] + b"".join(added) + whole[place:]
+
+
+def with_segments(*added: bytes) -> bytes:
+    """A small JPEG with these segments at its beginning: each a marker's byte and its data."""
+    whole = many_scans(16, 10)
+    segments = (bytes([0xFF, part[0]]) + struct.pack(">H", len(part) + 1) + part[1:] for part in added)
+    return whole[:2] + b"".join(segments) + whole[2:]
 
 
 def many_scans(size: int, scans: int) -> bytes:

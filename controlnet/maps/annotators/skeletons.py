@@ -88,6 +88,16 @@ def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = 
     are drawn at that one, and the drawing is resized to `size` without blending colours. `pose_parts` is a key of
     POSE_PARTS.
     """
+    return Image.fromarray(restore_exact(_drawing(people, size, pose_parts), size))
+
+
+def count_shown(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> int:
+    """How many of the people draw_poses shows: at least a pixel of each of them lies on the map."""
+    return sum(bool(_drawing([person], size, pose_parts).any()) for person in people)
+
+
+def _drawing(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> np.ndarray:
+    """The drawing of draw_poses before it is resized to `size`: uint8 [height, width, 3]."""
     parts = POSE_PARTS[pose_parts]
     width, height = private_size(size, TRAINED_SHORT_SIDE, 1)
     canvas = np.zeros((height, width, 3), np.uint8)
@@ -102,7 +112,7 @@ def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = 
             _draw_hand(canvas, on_canvas(person.right_hand))
         if "face" in parts:
             _draw_face(canvas, on_canvas(person.face))
-    return Image.fromarray(restore_exact(canvas, size))
+    return canvas
 
 
 def draw_skeletons(people: Sequence[Sequence[Joint]], size: tuple[int, int]) -> Image.Image:

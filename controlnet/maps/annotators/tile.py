@@ -23,6 +23,6 @@ def draw_tile(image: Image.Image, tile_factor: float = FACTOR) -> Image.Image:
     way up leaves no blocks.
     """
     pixels = np.array(image.convert("RGB"))
-    small = [max(1, round(side / tile_factor)) for side in image.size]
+    small = [round(side / tile_factor) for side in image.size]
     coarse = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
     return Image.fromarray(cv2.resize(coarse, image.size, interpolation=cv2.INTER_CUBIC))

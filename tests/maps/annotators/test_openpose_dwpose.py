@@ -178,7 +178,7 @@ def test_parts_are_found_and_drawn_as_pose_parts_says(loaded: Callable[[str], Po
 
 def test_its_json_is_read_back_with_hands_and_faces(loaded: Callable[[str], PoseAnnotator]) -> None:
     people = loaded("openpose_dwpose").poses(PHOTO, "all")
-    again = read_poses(poses_to_json(people, PHOTO.size)).on(PHOTO.size)
+    again = read_poses(poses_to_json(people, PHOTO.size)).on(PHOTO.size, PHOTO.size)
     for ours, theirs in zip(people, again, strict=True):
         for part in ("body", "left_hand", "right_hand", "face"):
             assert np.array(getattr(theirs, part)) == pytest.approx(np.array(getattr(ours, part)), abs=0.006)
