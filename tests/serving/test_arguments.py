@@ -65,6 +65,18 @@ def test_a_lora_is_sent_as_a_file(tmp_path: Path) -> None:
     assert sent == {"prompt": "data:application/octet-stream;base64,/wA="}
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "B.SafeTensors", "poses.json", "prompt.txt"])
+def test_a_file_without_its_at_sign_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_inputs([f"prompt={name}"], SCHEMAS) == {"prompt": name}, "no such file: it is a text"
+    Path(name).touch()
+    for text in (name, f"./{name}", f"{tmp_path}/{name}"):
+        with pytest.raises(ArgumentError) as refused:
+            parse_inputs([f"prompt={text}"], SCHEMAS)
+        assert str(refused.value).endswith(f"is a file: @ is missing in -i prompt=@{text}.")
+    assert parse_inputs(["prompt=a.txt " + "x" * 5000 + ".txt"], SCHEMAS)["prompt"].startswith("a.txt")
+
+
 def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_bytes(b"\xff")
     with pytest.raises(ArgumentError, match=r"'prompt': expected text in UTF-8\.$"):
