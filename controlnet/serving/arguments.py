@@ -109,7 +109,7 @@ def _text_of_file(name: str, path: str) -> str:
 
 def _file_value(name: str, text: str) -> str:
     if not text.startswith("@"):
-        if re.match(r"(https?|data|s3|gs|az):", text):
+        if re.match(r"(https?|data|s3|gs|az):", text, re.IGNORECASE):
             return text
         raise ArgumentError(f"The input {name!r} is a file: write -i {name}=@{text} or give a URL.")
     content = _read(name, text[1:])

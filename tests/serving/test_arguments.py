@@ -33,6 +33,7 @@ PREDICT = openapi_schema((ROOT / "predict.py").read_text("utf-8"))["components"]
         ("prompt=@@@", "@@"),
         ("prompt=a@b", "a@b"),
         ("image=https://example.com/a.png", "https://example.com/a.png"),
+        ("image=HTTPS://example.com/a.png", "HTTPS://example.com/a.png"),
         ("image=data:image/png;base64,aGVsbG8=", "data:image/png;base64,aGVsbG8="),
     ],
 )
