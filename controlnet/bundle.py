@@ -26,6 +26,7 @@ from controlnet.models.cuda.trial import TriedKernels, open_kernels
 from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
+from controlnet.models.lora_reader import read_lora
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
@@ -36,7 +37,7 @@ from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
 from controlnet.weights.files import check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
-from controlnet.weights.lora_files import Lora, check_lora
+from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
 DOWNLOAD = "CONTROLNET_DOWNLOAD"
@@ -144,7 +145,7 @@ class Bundle:
         with self.log(self.fast.part, files, mapped=True):
             (file,) = (path for path in files if path.suffix == ".safetensors")
             lora = Lora(file, sha256(file), 1.0, "go_fast")
-            check_lora(lora, prompt_width)
+            read_lora(lora, prompt_width)
         return lora
 
     def annotators(self) -> dict[str, Annotator]:

@@ -15,6 +15,7 @@ from controlnet.maps.cache import MapCache
 from controlnet.maps.controls import Control, draw_controls, found_poses
 from controlnet.pictures.canvas import lay_out
 from controlnet.request.ask import Ask
+from controlnet.request.literal import literal_marks
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.lora_cache import LoraCache
 from controlnet.weights.lora_files import Lora, LoraError
@@ -57,6 +58,7 @@ class Model:
         metrics = _Metrics(record, {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type})
         timed = Stopwatch(record)
         metrics.say_ignored(ask)
+        _say_literal(ask)
         loras = self._fetch_loras(ask, timed)
         limits = self.bundle.manifest.limits
         layout = lay_out(ask, limits.pixels, limits.upscaled_pixels)
@@ -89,6 +91,12 @@ class Model:
                 raise LoraError(f"{asked.name}: {error}") from error
             fetched.append(Lora(file, digest, asked.scale, asked.name, str(asked.source)))
         return tuple(fetched)
+
+
+def _say_literal(ask: Ask) -> None:
+    """Say in the log which marks of other tools are in the prompts, if the prompts are used."""
+    if not ask.map_only and (marks := [*literal_marks([ask.prompt, ask.negative_prompt])]):
+        say(f"literal text: {'; '.join(marks)}")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from controlnet.request.inputs import check_inputs, declared_defaults
 from controlnet.stopwatch import Stopwatch
 from predict import Predictor
 
-Named = Mapping[str, tuple[str, Any]]
-"""For each input of ours that a request sets: the name of the other model's input that it comes from, and its value."""
+Named = Mapping[str, tuple[str | None, Any]]
+"""For each input of ours that a request sets: the name of the other model's input that it comes from, and its value.
+The name is None if the other model has no such input."""
 
 
 class Adapter:
@@ -46,7 +47,7 @@ class Adapter:
         with plain_errors():
             inputs = check_inputs(predict, values)
             asked = named(inputs)
-        names = {ours: theirs for ours, (theirs, _) in asked.items()}
+        names = {ours: theirs for ours, (theirs, _) in asked.items() if theirs is not None}
         with _in_their_words(names), plain_errors():
             ask = Ask.read(Predictor.predict, {ours: value for ours, (_, value) in asked.items()}, self.model.bundle)
             sweep(keep=ask.files)
@@ -67,12 +68,16 @@ def _renamed(ignored: Iterable[Ignored], names: Mapping[str, str]) -> Iterator[I
 
 @contextmanager
 def _in_their_words(names: Mapping[str, str]) -> Iterator[None]:
-    """Replace the names of our inputs in the messages of errors, which are all written by us."""
+    """Replace the names of our inputs in the messages of errors, which are all written by us.
+
+    A name without an underscore is also a word, as in "The image is too small". It is a name before a colon alone.
+    """
     try:
         yield
     except Exception as error:
         if not type(error).__module__.startswith("controlnet."):
             raise
-        words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+        patterns = (re.escape(name) if "_" in name else rf"{re.escape(name)}(?=: )" for name in names)
+        words = re.compile(rf"\b({'|'.join(patterns)})(?!\w)")
         message = words.sub(lambda found: names[found[0]], str(error))
         raise type(error)(message) from None

@@ -35,10 +35,10 @@ class Jagilley(Adapter):
                 "prompt": ("prompt", ", ".join(filter(None, prompts))),
                 "num_outputs": ("num_samples", int(inputs["num_samples"])),
                 "resolution": ("image_resolution", int(inputs["image_resolution"])),
-                "conditioner": ("prompt", self.conditioner),
-                "scheduler": ("prompt", "DDIM"),
-                "return_control_map": ("prompt", True),
-                "output_format": ("prompt", "png"),
+                "conditioner": (None, self.conditioner),
+                "scheduler": (None, "DDIM"),
+                "return_control_map": (None, True),
+                "output_format": (None, "png"),
             }
 
         return self.answer(predict, values, named, _with_their_map)

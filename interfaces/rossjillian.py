@@ -72,7 +72,7 @@ def _named(inputs: dict) -> Named:
             "num_inference_steps": ("steps", inputs["steps"]),
             "guidance_scale": ("scale", inputs["scale"]),
             "return_control_map": ("return_reference_image", inputs["return_reference_image"]),
-            "output_format": ("image", "png"),
+            "output_format": (None, "png"),
         }
         | {name: (name, inputs[name]) for name in ("num_outputs", "scheduler", "seed", "eta", "negative_prompt")}
     )

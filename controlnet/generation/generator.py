@@ -17,6 +17,7 @@ from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.generation.composite import CompositeControlNet
+from controlnet.generation.decoding import NotFinite, decode
 from controlnet.generation.job import Job
 from controlnet.generation.pipelines import FromNoise, FromPicture
 from controlnet.generation.progress import PictureBar
@@ -24,6 +25,7 @@ from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_p
 from controlnet.generation.repaint import Repainting
 from controlnet.generation.upscale import Upscale
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
+from controlnet.log import say
 from controlnet.maps.controls import Control
 from controlnet.models.compiled import asked_compile, compile_regions, give_contiguous
 from controlnet.models.cuda.graphs import open_graphs
@@ -35,6 +37,7 @@ from controlnet.pictures.geometry import SMALLEST, STEP
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.stopwatch import Stopwatch
+from controlnet.weights.lora_files import LoraError
 
 
 class Generator:
@@ -62,8 +65,19 @@ class Generator:
 
         Progress is shown on stderr, one bar per picture or batch. `timed` gets the phases encode, denoise and decode,
         and upscale for all of the second pass.
+
+        Raises LoraError for a LoRA that does not fit, and NotFinite if no picture can be made of the networks' numbers,
+        or LoraError in its place if LoRAs of the request may be why.
         """
-        return list(self._pictures(job, timed or Stopwatch()))
+        try:
+            return list(self._pictures(job, timed or Stopwatch()))
+        except NotFinite as error:
+            if acting := [lora.name for lora in job.loras if lora.scale]:
+                raise LoraError(
+                    f"{' and '.join(acting)}: with it, the networks gave numbers of which no picture can be made "
+                    "(infinite, or none at all). Lower its scale, or send another LoRA."
+                ) from error
+            raise
 
     def warm_up(self) -> None:
         """Make a picture in one step, with the bundle's defaults, and throw it away.
@@ -97,7 +111,10 @@ class Generator:
             scheduler=defaults.scheduler,
             seed=0,
         )
-        list(self._pictures(job, Stopwatch(), progress=False))
+        try:
+            list(self._pictures(job, Stopwatch(), progress=False))
+        except NotFinite as error:  # a request may be of other numbers
+            say(f"warning: {error}")
 
     def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
         if self._graphs is not None:
@@ -204,14 +221,9 @@ class Generator:
         changing = {"image": initial.picture, "control_image": hints, "strength": initial.strength}
         return changing | {"generator": generator} | repainting
 
-    @torch.no_grad()
     def _decode(self, latents: torch.Tensor, pipeline: Any) -> Image.Image:
-        """Decode as the pipeline does. It is done here to measure its time apart from the denoising."""
-        vae = pipeline.vae
-        pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        # postprocess() gives the same bytes, but takes twice as long to put the colours of each pixel side by side.
-        levels = pipeline.image_processor.denormalize(pixels[0]).float().mul_(255).round_().to(torch.uint8).cpu()
-        return Image.merge("RGB", [Image.fromarray(plane) for plane in levels.numpy()])
+        """Not by the pipeline, to measure its time apart from the denoising. Raises NotFinite."""
+        return decode(latents, pipeline.vae, pipeline.image_processor)
 
     def _base(self, job: Job, timed: Stopwatch) -> Base:
         """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""

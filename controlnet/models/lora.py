@@ -9,31 +9,24 @@ cannot leave a part of a LoRA behind. The copy has the same layers as the networ
 those layers, such as controlnet/models/exact, works on it without knowing of LoRAs, and a step takes the same time.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.utils import (
-    convert_state_dict_to_diffusers,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-    recurse_remove_peft_layers,
-    set_weights_and_activate_adapters,
-)
-from peft.tuners.lora import LoraLayer
+from diffusers.utils import recurse_remove_peft_layers
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
 
+from controlnet.models.lora_reader import NETWORKS, layer_of, read_lora
+from controlnet.models.lora_strength import Strength, header_strengths
 from controlnet.models.packed import tensors_of, with_tensors
-from controlnet.weights.lora_files import Lora, LoraError, check_lora
+from controlnet.weights.lora_files import Header, Lora, LoraError, Reading
 
 Base = Mapping[str, Any]
 """The base model's parts, by the names that diffusers' pipelines give them."""
-Tensors = Mapping[str, torch.Tensor]
-_PREFIX = "base"  # diffusers' loader wants one, to take it off again
-_ADAPTER = "lora"
+_ADAPTER = "of_the_request"
 _ADVICE = "Send a LoRA that was made for this kind of model."
 
 
@@ -63,81 +56,100 @@ class AdaptedBase:
         return self._kept
 
 
-class _Networks(PeftAdapterMixin, nn.Module):
-    """The networks that LoRAs change, as one module that diffusers' loader works on."""
-
-    def __init__(self, base: Base) -> None:
-        """They share all tensors with those of the base, but are other modules."""
-        super().__init__()
-        self.unet, self.text_encoder = (
-            with_tensors(network, [tensor.detach() for tensor in tensors_of(network)])
-            for network in (base["unet"], base["text_encoder"])
-        )
-
-    @property
-    def adapted_layers(self) -> list[LoraLayer]:
-        return [module for module in self.modules() if isinstance(module, LoraLayer)]
-
-
 @torch.no_grad()
 def adapted(base: Base, loras: Sequence[Lora]) -> Base:
     """A base with `loras`, whose networks share all unchanged tensors with those of `base`. Raises LoraError."""
-    networks = _Networks(base)
+    networks = {name: _copy(base[name]) for name in NETWORKS}
     for lora in loras:
-        check_lora(lora, base["unet"].config.cross_attention_dim)
-        _attach(networks, lora)
-        _merge(networks, lora)
-    return {**base, "unet": networks.unet, "text_encoder": networks.text_encoder}
+        header, reading = read_lora(lora, base["unet"].config.cross_attention_dim)
+        parts = [_Part(lora, header, reading, name, networks[name]) for name in NETWORKS if reading.tensors[name]]
+        _attach(lora, parts)
+        tensors = load_file(lora.file)
+        for part in parts:
+            part.merge(tensors)
+    return {**base, **networks}
 
 
-def _attach(networks: _Networks, lora: Lora) -> None:
-    """Let diffusers add the LoRA's layers. Raises LoraError unless each layer of the file has its place."""
-    try:
-        tensors, alphas = _as_peft(lora, hasattr(networks.text_encoder, "text_model"))
-        networks.load_lora_adapter(
-            {f"{_PREFIX}.{name}": tensor for name, tensor in tensors.items()},
-            prefix=_PREFIX,
-            network_alphas={f"{_PREFIX}.{name}": alpha for name, alpha in alphas.items()},
-            adapter_name=_ADAPTER,
-            low_cpu_mem_usage=True,
+def _copy(network: Any) -> Any:
+    """It shares all tensors with the network, but its modules are others."""
+    return with_tensors(network, [tensor.detach() for tensor in tensors_of(network)])
+
+
+class _Part:
+    """What a LoRA does to one network, which is a copy."""
+
+    def __init__(self, lora: Lora, header: Header, reading: Reading, name: str, network: Any) -> None:
+        """`name` is the network's in the file. Raises LoraError for a header that does not go with its tensors."""
+        self.lora, self.network = lora, network
+        self.names, self.alphas = reading.tensors[name], reading.alphas[name]
+        self.shapes = {peft: header.shapes[own] for peft, own in self.names.items()}
+        ends = {peft: shape for peft, shape in self.shapes.items() if peft.endswith(".lora_B.weight")}
+        self.ranks = {layer_of(peft): shape[1] for peft, shape in ends.items() if len(shape) > 1}
+        # Alphas among the tensors are what every program reads, so they count.
+        metadata = {} if any(reading.alphas.values()) else header.metadata
+        self.dora = any("lora_magnitude_vector" in peft for peft in self.shapes)
+        self.strengths = header_strengths(lora, metadata, name, self.ranks, self.dora)
+
+    @property
+    def layers(self) -> set[str]:
+        """Those that it changes, by their names in the network."""
+        return {layer_of(name) for name in self.shapes}
+
+    def attach(self) -> set[str]:
+        """Let peft add the LoRA's layers, without numbers. Returns those that are not as the file has them.
+
+        Raises ValueError, and what else peft raises, if the network has no such layers.
+        """
+        usual = Counter(self.ranks.values()).most_common(1)[0][0]
+        config = LoraConfig(
+            r=usual,
+            rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in self.ranks.items() if rank != usual},
+            target_modules=[*self.layers],
+            use_dora=self.dora,
+            lora_bias=any(name.endswith("lora_B.bias") for name in self.shapes),
+            init_lora_weights=False,
+            inference_mode=True,
         )
+        names: Any = self.shapes  # peft looks at names alone
+        inject_adapter_in_model(config, self.network, _ADAPTER, low_cpu_mem_usage=True, state_dict=names)
+        # A DoRA's magnitudes are with and without the ending.
+        given = {name.removesuffix(".weight"): shape for name, shape in self.shapes.items()}
+        made = {
+            name.replace(f".{_ADAPTER}", "").removesuffix(".weight"): tuple(tensor.shape)
+            for name, tensor in self.network.state_dict().items()
+            if f".{_ADAPTER}" in name
+        }
+        return {layer_of(name) for name, _ in made.items() ^ given.items()}
+
+    def merge(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Add what the layers compute to the weights, and remove these layers. Raises LoraError.
+
+        `tensors` are those of the file, by their names there.
+        """
+        # In float32, because peft computes the products in the precision of the file.
+        own = {peft: tensors[of].float() for peft, of in self.names.items()}
+        set_peft_model_state_dict(self.network, own, _ADAPTER, low_cpu_mem_usage=True)
+        strengths = self.strengths | {layer: Strength(float(tensors[of].float())) for layer, of in self.alphas.items()}
+        try:
+            for name, strength in strengths.items():
+                layer = self.network.get_submodule(name)
+                layer.lora_alpha[_ADAPTER], layer.use_rslora[_ADAPTER] = strength.alpha, strength.stabilized
+                layer.set_scale(_ADAPTER, self.lora.scale)
+                # Into new tensors, because those that it has are shared with the base.
+                layer.merge(safe_merge=True, adapter_names=[_ADAPTER])
+        except ValueError as error:
+            message = f"{self.lora.name}: some of its numbers are infinite or no numbers. The file is broken."
+            raise LoraError(message) from error
+        recurse_remove_peft_layers(self.network)
+        del self.network.peft_config
+
+
+def _attach(lora: Lora, parts: Sequence[_Part]) -> None:
+    """Let peft add the LoRA's layers to its networks. Raises LoraError unless each tensor has its place."""
+    try:
+        unfit = [part.attach() for part in parts]
     except (ValueError, KeyError, RuntimeError, IndexError) as error:
         raise LoraError(f"{lora.name}: its layers do not fit this base model. {_ADVICE}") from error
-    found = len([name for name in tensors if name.endswith(".lora_A.weight")])
-    if (fitting := len(networks.adapted_layers)) != found:
-        raise LoraError(f"{lora.name}: only {fitting} of its {found} layers fit this base model. {_ADVICE}")
-
-
-def _merge(networks: _Networks, lora: Lora) -> None:
-    """Add what the LoRA's layers compute to the weights, and remove these layers. Raises LoraError."""
-    set_weights_and_activate_adapters(networks, [_ADAPTER], [lora.scale])
-    try:
-        for layer in networks.adapted_layers:
-            layer.merge(safe_merge=True)  # into new tensors: those that it has are shared with the base
-    except ValueError as error:
-        message = f"{lora.name}: some of its numbers are infinite or no numbers. The file is broken."
-        raise LoraError(message) from error
-    recurse_remove_peft_layers(networks)
-    del networks.peft_config
-
-
-def _as_peft(lora: Lora, nested: bool) -> tuple[Tensors, Mapping[str, float]]:
-    """The file's tensors with the names that peft gives them, and its alphas, by layer.
-
-    `nested`: the text encoder's layers are in a module text_model, as they were before transformers 5.6.
-    """
-    # In float32, because peft computes the products in the precision of the file.
-    read = {name: tensor.float() for name, tensor in load_file(lora.file).items()}
-    converted: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(read)
-    tensors, alphas = converted
-    text = {name: tensor for name, tensor in tensors.items() if name.startswith("text_encoder.")}
-    unet = {name: tensor for name, tensor in tensors.items() if name not in text}
-    if not any(".lora_A." in name for name in unet):
-        unet = convert_unet_state_dict_to_peft(unet)
-    text = convert_state_dict_to_peft(convert_state_dict_to_diffusers(text)) if text else {}
-
-    def place(name: str) -> str:
-        return name if nested else name.replace("text_encoder.text_model.", "text_encoder.", 1)
-
-    named = unet | {place(name): tensor for name, tensor in text.items()}
-    return named, {place(name): alpha for name, alpha in (alphas or {}).items()}
+    found = sum(len(part.layers) for part in parts)
+    if wrong := sum(map(len, unfit)):
+        raise LoraError(f"{lora.name}: only {found - wrong} of its {found} layers fit this base model. {_ADVICE}")

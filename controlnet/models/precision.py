@@ -24,7 +24,7 @@ def working_dtype(device: torch.device, environ: Mapping[str, str] = os.environ)
     models that overflow in fp16.
 
     A CPU without instructions for half precision is slow in it. GTX 16 cards may give NaN in fp16 (PyTorch issue
-    77955), which the safety checker refuses. They need CONTROLNET_DTYPE=fp32.
+    77955), which is an error then. They need CONTROLNET_DTYPE=fp32.
     """
     name = environ.get(DTYPE)
     if not name:

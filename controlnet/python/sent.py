@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from controlnet.request.inputs import HALVED, HALVES, InputError
+from controlnet.weights.lora_files import shown
 
 LoraWeights = str | os.PathLike[str]
 """A text as lora_weights takes it, or a path object."""
@@ -55,8 +56,13 @@ def as_file(name: str, picture: Any, folder: Path) -> Path:
 def lora_as_text(name: str, lora: Any) -> Any:
     """What the input `name` takes: a data: URI of the file if `lora` is a path object. A text is left as it is.
 
-    Raises InputError if the file is not there.
+    Raises InputError if the file is not there, and for a text that is the path of a file.
     """
+    if isinstance(lora, str) and lora.lower().endswith(".safetensors") and os.path.isfile(os.path.expanduser(lora)):
+        raise InputError(
+            f"{name}: a text is an address, and {shown(lora)} is a file here: pass pathlib.Path({shown(lora)}), or its "
+            "content as a data: URI."
+        )
     if not isinstance(lora, os.PathLike):
         return lora
     content = _existing(name, Path(lora), "expected the path of a .safetensors file").read_bytes()

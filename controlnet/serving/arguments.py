@@ -4,6 +4,7 @@ import base64
 import difflib
 import json
 import mimetypes
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ class ArgumentError(ValueError):
     """An option is wrong or missing. The message is for the user."""
 
 
+FILE_ENDINGS = (".safetensors", ".json", ".txt")
+"""A text that ends so, and names a file that is there, means the file."""
 VALUE_PARSERS: dict[str, Callable[[str], Any]] = {
     "integer": int,
     "number": float,
@@ -34,7 +37,7 @@ def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
     and the server says what is wrong with it.
 
     Raises ArgumentError for an unknown name (which the server would silently drop), a name given twice, a missing
-    required name and a file that cannot be read.
+    required name, a file that cannot be read, and a text that is the path of a file, without @.
     """
     properties = schemas["Input"]["properties"]
     inputs: Json = {}
@@ -84,7 +87,13 @@ def _parse_value(name: str, text: str, schemas: Json) -> Any:
     value, types = typed_value(text, name, schemas), _types(schema)
     if value is not text:
         return value
-    if "string" not in types or "enum" in schema or not text.startswith("@"):
+    if "string" not in types or "enum" in schema:
+        return text
+    if not text.startswith("@"):
+        if text.lower().endswith(FILE_ENDINGS) and os.path.isfile(os.path.expanduser(text)):
+            raise ArgumentError(
+                f"The input {name!r} is a text, and {text!r} is a file: @ is missing in -i {name}=@{text}."
+            )
         return text
     if text.startswith("@@"):
         return text[1:]
@@ -100,7 +109,7 @@ def _text_of_file(name: str, path: str) -> str:
 
 def _file_value(name: str, text: str) -> str:
     if not text.startswith("@"):
-        if re.match(r"(https?|data|s3|gs|az):", text):
+        if re.match(r"(https?|data|s3|gs|az):", text, re.IGNORECASE):
             return text
         raise ArgumentError(f"The input {name!r} is a file: write -i {name}=@{text} or give a URL.")
     content = _read(name, text[1:])

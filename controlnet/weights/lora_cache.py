@@ -40,7 +40,6 @@ FOLDER = "CONTROLNET_LORA_CACHE"
 GIGABYTES = "CONTROLNET_LORA_CACHE_GB"
 """Environment variable: how much the folder may hold. The files that were not used for longest are removed."""
 USUAL_GIGABYTES = 5.0
-CIVITAI = "https://civitai.com"
 _LONGEST_PAUSE = 10.0
 """Seconds. A client waits for this, so a server that asks for more time is given up."""
 _SAY_EVERY = 2.0
@@ -212,7 +211,7 @@ def _located(source: Remote | HubRepo | CivitaiModel, name: str) -> Remote:
 
 def _on_civitai(model: CivitaiModel, name: str) -> Remote:
     def ask() -> dict:
-        url = f"{CIVITAI}/api/v1/models/{model.model}"
+        url = f"https://{model.host}/api/v1/models/{model.model}"
         response = get_session().get(url, headers=civitai_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         hf_raise_for_status(response)
         return response.json()
@@ -222,7 +221,7 @@ def _on_civitai(model: CivitaiModel, name: str) -> Remote:
     if not versions:
         wanted = f"version {model.version}" if model.version else "version"
         raise LoraError(f"CivitAI's model {model.model} has no {wanted}.")
-    return Remote(f"{CIVITAI}/api/download/models/{int(versions[0]['id'])}", civitai_headers)
+    return Remote(f"https://{model.host}/api/download/models/{int(versions[0]['id'])}", civitai_headers)
 
 
 def _listed_sha256(response: httpx2.Response) -> list[str]:

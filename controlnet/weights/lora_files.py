@@ -1,31 +1,40 @@
-"""What a LoRA file holds: recognised by its names and shapes, and refused if it cannot be put on completely.
+"""What a LoRA file says of itself, and the words for one that is none.
 
 diffusers checks neither the base model that a LoRA was made for nor its kind. It drops what it does not know and logs a
-warning, or fails with a shape that says nothing to the person who sent the file.
+warning, or fails with a shape that says nothing to the person who sent the file. What it can read, its own converter
+decides (controlnet/models/lora_reader.py). The lists here only name what it cannot.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-_PART = re.compile(r"(\.(lora_(up|down|A|B)|lora\.(up|down))\.weight|_lora\.(up|down)\.weight|\.alpha)$")
-"""Endings of a LoRA's tensors, as kohya's scripts, peft and diffusers write them."""
-
+SEND = "Send a LoRA as kohya's scripts or diffusers write it."
 _KINDS: tuple[tuple[str, str], ...] = (
-    (r"\bhada_w|\.hada_", "a LoHa, another kind of adapter"),
-    (r"lokr_w", "a LoKr, another kind of adapter"),
-    (r"dora_scale|lora_magnitude_vector", "a DoRA, whose magnitudes diffusers would drop"),
-    (r"oft_blocks|oft_diag|oft_R", "an OFT, another kind of adapter"),
-    (r"\.lora_mid\.", "a LoCon with CP decomposition, another kind of adapter"),
-    (r"ip_adapter\.|image_proj\.", "an IP-Adapter"),
-    (r"\blora_controlnet|control_model\.|controlnet_", "a ControlNet"),
-    (r"string_to_param|emb_params|clip_[lg]$", "an embedding (textual inversion)"),
-    (r"^model\.diffusion_model\.(?!.*lora)|^first_stage_model\.|^cond_stage_model\.", "a whole checkpoint"),
+    (
+        r"^bundle_emb\.",
+        "one with an embedding in the same file (bundle_emb), which would not act. Save it without the embedding.",
+    ),
+    (
+        r"\bbase_model\.model\.",
+        "peft's adapter_model.safetensors, whose alpha is in another file. Save both in one file with diffusers' "
+        "save_lora_weights(…, unet_lora_adapter_metadata=…).",
+    ),
+    (r"\bhada_w|\.hada_", f"a LoHa, another kind of adapter. {SEND}"),
+    (r"lokr_w", f"a LoKr, another kind of adapter. {SEND}"),
+    (r"dora_scale", f"a DoRA, whose magnitudes diffusers would drop. {SEND}"),
+    (r"oft_blocks|oft_diag|oft_R", f"an OFT, another kind of adapter. {SEND}"),
+    (r"\.lora_mid\.", f"a LoCon with CP decomposition, another kind of adapter. {SEND}"),
+    (r"ip_adapter\.|image_proj\.", f"an IP-Adapter. {SEND}"),
+    (r"\blora_controlnet|control_model\.|controlnet_", f"a ControlNet. {SEND}"),
+    (r"string_to_param|emb_params|clip_[lg]$", f"an embedding (textual inversion). {SEND}"),
+    (r"^model\.diffusion_model\.(?!.*lora)|^first_stage_model\.|^cond_stage_model\.", f"a whole checkpoint. {SEND}"),
 )
-"""Kinds of files that are no LoRA, by a part of a tensor's name. The first that fits counts."""
+"""Kinds of files that are no LoRA, by a part of the name of a tensor that cannot be read. The first counts."""
 
 _FAMILIES: tuple[tuple[str, str], ...] = (
     (r"double_blocks|single_blocks|single_transformer_blocks|lora_transformer_", "FLUX or a model of its kind"),
@@ -46,6 +55,8 @@ _ARCHITECTURES = (
 )
 """Families by the beginning of what kohya's scripts and others write into a file's metadata."""
 _METADATA = ("modelspec.architecture", "ss_base_model_version")
+LONGEST_SHOWN = 80
+"""Characters of a text that an error repeats."""
 
 
 class LoraError(ValueError):
@@ -76,52 +87,85 @@ class Lora:
         return self.sha256, self.scale
 
 
-def check_lora(lora: Lora, prompt_width: int) -> None:
-    """Raise LoraError, which says what the file is, unless it is a LoRA for a model with prompts of that width."""
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its tensors."""
+
+    shapes: Mapping[str, Shape]
+    """Of each tensor, by its name."""
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file's tensors are, by their names. Nothing here depends on the base's layers."""
+
+    tensors: Mapping[str, Mapping[str, str]]
+    """For "unet" and "text_encoder": the name in the file of each tensor, by the name that peft gives it. That is a
+    layer of the network, then what it is for that layer: "mid_block.resnets.0.conv1.lora_A.weight"."""
+    alphas: Mapping[str, Mapping[str, str]]
+    """For the same two: the name in the file of the tensor that holds a layer's alpha, by the layer."""
+    unread: tuple[str, ...] = ()
+    """Tensors that are nothing to these two networks, by their names in the file."""
+    missing: str | None = None
+    """A tensor that another one needs, by its name in the file."""
+
+
+def read_header(lora: Lora) -> Header:
+    """The header of a LoRA's file. Raises LoraError for a file that is none."""
     try:
         with safe_open(lora.file, "pt") as opened:
             names = opened.keys()
-            shapes = {name: opened.get_slice(name).get_shape() for name in names}
-            metadata = opened.metadata() or {}
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            return Header(shapes, opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise LoraError(f"{lora.name}: expected a .safetensors file of a LoRA, got a file that is none.") from error
-    if fault := lora_fault(shapes, metadata, prompt_width):
-        raise LoraError(f"{lora.name}: {fault}")
 
 
-def lora_fault(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str], prompt_width: int) -> str | None:
-    """A sentence that says why a file's tensors are no LoRA for a model with prompts of that width. None if they are.
-
-    `shapes` are those of its tensors, by name; `metadata` is that of its header.
-    """
-    if kind := _first(_KINDS, shapes):
-        return f"expected a LoRA, got {kind}. Send a LoRA as kohya's scripts, peft or diffusers write it."
+def lora_fault(header: Header, reading: Reading, prompt_width: int) -> str | None:
+    """A sentence that says why a file is no LoRA for a model with prompts of that width. None if it may be one."""
+    if not header.shapes:
+        return "expected a LoRA, got an empty file."
+    if kind := _first(_KINDS, reading.unread):
+        return f"expected a LoRA, got {kind}"
     own = _WIDTHS.get(prompt_width, f"a model whose prompts are {prompt_width} wide")
-    family = _first(_FAMILIES, shapes) or _of_width(shapes, prompt_width) or _of_metadata(metadata)
+    widths = _widths(header, reading)
+    family = _first(_FAMILIES, header.shapes)
+    if wrong := widths - {prompt_width}:
+        family = family or _WIDTHS.get(min(wrong), f"a model whose prompts are {min(wrong)} wide")
+    if not widths:
+        family = family or _of_metadata(header.metadata)
     if family and family != own:
         return f"expected a LoRA for {own}, which this bundle is, got one for {family}."
-    strange = [name for name in shapes if not _PART.search(name)]
-    if strange or not shapes:
-        found = f"{len(strange)} of its {len(shapes)} tensors are something else, such as {strange[:1]}"
-        return f"expected a LoRA, got a file of which {found}." if shapes else "expected a LoRA, got an empty file."
+    if reading.missing:
+        return f"expected a LoRA, got a file without its tensor {shown(reading.missing)}. It is incomplete."
+    of_alpha = [own for alphas in reading.alphas.values() for own in alphas.values()]
+    if strange := [*reading.unread, *(own for own in of_alpha if math.prod(header.shapes[own]) != 1)]:
+        found = f"{len(strange)} of its {len(header.shapes)} tensors are something else, such as {shown(strange[0])}"
+        return f"expected a LoRA, got a file of which {found}."
     return None
 
 
-def _first(patterns: Sequence[tuple[str, str]], names: Mapping[str, object]) -> str | None:
+def shown(text: str) -> str:
+    """A text of a client, or of a client's file, as errors repeat it."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}...")
+
+
+def _first(patterns: Sequence[tuple[str, str]], names: Collection[str]) -> str | None:
     return next((meaning for pattern, meaning in patterns if any(re.search(pattern, name) for name in names)), None)
 
 
-def _of_width(shapes: Mapping[str, Sequence[int]], prompt_width: int) -> str | None:
-    """The family by the width of the prompts, which the second attention of each block reads. None if it does not say.
+def _widths(header: Header, reading: Reading) -> set[int]:
+    """How wide the prompts are that its layers read: those of the second attention of each block. Empty without any.
 
-    A bundle of another width than all known families, such as tiny, has its own.
+    A bundle of another width than all known families, such as tiny, is a family of its own.
     """
-    read = re.compile(r"attn2[._](to_k|to_v|processor\.to_k|processor\.to_v)\D*(lora_down|lora_A|lora\.down)\.weight$")
-    widths = {shape[1] for name, shape in shapes.items() if read.search(name) and len(shape) > 1}
-    if not widths or widths == {prompt_width}:
-        return None
-    width = next(iter(widths - {prompt_width}))
-    return _WIDTHS.get(width, f"a model whose prompts are {width} wide")
+    read = ("attn2.to_k.lora_A.weight", "attn2.to_v.lora_A.weight")
+    names = [own for peft, own in reading.tensors.get("unet", {}).items() if peft.endswith(read)]
+    return {shape[1] for shape in map(header.shapes.__getitem__, names) if len(shape) > 1}
 
 
 def _of_metadata(metadata: Mapping[str, str]) -> str | None:

@@ -4,28 +4,34 @@ The forms are those of Replicate's models that take LoRAs, apart from its own ta
 """
 
 import base64
-import binascii
 import fnmatch
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import build_hf_headers
+import httpx2
+from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import build_hf_headers, validate_repo_id
 
-from controlnet.weights.lora_files import LoraError
+from controlnet.weights.lora_files import LoraError, shown
 
 HOSTS = "CONTROLNET_LORA_HOSTS"
 """Environment variable: the hosts that a LoRA may be fetched from, separated by commas; * stands for any part of a
 name. "none" allows no download. An entry that begins with http:// also allows that host without encryption. A host is
 trusted with its redirects: do not name one that redirects to wherever it is asked to."""
-USUAL_HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery", "*.replicate.delivery")
+HUB, HUB_SHORT = "huggingface.co", "hf.co"
+CIVITAI_HOSTS = ("civitai.com", "civitai.red")
+"""CivitAI serves its API at both, and some models at the second one alone."""
+USUAL_HOSTS = (HUB, *CIVITAI_HOSTS, "replicate.delivery", "*.replicate.delivery")
 CIVITAI_TOKEN = "CIVITAI_API_TOKEN"
 """Environment variable: the token that CivitAI asks for before it serves some files."""
 MOST_BYTES = 500 * 2**20
 """Of a LoRA file. The largest in use for Stable Diffusion 1.5 have 270 MB."""
+LONGEST = 2000
+"""Characters of an address. Signed ones have a few hundred."""
 
 FORMS = (
     "a URL of a .safetensors file, huggingface.co/owner/model, owner/model (a Hugging Face repository) with or without "
@@ -33,9 +39,15 @@ FORMS = (
 )
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?P<rest>/.+)?", re.ASCII)
-_REVISION = re.compile(r"/(?:resolve|blob|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
-_CIVITAI_MODEL = re.compile(r"/models/(?P<model>\d+)(/[^/]*)?/?")
-_CIVITAI_FILE = re.compile(r"/api/download/models/\d+/?")
+_BRANCH = r"(?P<revision>refs/[^/]+/[^/]+|[^/]+)"
+_REVISION = re.compile(rf"/(?:resolve|blob|raw)/{_BRANCH}/(?P<file>.+)")
+_WHOLE = re.compile(rf"(?:/tree/{_BRANCH})?/?")
+_CIVITAI_MODEL = re.compile(r"/models/(?P<model>\d+)(/[^/]*)?/?", re.ASCII)
+_CIVITAI_FILE = re.compile(r"/api/download/models/\d+/?", re.ASCII)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_KNOWN_HOST = re.compile(rf"(www\.)?({'|'.join(map(re.escape, (HUB, HUB_SHORT, *CIVITAI_HOSTS)))})/", re.IGNORECASE)
+_HOST = re.compile(r"[\w.:-]+")
+_USUAL_PORTS = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,10 @@ class CivitaiModel:
     model: str
     version: str | None
     """The number of one of its versions. None means the newest."""
+    host: str = CIVITAI_HOSTS[0]
 
     def __str__(self) -> str:
-        return f"civitai.com/models/{self.model}" + (f"?modelVersionId={self.version}" if self.version else "")
+        return f"{self.host}/models/{self.model}" + (f"?modelVersionId={self.version}" if self.version else "")
 
 
 @dataclass(frozen=True)
@@ -88,28 +101,36 @@ LoraSource = Remote | HubRepo | CivitaiModel | Inline
 def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSource:
     """What the text names. Nothing is fetched. Raises LoraError for another form, or a host that is not allowed."""
     text = text.strip()
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         return _inline(text)
-    if not re.match(r"[a-z]+://", text) and not re.match(r"(www\.)?(huggingface\.co|civitai\.com)/", text):
+    if len(text) > LONGEST:
+        raise LoraError(f"expected {FORMS}; got {len(text)} characters.")
+    if not text.isprintable():
+        raise LoraError(f"expected {FORMS}; got an address with a control character in it.")
+    if not _SCHEME.match(text) and not _KNOWN_HOST.match(text):
         return _on_hub(text, environ)
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
-        host, _ = (parts.hostname or "").removeprefix("www."), parts.port
-    except ValueError as error:
+        host, port = (parts.hostname or "").removeprefix("www."), parts.port
+        host.encode("idna")
+        httpx2.URL(text)
+    except (ValueError, httpx2.InvalidURL) as error:
         raise LoraError(f"expected {FORMS}; got a broken address.") from error
-    if parts.scheme not in ("https", "http") or not host or parts.username or parts.password:
+    if parts.scheme not in _USUAL_PORTS or not _HOST.fullmatch(host) or parts.username or parts.password:
         raise LoraError(f"expected {FORMS}; got another kind of address.")
-    if host == "huggingface.co":
+    if host in (HUB, HUB_SHORT):
         return _on_hub(unquote(parts.path).strip("/"), environ)
-    _check_host(host, parts.netloc, parts.scheme, environ)
-    if host == "civitai.com":
+    _check_host(host, port, parts.scheme, environ)
+    parts = parts._replace(netloc=parts.netloc.lower(), fragment="")
+    if host in CIVITAI_HOSTS:
         if found := _CIVITAI_MODEL.fullmatch(parts.path):
-            return CivitaiModel(found["model"], (parse_qs(parts.query).get("modelVersionId") or [None])[0])
+            version = (parse_qs(parts.query).get("modelVersionId") or [None])[0]
+            return CivitaiModel(found["model"], version, host)
         if _CIVITAI_FILE.fullmatch(parts.path):
             return Remote(parts.geturl(), lambda: civitai_headers(environ))
     if not parts.path.endswith(".safetensors"):
         raise LoraError(f"expected {FORMS}; got an address that ends in none of these.")
-    return Remote(parts._replace(fragment="").geturl())
+    return Remote(parts.geturl())
 
 
 def civitai_headers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -118,53 +139,67 @@ def civitai_headers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def hub_file(repo: str, file: str, revision: str = "main") -> Remote:
-    """A file of a repository on the hub. The endpoint and the token are huggingface_hub's."""
-    return Remote(hf_hub_url(repo, file, revision=quote(revision, safe="")), build_hf_headers)
+def hub_file(repo: str, file: str, revision: str = "main", kind: str | None = None) -> Remote:
+    """A file of a repository on the hub. The endpoint and the token are huggingface_hub's.
+
+    `kind` is that of the repository: "dataset" or "space", or None for a model.
+    """
+    return Remote(hf_hub_url(repo, file, repo_type=kind, revision=revision), build_hf_headers)
 
 
 def _inline(text: str) -> Inline:
     head, comma, body = text.partition(",")
-    if not comma or not head.endswith(";base64") or len(body) * 3 // 4 > MOST_BYTES:
+    if not comma or not head.lower().endswith(";base64") or len(body) * 3 // 4 > MOST_BYTES:
         raise LoraError("expected a data: URI with base64 of a .safetensors file, got another kind of data.")
     try:
         return Inline(base64.b64decode(body, validate=True))
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error too
         raise LoraError("expected a data: URI with base64 of a .safetensors file, got broken base64.") from error
 
 
 def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
-    found = _HUB.fullmatch(text)
-    if not found or ".." in text:
-        raise LoraError(f"expected {FORMS}; got {_shown(text)}.")
-    _check_host("huggingface.co", "huggingface.co", "https", environ)
+    kinds = {prefix: kind for kind, prefix in constants.REPO_TYPES_URL_PREFIXES.items() if kind in constants.REPO_TYPES}
+    prefix = next(filter(text.startswith, kinds), "")
+    found = _HUB.fullmatch(text.removeprefix(prefix))
+    try:
+        if not found or ".." in text:
+            raise HFValidationError
+        validate_repo_id(found["repo"])
+    except HFValidationError as error:
+        raise LoraError(f"expected {FORMS}; got {shown(text)}.") from error
+    _check_host(HUB, None, "https", environ)
     rest = found["rest"] or ""
-    if not rest or re.fullmatch(r"/tree/[^/]+/?", rest):
-        return HubRepo(found["repo"], rest.removeprefix("/tree/").strip("/") or "main")
+    if whole := _WHOLE.fullmatch(rest):
+        if prefix:
+            raise LoraError(
+                f"expected the link of a file in a {kinds[prefix]}, as {HUB}/{prefix}{found['repo']}/resolve/main/FILE."
+            )
+        return HubRepo(found["repo"], whole["revision"] or "main")
     at = _REVISION.fullmatch(rest)
     revision, file = (at["revision"], at["file"]) if at else ("main", rest[1:])
     if not file.endswith(".safetensors"):
-        raise LoraError(f"expected a .safetensors file, got {_shown(file)}.")
-    return hub_file(found["repo"], file, revision)
+        raise LoraError(f"expected a .safetensors file, got {shown(file)}.")
+    return hub_file(found["repo"], file, revision, kinds.get(prefix))
 
 
-def _check_host(host: str, netloc: str, scheme: str, environ: Mapping[str, str]) -> None:
+def _check_host(host: str, port: int | None, scheme: str, environ: Mapping[str, str]) -> None:
     allowed = allowed_hosts(environ)
-    names = [host] if scheme == "https" else []
-    names.append(f"{scheme}://{netloc}")
+    place = host if port in (None, _USUAL_PORTS[scheme]) else f"{host}:{port}"
+    names = [f"{scheme}://{place}"] + ([host, place] if scheme == "https" else [])
     if not any(fnmatch.fnmatchcase(name, entry) for entry in allowed for name in names):
         known = f"allowed: {', '.join(allowed)}" if allowed else "no downloads are allowed here, only data: URIs"
-        address = _shown(f"{scheme}://{netloc}")
-        raise LoraError(f"this server fetches no LoRA from {address} ({known}; {HOSTS} changes it).")
+        raise LoraError(f"this server fetches no LoRA from {shown(names[0])} ({known}; {HOSTS} changes it).")
 
 
 def allowed_hosts(environ: Mapping[str, str] = os.environ) -> Sequence[str]:
-    """The entries of CONTROLNET_LORA_HOSTS, or the usual ones."""
+    """The entries of CONTROLNET_LORA_HOSTS, in small letters and without usual ports; or the usual ones."""
     written = environ.get(HOSTS, "").strip().lower()
     if written == "none":
         return ()
-    return tuple(entry.strip() for entry in written.split(",") if entry.strip()) or USUAL_HOSTS
+    entries = (entry.strip().rstrip("/") for entry in written.split(","))
+    return tuple(_without_usual_port(entry) for entry in entries if entry) or USUAL_HOSTS
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+def _without_usual_port(entry: str) -> str:
+    entry = entry.removesuffix(":80" if entry.startswith("http://") else ":443")
+    return HUB if entry == HUB_SHORT else entry

@@ -63,4 +63,4 @@ def test_jagilley_hed_takes_input_image(root: Path) -> None:
     with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "jagilley-hed") as server:
         assert len(server.run(**SMALL, input_image=PHOTO).files) == 2
         too_small = server.run(**SMALL, input_image=url(Image.new("RGB", (4, 4))))
-        assert too_small.status == "failed" and "input_image" in too_small.error
+        assert too_small.status == "failed" and too_small.error.startswith("The image is too small: expected at least")

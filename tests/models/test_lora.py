@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
 from safetensors.torch import load_file, save_file
+from support.loras import tiny_pipeline
 from torch import nn
 
 from controlnet.bundle import open_bundle
@@ -50,12 +50,8 @@ def distance(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
 
 
 def by_diffusers(file: Path, scale: float) -> list[torch.Tensor]:
-    none: Any = None
-    parts: Any = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
-    pipeline = StableDiffusionPipeline(
-        **parts, safety_checker=none, feature_extractor=none, requires_safety_checker=False
-    )
-    pipeline.load_lora_weights(load_file(file), adapter_name="one")
+    pipeline = tiny_pipeline()
+    pipeline.load_lora_weights(str(file), adapter_name="one")
     pipeline.set_adapters(["one"], [scale])
     return outputs({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
 
@@ -144,8 +140,33 @@ def test_a_layer_of_another_shape_is_refused(tmp_path: Path, base: dict, layers:
     name = next(iter(layers["unet"]))
     down, up = layers["unet"][name]
     wrong = layers["unet"] | {name: (torch.cat([down, down], 1), up)}
-    with pytest.raises(LoraError, match="do not fit"):
+    with pytest.raises(LoraError, match=rf"only {len(wrong) - 1} of its {len(wrong)} layers fit"):
         adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", {"unet": wrong}))])
+
+
+def test_half_a_layer_is_refused(tmp_path: Path, base: dict, layers: dict) -> None:
+    file = save_diffusers(tmp_path / "a.safetensors", layers)
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if "lora_A" in name)]
+    save_file(tensors, file)
+    with pytest.raises(LoraError, match=r"only \d+ of its \d+ layers fit"):
+        adapted(base, [lora(file)])
+
+
+def test_no_tensor_of_a_file_that_does_not_fit_is_read(
+    tmp_path: Path, base: dict, layers: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down, up = next(iter(layers["unet"].values()))
+    unet = layers["unet"] | {"down_blocks.7.attentions.0.to_q": (down.clone(), up.clone())}
+    monkeypatch.setattr("controlnet.models.lora.load_file", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(LoraError, match="layers fit"):
+        adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", {"unet": unet}))])
+
+
+def test_no_thread_is_started(tmp_path: Path, base: dict, layers: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own loader of adapters starts some. A cancellation could then end another thread."""
+    monkeypatch.setattr("threading.Thread.start", lambda self: pytest.fail("a thread"))
+    adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", layers))])
 
 
 def test_numbers_that_are_none_are_refused(tmp_path: Path, base: dict, layers: dict) -> None:

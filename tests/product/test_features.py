@@ -93,6 +93,15 @@ def test_return_pose_json_changes_no_other_file(server: Server) -> None:
     assert made(server, **asked, return_control_map=True) == [control_map, picture]
 
 
+def test_the_syntax_of_other_tools_is_said_to_be_literal(server: Server) -> None:
+    got = answer(server, prompt="a red house <lora:night:1> BREAK grass", negative_prompt="[fog|rain]")
+    assert got.status == "succeeded", got.error
+    (line,) = (line for line in got.logs.splitlines() if line.startswith("literal text: "))
+    assert "<lora:night:1> (name its file in lora_weights" in line and "BREAK (" in line and "[fog|rain] (" in line
+    assert "literal text" not in answer(server, prompt="a (red:1.3) house").logs
+    assert "literal text" not in answer(server, prompt="a <lora:night:1>", map_only=True).logs
+
+
 def test_openpose_says_how_many_people_its_map_shows(server: Server) -> None:
     people = answer(server, **openpose(), map_only=True)
     again = answer(server, **openpose(), map_only=True, return_pose_json=True)  # the map comes from the cache

@@ -76,3 +76,17 @@ def test_a_lora_is_a_text_or_a_path_object(tmp_path: Path) -> None:
     assert lora_as_text("lora_weights", tmp_path / "a.safetensors") == "data:;base64,YWJj"
     with pytest.raises(InputError, match=r"lora_weights: .*is not there"):
         lora_as_text("lora_weights", tmp_path / "b.safetensors")
+
+
+def test_a_path_of_a_lora_as_a_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lora_as_text("lora_weights", "examples/a.safetensors") == "examples/a.safetensors"
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/a.safetensors").write_bytes(b"abc")
+    with pytest.raises(InputError) as refused:
+        lora_as_text("lora_weights_2", "examples/a.safetensors")
+    assert str(refused.value).startswith("lora_weights_2: a text is an address, and 'examples/a.safetensors' is a file")
+    assert "pass pathlib.Path('examples/a.safetensors')" in str(refused.value)
+    assert lora_as_text("lora_weights", "https://example.com/examples/a.safetensors").startswith("https")
+    for text in ("\0.safetensors", "\ud800.safetensors", "a" * 5000 + ".safetensors", 5, None):
+        assert lora_as_text("lora_weights", text) == text, "what it is, Ask.read says"

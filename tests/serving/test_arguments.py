@@ -33,6 +33,7 @@ PREDICT = openapi_schema((ROOT / "predict.py").read_text("utf-8"))["components"]
         ("prompt=@@@", "@@"),
         ("prompt=a@b", "a@b"),
         ("image=https://example.com/a.png", "https://example.com/a.png"),
+        ("image=HTTPS://example.com/a.png", "HTTPS://example.com/a.png"),
         ("image=data:image/png;base64,aGVsbG8=", "data:image/png;base64,aGVsbG8="),
     ],
 )
@@ -63,6 +64,18 @@ def test_a_lora_is_sent_as_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\xff\x00")
     sent = parse_inputs([f"prompt=@{tmp_path}/a.safetensors"], SCHEMAS)
     assert sent == {"prompt": "data:application/octet-stream;base64,/wA="}
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "B.SafeTensors", "poses.json", "prompt.txt"])
+def test_a_file_without_its_at_sign_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_inputs([f"prompt={name}"], SCHEMAS) == {"prompt": name}, "no such file: it is a text"
+    Path(name).touch()
+    for text in (name, f"./{name}", f"{tmp_path}/{name}"):
+        with pytest.raises(ArgumentError) as refused:
+            parse_inputs([f"prompt={text}"], SCHEMAS)
+        assert str(refused.value).endswith(f"is a file: @ is missing in -i prompt=@{text}.")
+    assert parse_inputs(["prompt=a.txt " + "x" * 5000 + ".txt"], SCHEMAS)["prompt"].startswith("a.txt")
 
 
 def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from support.small_bundle import point_at
 from controlnet.weights import lora_cache
 from controlnet.weights.lora_cache import FOLDER, GIGABYTES, LoraCache, LoraCacheError
 from controlnet.weights.lora_files import LoraError
-from controlnet.weights.lora_sources import CivitaiModel, HubRepo, Inline, Remote, hub_file
+from controlnet.weights.lora_sources import CIVITAI_HOSTS, CivitaiModel, HubRepo, Inline, Remote, hub_file
 
 CONTENT = os.urandom(300_000)
 OTHER = os.urandom(300_000)
@@ -152,12 +152,13 @@ def test_a_limit_must_be_a_number(written: str) -> None:
         LoraCache({GIGABYTES: written})
 
 
-def test_the_file_of_a_civitai_model_is_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", CIVITAI_HOSTS)
+def test_the_file_of_a_civitai_model_is_looked_up(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     listed = {"modelVersions": [{"id": 7}, {"id": 5}]}
 
     class Session:
         def get(self, url: str, **_: object) -> "Session":
-            assert url == "https://civitai.com/api/v1/models/12"
+            assert url == f"https://{host}/api/v1/models/12"
             return self
 
         def json(self) -> dict:
@@ -165,8 +166,8 @@ def test_the_file_of_a_civitai_model_is_looked_up(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(lora_cache, "get_session", Session)
     monkeypatch.setattr(lora_cache, "hf_raise_for_status", lambda response: None)
-    newest = lora_cache._located(CivitaiModel("12", None), "lora_weights")
-    assert newest.url == "https://civitai.com/api/download/models/7"
-    assert lora_cache._located(CivitaiModel("12", "5"), "lora_weights").url.endswith("/5")
+    newest = lora_cache._located(CivitaiModel("12", None, host), "lora_weights")
+    assert newest.url == f"https://{host}/api/download/models/7"
+    assert lora_cache._located(CivitaiModel("12", "5", host), "lora_weights").url.endswith("/5")
     with pytest.raises(LoraError, match="no version 6"):
-        lora_cache._located(CivitaiModel("12", "6"), "lora_weights")
+        lora_cache._located(CivitaiModel("12", "6", host), "lora_weights")

@@ -37,6 +37,23 @@ def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
             "https://civitai.com/api/download/models/12?type=Model",
             "https://civitai.com/api/download/models/12?type=Model",
         ),
+        ("HTTPS://Replicate.Delivery/A.safetensors", "https://replicate.delivery/A.safetensors"),
+        ("https://replicate.delivery:443/a.safetensors", "https://replicate.delivery:443/a.safetensors"),
+        ("HTTPS://HF.co/Owner/Model/a.safetensors", "https://huggingface.co/Owner/Model/resolve/main/a.safetensors"),
+        ("hf.co/owner/model/a.safetensors", "https://huggingface.co/owner/model/resolve/main/a.safetensors"),
+        (
+            "https://huggingface.co/owner/model/resolve/refs%2Fpr%2F1/a.safetensors",
+            "https://huggingface.co/owner/model/resolve/refs%2Fpr%2F1/a.safetensors",
+        ),
+        (
+            "https://huggingface.co/datasets/owner/name/resolve/main/deep/a.safetensors?download=true",
+            "https://huggingface.co/datasets/owner/name/resolve/main/deep/a.safetensors",
+        ),
+        (
+            "https://huggingface.co/spaces/owner/name/blob/v2/a.safetensors",
+            "https://huggingface.co/spaces/owner/name/resolve/v2/a.safetensors",
+        ),
+        ("civitai.red/api/download/models/12", "https://civitai.red/api/download/models/12"),
     ],
 )
 def test_addresses_of_a_file(text: str, url: str) -> None:
@@ -48,11 +65,15 @@ def test_a_bare_pair_is_a_repository_on_the_hub() -> None:
     assert read_source("owner/model", {}) == HubRepo("owner/model")
     assert read_source(" https://huggingface.co/owner/model ", {}) == HubRepo("owner/model")
     assert read_source("https://huggingface.co/owner/model/tree/v2", {}) == HubRepo("owner/model", "v2")
+    assert read_source("hf.co/owner/model/tree/refs%2Fpr%2F1", {}) == HubRepo("owner/model", "refs/pr/1")
+    assert read_source("HuggingFace.co/owner/model/", {}) == HubRepo("owner/model")
 
 
 def test_links_to_civitai() -> None:
     assert read_source("https://civitai.com/models/12/some-name", {}) == CivitaiModel("12", None)
     assert read_source("civitai.com/models/12?modelVersionId=34", {}) == CivitaiModel("12", "34")
+    assert read_source("Https://WWW.Civitai.com/models/12", {}) == CivitaiModel("12", None)
+    assert read_source("civitai.red/models/12", {}) == CivitaiModel("12", None, "civitai.red")
 
 
 def test_the_operators_token_goes_to_civitai_alone() -> None:
@@ -62,11 +83,14 @@ def test_the_operators_token_goes_to_civitai_alone() -> None:
     assert isinstance(download, Remote) and isinstance(other, Remote)
     assert download.headers() == {"Authorization": "Bearer secret"}
     assert other.headers() == {}
+    red = read_source("https://civitai.red/api/download/models/12", environ)
+    assert isinstance(red, Remote) and red.headers() == download.headers(), "CivitAI's other host has the same accounts"
 
 
 def test_a_data_uri_is_the_file_itself() -> None:
     text = "data:application/octet-stream;base64," + base64.b64encode(b"abc").decode()
     assert read_source(text, {}) == Inline(b"abc")
+    assert read_source("DATA:;BASE64," + base64.b64encode(b"abc").decode(), {}) == Inline(b"abc")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +107,30 @@ def test_a_data_uri_is_the_file_itself() -> None:
         "https://[::1/a.safetensors",
         "data:,abc",
         "data:x;base64,????",
+        "data:x;base64,\N{LATIN SMALL LETTER U WITH DIAERESIS}",
+        "data:x;base64,\ud800",
+        "huggingface.co/datasets/owner/name",
+        "spaces/owner/name",
+        "owner/a--b",
+        "owner/a.git/a.safetensors",
+        f"owner/{'m' * 200}",
+        "https://replicate.delivery/a\0.safetensors",
+        "https://replicate.delivery/a\n.safetensors",
+        "https://replicate.delivery/\ud800.safetensors",
+        "https://replicate.delivery/\x7f.safetensors",
+        f"https://replicate.delivery/{'a' * 100_000}.safetensors",
+        f"owner/model/{'a' * 100_000}.safetensors",
+        f"https://{'a' * 64}.replicate.delivery/a.safetensors",
+        "https://a..replicate.delivery/a.safetensors",
+        "https://a b.replicate.delivery/a.safetensors",
+        "https://civitai.com/models/\N{ARABIC-INDIC DIGIT ONE}",
         "ftp://replicate.delivery/a.safetensors",
     ],
 )
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(LoraError, match="expected"):
+    with pytest.raises(LoraError, match="expected") as refused:
         read_source(text, {})
+    assert len(str(refused.value)) < 400 and str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +155,15 @@ def test_the_operator_chooses_the_hosts() -> None:
     for text in ("owner/model", "https://huggingface.co/owner/model", "http://localhost:5001/a.safetensors"):
         with pytest.raises(LoraError, match="fetches no LoRA"):
             read_source(text, environ)
-    assert allowed_hosts({HOSTS: "none"}) == ()
+    environ = {HOSTS: "HF.co, Example.COM:8443, HTTP://LocalHost:80/"}
+    for text in (
+        "owner/model",
+        "https://EXAMPLE.com:8443/a.safetensors",
+        "http://LOCALHOST/a.safetensors",
+        "http://localhost:80/a.safetensors",
+    ):
+        read_source(text, environ)
+    assert allowed_hosts({HOSTS: "NONE"}) == ()
     with pytest.raises(LoraError, match="no downloads are allowed"):
         read_source("owner/model", {HOSTS: "none"})
 
