@@ -127,6 +127,28 @@ def test_controlnets_must_have_their_conditioners_pooling(bundle, tmp_path, monk
     assert broken.controlnets()["canny"].config["global_pool_conditions"] == pooled
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"conditioning_channels": 1},
+            r"has conditioning_channels 1, expected 3\. It is a ControlNet for another kind of",
+        ),
+        (
+            {"cross_attention_dim": 1024},
+            r"has cross_attention_dim 1024, and the UNet's has 128\. It is a ControlNet for",
+        ),
+        ({"addition_embed_type": "text_time"}, r"has addition_embed_type text_time, and the UNet's has None"),
+    ],
+)
+def test_controlnets_for_other_maps_or_base_models_are_refused(bundle, tmp_path, config: dict, words: str) -> None:
+    broken = copy_of(bundle, tmp_path)
+    file = broken.folder("controlnet/canny") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    with pytest.raises(WeightsMismatch, match=f"^controlnet/canny: its config.json {words}"):
+        broken.controlnets()
+
+
 class Spell:
     def __reduce__(self) -> tuple:
         return (print, ("code of a pickle was run",))

@@ -79,7 +79,11 @@ def repair_command(manifest: Manifest) -> str:
     if manifest.embedded:
         return f"git checkout HEAD -- weights/{manifest.name}"
     if not any(part.repo for part in manifest.parts):
-        return f"script/import-checkpoint FILE --name {manifest.name} --replace, with the file that it was made from"
+        if "sha256" not in manifest.made:
+            return f"put the files into weights/{manifest.name} again, which are not on the hub"
+        nets = [part.name.partition("/")[2] for part in manifest.parts if part.name.startswith("controlnet/")]
+        options = f"--name {manifest.name} --replace" + (f" --conditioner {nets[0]}" if nets else "")
+        return f"script/import-checkpoint FILE {options}, with the file that it was made from"
     chosen = "".join(f"{variable}={word} " for variable, word in manifest.choices().items())
     return f"{chosen}script/download-weights {manifest.name}"
 
