@@ -34,13 +34,11 @@ from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
-from controlnet.weights.files import check, sha256
+from controlnet.weights.files import DOWNLOAD, check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
 from controlnet.weights.lora_files import Lora, check_lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
-DOWNLOAD = "CONTROLNET_DOWNLOAD"
-"""Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 WITH_CONVOLUTIONS = (UNet2DConditionModel, ControlNetModel, AutoencoderKL)
 """Models whose layers have kernels for a GPU."""

@@ -16,7 +16,7 @@ from support.small_models import parts, write_bundle
 
 import predict
 from controlnet import bundle as bundle_module
-from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
+from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
 from controlnet.models.compiled import COMPILE
@@ -27,6 +27,7 @@ from controlnet.models.loading import WeightsMismatch, load_pretrained
 from controlnet.models.switch import BATCH_OUTPUTS, SwitchError
 from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
+from controlnet.weights.files import DOWNLOAD
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
 

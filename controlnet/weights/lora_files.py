@@ -11,6 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from controlnet.transient import Transient
+
 _PART = re.compile(r"(\.(lora_(up|down|A|B)|lora\.(up|down))\.weight|_lora\.(up|down)\.weight|\.alpha)$")
 """Endings of a LoRA's tensors, as kohya's scripts, peft and diffusers write them."""
 
@@ -50,6 +52,10 @@ _METADATA = ("modelspec.architecture", "ss_base_model_version")
 
 class LoraError(ValueError):
     """A LoRA cannot be fetched or used. The message is for the client and names the input."""
+
+
+class LoraNotFetched(LoraError, Transient):
+    """A LoRA could not be fetched or saved. Another time it may succeed."""
 
 
 @dataclass(frozen=True)
