@@ -39,9 +39,9 @@ class Api:
 
     def __init__(self, url: str) -> None:
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(url.encode("ascii").decode())
             host, port = parts.hostname, parts.port
-        except ValueError:  # such as a port of letters
+        except ValueError:  # such as a port of letters, or a letter that a URL does not have
             parts, host, port = None, None, None
         if (
             not url.isascii()
