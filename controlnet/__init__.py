@@ -22,6 +22,11 @@ def open_model(bundle: str | None = None, *, log: bool = False) -> "OpenModel":
     Raises ManifestError for a bundle that is not known, and WeightsError, with the command that repairs it, if its
     files are missing.
     """
+    from controlnet.weights.files import check_chosen
+    from controlnet.weights.manifest import environ_with
+
+    check_chosen(environ_with(bundle))
+
     from controlnet.python.opened import OpenModel  # only now, for it imports torch
 
     return OpenModel(bundle, log=log)

@@ -35,16 +35,24 @@ from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.weights.download import download
-from controlnet.weights.files import check, sha256
+from controlnet.weights.files import DOWNLOAD, check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
-DOWNLOAD = "CONTROLNET_DOWNLOAD"
-"""Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 WITH_CONVOLUTIONS = (UNet2DConditionModel, ControlNetModel, AutoencoderKL)
 """Models whose layers have kernels for a GPU."""
+
+
+SHARED_WITH_UNET = (
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "cross_attention_dim",
+    "addition_embed_type",
+)
+"""Settings that a ControlNet must have as the UNet has them, because it sees the same inputs and adds to its layers."""
 
 
 class Bundle:
@@ -127,7 +135,7 @@ class Bundle:
         mapped = self.device.type == "cpu"
         parts = {name: f"controlnet/{name}" for name in self.manifest.conditioners}
         for name, part in parts.items():
-            self._check_pooling(part, BY_NAME[name].pooled)
+            self._check_net(part, BY_NAME[name].pooled)
         if self.low_memory:
             stored = {name: self.packed(ControlNetModel, part) for name, part in parts.items()}
         else:
@@ -197,14 +205,25 @@ class Bundle:
         chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / part.bundle / path for part in chosen for path in part.paths]
 
-    def _check_pooling(self, part: str, expected: bool) -> None:
-        """Raise WeightsMismatch if a ControlNet's config says otherwise. No tensor would show it."""
+    def _check_net(self, part: str, pooled: bool) -> None:
+        """Raise WeightsMismatch if a ControlNet's config does not go with conditioner and base. No tensor shows it."""
         config: Any = ControlNetModel.load_config(self.folder(part), local_files_only=True)
+        unet: Any = UNet2DConditionModel.load_config(self.folder("unet"), local_files_only=True)
         got = config.get("global_pool_conditions", False)
-        if got is not expected:
+        if got is not pooled:
             raise WeightsMismatch(
-                f"{part}: its config.json has global_pool_conditions {got}, expected {expected}. It is the file of"
+                f"{part}: its config.json has global_pool_conditions {got}, expected {pooled}. It is the file of"
                 " another ControlNet: check the part's repo in the manifest, then fetch it again."
+            )
+        if (got := config.get("conditioning_channels", 3)) != 3:
+            raise WeightsMismatch(
+                f"{part}: its config.json has conditioning_channels {got}, expected 3. It is a ControlNet for another"
+                " kind of control maps, which cannot be used here."
+            )
+        if wrong := [name for name in SHARED_WITH_UNET if config.get(name) != unet.get(name)]:
+            raise WeightsMismatch(
+                f"{part}: its config.json has {wrong[0]} {config.get(wrong[0])}, and the UNet's has"
+                f" {unet.get(wrong[0])}. It is a ControlNet for another base model."
             )
 
     def _class_name(self, part: str) -> str:

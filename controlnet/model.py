@@ -88,7 +88,7 @@ class Model:
                 with timed("lora_fetch"):
                     file, digest = self.loras.fetch(asked.source, asked.name)
             except LoraError as error:
-                raise LoraError(f"{asked.name}: {error}") from error
+                raise type(error)(f"{asked.name}: {error}") from error
             fetched.append(Lora(file, digest, asked.scale, asked.name, str(asked.source)))
         return tuple(fetched)
 

@@ -1,24 +1,46 @@
-"""What a .safetensors file holds, told by the names and shapes of its tensors, without reading the tensors."""
+"""What a file of tensors is, told by their names and shapes: a checkpoint, a ControlNet, a VAE, or something else."""
 
+import os
+import pickle
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from diffusers.loaders.single_file_utils import (
+    LDM_CONTROLNET_KEY,
+    LDM_UNET_KEY,
+    LDM_VAE_KEYS,
+)
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-UNET, VAE, TEXT_ENCODER = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
-"""How the names of a checkpoint's tensors begin (CompVis/stable-diffusion's classes)."""
-CLIP = f"{TEXT_ENCODER}transformer.text_model."
-FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
-EXPECTED = "expected a Stable Diffusion 1.5 checkpoint in one .safetensors file, as CivitAI has them"
-PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+FIRST_LAYER = f"{LDM_UNET_KEY}input_blocks.0.0.weight"
+HINT_LAYERS = (
+    f"{LDM_CONTROLNET_KEY}input_hint_block.0.weight", "input_hint_block.0.weight",
+    "controlnet_cond_embedding.conv_in.weight",
+)  # fmt: skip
+"""Names of a ControlNet's first layer, which sees the control map: those that diffusers reads, and its own."""
+TEXT_ENCODERS = ("cond_stage_model.", "conditioner.")
+"""How the names of a text encoder's tensors begin, of whatever kind it is."""
+EXPECTED = (
+    "expected a Stable Diffusion 1.5 checkpoint, or a ControlNet or a VAE for it, in one .safetensors file, as CivitAI "
+    "has them"
+)
+PICKLED = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How pickled files begin: as zip files, or as bare pickles of a protocol that is in use."""
 V_PREDICTION = "v_pred"
 """A tensor of this name marks a checkpoint that predicts v; web UIs read it too."""
 OF_TRAINING = (
-    "model_ema.", f"{VAE}loss.", "alphas_cumprod", "betas", "log_one_minus", "logvar", "lvlb_weights", "posterior_",
-    "sqrt_", "denoiser.", "embedding_manager.", f"{CLIP}embeddings.position_ids",
+    "model_ema.", *(f"{key}{part}" for key in ("", *LDM_VAE_KEYS) for part in ("loss.", "model_ema.")),
+    "alphas_cumprod", "betas", "log_one_minus", "logvar", "lvlb_weights", "posterior_", "sqrt_", "denoiser.",
+    "embedding_manager.",
 )  # fmt: skip
 """Beginnings of names that checkpoints also have and that generating does not need."""
+OF_CLIP = (".position_ids", "logit_scale", "text_projection", "text_projection.weight")
+"""Endings of names that text encoders also have, for other uses."""
 
 
 class CheckpointError(ValueError):
@@ -27,89 +49,129 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """The header of a .safetensors file."""
+    """The tensors of a file, which stay in it until they are read."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str]
+    """Of the header of a .safetensors file."""
 
     def begins(self, *prefixes: str) -> list[str]:
         """The names of tensors that begin with one of `prefixes`."""
-        return [name for name in self.shapes if name.startswith(prefixes)]
+        return [name for name in self.tensors if name.startswith(prefixes)]
 
-    def numbers(self, prefix: str) -> int:
-        """How many numbers the tensors hold whose names begin with `prefix`, without those of training."""
-        count = 0
-        for name in set(self.begins(prefix)) - set(self.begins(*OF_TRAINING)):
-            size = 1
-            for side in self.shapes[name]:
-                size *= side
-            count += size
-        return count
-
-    @property
-    def unused(self) -> list[str]:
-        """Names of tensors that belong to no part of a checkpoint."""
-        known = {*self.begins(UNET, VAE, TEXT_ENCODER, *OF_TRAINING), V_PREDICTION}
-        return [name for name in self.shapes if name not in known]
+    def needless(self, name: str) -> bool:
+        """Whether generating does not need the tensor of that name, whatever it holds."""
+        kept = name.startswith(OF_TRAINING) or (name.startswith(TEXT_ENCODERS) and name.endswith(OF_CLIP))
+        return kept or name == V_PREDICTION
 
     @property
     def prediction_type(self) -> str | None:
         """What the file says that its UNet predicts, as diffusers calls it. None if it says nothing."""
         said = self.metadata.get("modelspec.prediction_type", "").lower()
-        if V_PREDICTION in self.shapes or said in ("v", "v_prediction"):
+        if V_PREDICTION in self.tensors or said in ("v", "v_prediction"):
             return "v_prediction"
         return "epsilon" if said in ("e", "eps", "epsilon") else None
 
 
 def read_contents(file: Path) -> Contents:
-    """Raises CheckpointError for a file that is not a whole .safetensors file."""
+    """The tensors of a .safetensors file, or of a pickled one that holds nothing else. Raises CheckpointError."""
     if not file.is_file():
-        raise CheckpointError(f"There is no file {file.name}.")
+        raise CheckpointError(f"{file.name} is a folder." if file.is_dir() else f"There is no file {file.name}.")
+    if os.fsencode(file) != str(file).encode(errors="replace"):
+        raise CheckpointError(f"The name of {file.name} is not text in UTF-8, which is needed to open it: rename it.")
     with file.open("rb") as opened:
-        pickled = opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x04")
-    if pickled or file.suffix in PICKLED:
-        raise CheckpointError(
-            f"{file.name} is a pickled file, which can run code when it is opened: {EXPECTED}. Get that one, or "
-            "convert it where nothing can be lost."
-        )
+        begins = opened.read(2)
+    if begins in PICKLED:
+        return Contents(_unpickled(file), {})
     try:
         with safe_open(file, "pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            return Contents(shapes, opened.metadata() or {})
+            metadata = opened.metadata() or {}
+        return Contents(load_file(file), metadata)
     except SafetensorError:
         raise CheckpointError(f"{file.name} is not a whole .safetensors file (cut short?): {EXPECTED}.") from None
 
 
-def check_kind(file: Path, contents: Contents, channels: int, width: int) -> None:
-    """Raise CheckpointError, which names what the file is, unless it is a checkpoint like the base's.
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    """Read by PyTorch's unpickler for tensors, which runs no code of the file's."""
+    try:
+        read: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{file.name} is a pickled file with more than tensors in it, and opening that could run code: {EXPECTED}. "
+            "Get that one, or convert it where nothing can be lost."
+        ) from None
+    except Exception as error:  # damaged files raise whatever their bytes lead to
+        raise CheckpointError(f"{file.name} is not a whole pickled file (cut short?): {EXPECTED}.") from error
+    while isinstance(read, Mapping) and isinstance(read.get("state_dict"), Mapping):
+        read = read["state_dict"]
+    tensors = read.items() if isinstance(read, Mapping) else ()
+    return {name: tensor for name, tensor in tensors if isinstance(name, str) and isinstance(tensor, torch.Tensor)}
+
+
+def kind_of(file: Path, contents: Contents) -> str:
+    """ "checkpoint", "controlnet" or "vae". Raises CheckpointError, which names what the file is, for anything else."""
+    names = list(contents.tensors)
+    if contents.begins(LDM_CONTROLNET_KEY):  # also if a whole checkpoint is around it, as in the first ControlNets
+        wrong = next((words for words, fits in OTHER_CONTROLNETS.items() if fits(names)), None)
+        kind = "controlnet"
+    elif FIRST_LAYER in contents.tensors:  # whatever else is in it, is said later
+        wrong, kind = None, "checkpoint"
+    else:
+        wrong = next((words for words, fits in {**OTHERS, **OTHER_CONTROLNETS}.items() if fits(names)), None)
+        kind = next((kind for kind, fits in KINDS.items() if fits(names)), None)
+    if wrong or kind is None:
+        raise CheckpointError(f"{file.name} is {wrong or 'of a kind that is not known here'}: {EXPECTED}.")
+    return kind
+
+
+def check_family(file: Path, kind: str, contents: Contents, channels: int, width: int) -> None:
+    """Raise CheckpointError, which names what the file is for, unless it goes with the base.
 
     The base's UNet takes `channels` of latents, and `width` numbers for each token of a prompt.
     """
-    names = list(contents.shapes)
-    what = next((words for words, fits in OTHERS.items() if fits(names)), None)
-    if what is None and FIRST_LAYER not in contents.shapes:
-        what = "of a kind that is not known here"
-    if what is None:
+    what = None
+    if kind == "checkpoint":
         what = _other_checkpoint(contents, channels, width)
-    if what is None and contents.begins(TEXT_ENCODER) and not contents.begins(CLIP):
-        what = "a checkpoint whose text encoder has other names than CLIP's"
+    elif kind == "controlnet":
+        what = _other_controlnet(contents, width)
     if what:
         raise CheckpointError(f"{file.name} is {what}: {EXPECTED}.")
 
 
 def _other_checkpoint(contents: Contents, channels: int, width: int) -> str | None:
     """In words, a checkpoint of another family or with other inputs. None if it is like the base's."""
-    taken = contents.shapes[FIRST_LAYER][1]
-    widths = {shape[-1] for name, shape in contents.shapes.items() if name.endswith("attn2.to_k.weight")}
+    shape = tuple(contents.tensors[FIRST_LAYER].shape)
+    if len(shape) != 4:
+        return f"no checkpoint that can be read, because its first layer has the shape {shape}"
+    taken = shape[1]
     task = TASKS.get(taken) if taken != channels else None
-    if widths != {width}:
-        family = next((FAMILIES[each] for each in sorted(widths) if each in FAMILIES), None)
-        if family:
-            return f"a checkpoint of {family}{f' ({task})' if task else ''}"
-        return f"a checkpoint for another text encoder than the bundle's ({', '.join(map(str, sorted(widths)))} wide)"
+    if said := _other_family(contents, width):
+        return f"a checkpoint {said}{f' ({task})' if task else ''}"
     if taken == channels:
         return None
     return f"{f'an {task} checkpoint' if task else 'a checkpoint'} whose UNet takes {taken} channels, not {channels}"
+
+
+def _other_controlnet(contents: Contents, width: int) -> str | None:
+    """In words, a ControlNet of another family or with other inputs. None if it is like the base's."""
+    if said := _other_family(contents, width):
+        return f"a ControlNet {said}"
+    layers = [contents.tensors[name] for name in HINT_LAYERS if name in contents.tensors]
+    others = [layer.shape[1] for layer in layers if layer.ndim == 4 and layer.shape[1] != 3]
+    return f"a ControlNet for control maps of {others[0]} channels, and here they have 3" if others else None
+
+
+def _other_family(contents: Contents, width: int) -> str | None:
+    """Which family a file is for, in words. None if its attention reads prompts of that width."""
+    layers = [tensor for name, tensor in contents.tensors.items() if name.endswith("attn2.to_k.weight")]
+    widths = {layer.shape[-1] for layer in layers if layer.ndim}
+    if widths == {width}:
+        return None
+    if not widths:
+        return "without layers that read a prompt"
+    if family := next((FAMILIES[each] for each in sorted(widths) if each in FAMILIES), None):
+        return f"of {family}"
+    return f"for another text encoder than the bundle's ({', '.join(map(str, sorted(widths)))} wide)"
 
 
 TASKS = {9: "inpainting", 8: "InstructPix2Pix", 5: "depth-to-image", 7: "upscaling"}
@@ -122,32 +184,39 @@ FAMILIES = {
 }
 """By the width of the keys of cross-attention."""
 
+Fits = Callable[[Collection[str]], bool]
 
-def _any(*parts: str) -> Callable[[Collection[str]], bool]:
+
+def _any(*parts: str) -> Fits:
     return lambda names: any(part in name for name in names for part in parts)
 
 
-def _all(*prefixes: str) -> Callable[[Collection[str]], bool]:
+def _all(*prefixes: str) -> Fits:
     return lambda names: all(name.startswith(prefixes) for name in names)
 
 
-OTHERS: Mapping[str, Callable[[Collection[str]], bool]] = {
+KINDS: Mapping[str, Fits] = {
+    "controlnet": _any("input_hint_block.", "zero_convs.", "controlnet_cond_embedding.", "controlnet_down_blocks."),
+    "vae": _all("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", *LDM_VAE_KEYS, "loss.", "model_ema."),
+}
+"""What is imported besides checkpoints, with what tells it by the tensors' names."""
+OTHER_CONTROLNETS: Mapping[str, Fits] = {
+    "a Control-LoRA, which is no whole ControlNet": lambda names: "lora_controlnet" in names,
+    "the difference of a ControlNet from a checkpoint, which is no whole one": lambda names: "difference" in names,
+}
+OTHERS: Mapping[str, Fits] = {
     "empty": lambda names: not names,
     "a LoHa or LoKr, which changes a checkpoint": _any("hada_w", "lokr_w"),
     "a LoRA, which is sent with a request (lora_weights)": _any("lora_down", "lora_up", "lora_A", "lora_B", ".lora."),
     "an embedding (textual inversion)": lambda names: {*names} <= {"emb_params", "clip_l", "clip_g", "string_to_param"},
-    "a ControlNet (docs/bring-your-own.md says how to use one)": _any(
-        "control_model.", "input_hint_block.", "zero_convs.", "controlnet_cond_embedding.", "controlnet_down_blocks."
-    ),
     "an IP-Adapter": _any("ip_adapter.", "to_k_ip."),
     "a T2I-Adapter": _all("adapter.", "body.", "conv_in."),
     "a motion module of AnimateDiff": _any("motion_modules."),
     "a checkpoint of FLUX": _any("double_blocks.", "single_transformer_blocks."),
     "a checkpoint of Stable Diffusion 3": _any("joint_blocks.", "joint_transformer_blocks."),
-    "a VAE (docs/bring-your-own.md says how to use one)": _all(
-        "encoder.", "decoder.", "quant_conv.", "post_quant_conv.", VAE, "loss.", "model_ema."
+    "a text encoder alone": _all("text_model.", *TEXT_ENCODERS, "text_projection"),
+    "a UNet alone, in the layout of diffusers": lambda names: (
+        _any("down_blocks.0.resnets.0.")(names) and not KINDS["controlnet"](names)
     ),
-    "a text encoder alone": _all("text_model.", "cond_stage_model.", "text_projection"),
-    "a UNet alone, in the layout of diffusers": _any("down_blocks.0.resnets.0."),
 }
-"""Files that are no checkpoint like Stable Diffusion 1.5's, in words, with what tells them by the tensors' names."""
+"""Files that are none of these, in words, with what tells them by the tensors' names."""

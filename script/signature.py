@@ -20,6 +20,7 @@ HEAD = '''"""The inputs of predict.py as a typed Python function. Written by scr
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from controlnet.python.called import calls_make
 from controlnet.python.made import Pictures
 from controlnet.python.sent import LoraWeights, Picture
 
@@ -33,6 +34,7 @@ class Signature:
         """The pictures of a request whose inputs are in a mapping."""
         raise NotImplementedError
 
+    @calls_make
     def __call__(
         self,
 '''
@@ -47,7 +49,7 @@ DOCUMENTED = '''    ) -> Pictures:
 
 '''
 TAIL = '''        """
-        return self.make({name: value for name, value in locals().items() if name != "self"})
+        raise NotImplementedError
 '''
 
 

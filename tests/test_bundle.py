@@ -15,7 +15,7 @@ from support import ROOT
 from support.small_models import parts, write_bundle
 
 import predict
-from controlnet.bundle import DOWNLOAD, Bundle, open_bundle
+from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
 from controlnet.models.compiled import COMPILE
@@ -26,6 +26,7 @@ from controlnet.models.loading import WeightsMismatch, load_pretrained
 from controlnet.models.switch import BATCH_OUTPUTS, SwitchError
 from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
+from controlnet.weights.files import DOWNLOAD
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
@@ -124,6 +125,28 @@ def test_controlnets_must_have_their_conditioners_pooling(bundle, tmp_path, monk
         broken.controlnets()
     config.write_text(json.dumps(json.loads(config.read_text()) | {"global_pool_conditions": pooled}))
     assert broken.controlnets()["canny"].config["global_pool_conditions"] == pooled
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"conditioning_channels": 1},
+            r"has conditioning_channels 1, expected 3\. It is a ControlNet for another kind of",
+        ),
+        (
+            {"cross_attention_dim": 1024},
+            r"has cross_attention_dim 1024, and the UNet's has 128\. It is a ControlNet for",
+        ),
+        ({"addition_embed_type": "text_time"}, r"has addition_embed_type text_time, and the UNet's has None"),
+    ],
+)
+def test_controlnets_for_other_maps_or_base_models_are_refused(bundle, tmp_path, config: dict, words: str) -> None:
+    broken = copy_of(bundle, tmp_path)
+    file = broken.folder("controlnet/canny") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    with pytest.raises(WeightsMismatch, match=f"^controlnet/canny: its config.json {words}"):
+        broken.controlnets()
 
 
 class Spell:

@@ -5,8 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from controlnet.batch.folder import URI, FolderError, join
-from controlnet.batch.jobs import BatchError, read_jobs
+from controlnet.batch.folder import URI, FolderError, join, plain
+from controlnet.batch.jobs import Batch, BatchError, read_jobs
+from controlnet.batch.leader import RayLost, lead
 from controlnet.serving.arguments import typed_value
 from controlnet.serving.schema import openapi_schema
 from controlnet.weights.files import check
@@ -18,13 +19,21 @@ Json = dict
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a batch. Returns 0 if every job succeeded, 1 if some failed, and 130 if it was stopped."""
+    """Run a batch. Returns 0 if every job succeeded, 1 if some failed, and 130 if it was stopped.
+
+    2 says that it could not start, or that its results could not be written, and 3 that Ray was lost.
+    """
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
     except (BatchError, FolderError, WeightsError, ManifestError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except RayLost as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,12 +74,10 @@ def _run(options: argparse.Namespace) -> int:
     jobs = read_jobs(source, known_as, _shared(options, schemas), schemas)
     files = frozenset(name for name, field in schemas["Input"]["properties"].items() if field.get("format") == "uri")
 
-    from controlnet.batch.run import Batch, run  # only now, for it imports Ray
-
     batch = Batch(
         jobs, out, bundle, files, manifest.cpu_threads, options.actors, options.address, environ=dict(os.environ)
     )
-    counts = run(batch)
+    counts = lead(batch)
     print(f"{join(options.out, 'results.jsonl')}: {counts['succeeded']} succeeded, {counts['failed']} failed")
     if counts["left"]:
         print(f"{counts['left']} jobs are left: the same command carries on.", file=sys.stderr)
@@ -79,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _from(folder: str, place: str) -> str:
+    place = plain(place)
     return place if URI.match(place) else str(Path(folder) / Path(place).expanduser())
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from controlnet.batch.jobs import BatchError
+
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to Ray's makers
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise it prints on stderr what its log has anyway
@@ -31,7 +33,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 def connected(address: str | None, environ: Mapping[str, str]) -> Iterator[None]:
     """Ray for the time of the block: a cluster at an address, or processes of this machine that end with it.
 
-    A program that is connected to Ray stays so.
+    A program that is connected to Ray stays so. Raises BatchError if Ray cannot be reached or started.
     """
     if ray.is_initialized():
         yield
@@ -43,7 +45,11 @@ def connected(address: str | None, environ: Mapping[str, str]) -> Iterator[None]
             settings = {"address": address, "runtime_env": {"env_vars": ours | {"PYTHONPATH": str(ROOT)}}}
         else:
             settings = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": logs}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
+        except Exception as error:  # of many kinds, and Exception itself if this machine is too busy
+            what = f"Ray at {address} could not be reached" if address else "Ray could not be started"
+            raise BatchError(f"{what}: {str(error).splitlines()[0]}") from None
         try:
             yield
         finally:

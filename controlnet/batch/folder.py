@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
+from controlnet.transient import Transient
+
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_LOCAL = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
+DONE, FAILED, PICTURES = "done", "failed", "pictures"
+"""The folders of the records of jobs that are over, of those that are tried again in the next run, and of files."""
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
 CLAIM = ".claim"
@@ -24,6 +30,15 @@ class FolderError(ValueError):
     """A path or URI cannot be used. The message is for the user."""
 
 
+class NotReached(FolderError, Transient):
+    """What is at a path or URI cannot be read or written now."""
+
+
+def plain(place: str) -> str:
+    """A path, if `place` is a file: URI of this machine. Everything else stays as it is."""
+    return unquote(place[found.end() :]) if (found := _LOCAL.match(place)) else place
+
+
 def open_filesystem(place: str) -> tuple[FileSystem, str]:
     """The filesystem of a path or URI, and the path in it. Raises FolderError."""
     if not URI.match(place):
@@ -32,11 +47,13 @@ def open_filesystem(place: str) -> tuple[FileSystem, str]:
         return FileSystem.from_uri(place)
     except (ArrowInvalid, OSError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise FolderError(f"{place!r} is not a place that can be used: {reason}.") from None
+        kind = NotReached if isinstance(error, OSError) else FolderError
+        raise kind(f"{place!r} is not a place that can be used: {reason}.") from None
 
 
 def join(folder: str, place: str) -> str:
     """The path or URI `place`, which is relative to the path or URI `folder` unless it is complete."""
+    place = plain(place)
     if URI.match(place) or os.path.isabs(os.path.expanduser(place)):
         return place
     path, question, query = folder.partition("?") if URI.match(folder) else (folder, "", "")
@@ -56,7 +73,31 @@ def read(place: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return stream.read()
     except OSError as error:
-        raise FolderError(f"{place!r} cannot be read: {plain_reason(error)}.") from None
+        raise NotReached(f"{place!r} cannot be read: {plain_reason(error)}.") from None
+
+
+def read_file(place: str, most: int) -> bytes:
+    """The content of the file at a URI, with at most that many bytes.
+
+    Raises NotReached if it is not there or cannot be read, and FolderError for a larger file and what is none.
+    """
+    filesystem, path = open_filesystem(place)
+    too_large = f"{place!r} is larger than {most // 2**20} MB."
+    try:
+        found = filesystem.get_file_info(path)
+        if found.type == FileType.NotFound:
+            raise NotReached(f"{place!r} is not there.")
+        if found.type != FileType.File:
+            raise FolderError(f"{place!r} is {'a folder' if found.type == FileType.Directory else 'no file'}.")
+        if (found.size or 0) > most:
+            raise FolderError(too_large)
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            content = stream.read((found.size or most) + 1)  # pyarrow takes memory for as much as may be read
+    except OSError as error:
+        raise NotReached(f"{place!r} cannot be read: {plain_reason(error)}.") from None
+    if len(content) > most:
+        raise FolderError(too_large)
+    return content
 
 
 def files_in(place: str) -> list[FileInfo]:
@@ -65,7 +106,7 @@ def files_in(place: str) -> list[FileInfo]:
     try:
         found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     except OSError as error:
-        raise FolderError(f"{place!r} cannot be read: {plain_reason(error)}.") from None
+        raise NotReached(f"{place!r} cannot be read: {plain_reason(error)}.") from None
     return sorted((info for info in found if info.type == FileType.File), key=lambda info: info.base_name)
 
 
@@ -110,7 +151,7 @@ class Folder:
             if not whole:
                 filesystem.move(written, path)
         except OSError as error:
-            raise FolderError(f"{name} cannot be written: {plain_reason(error)}.") from None
+            raise NotReached(f"{name} cannot be written: {plain_reason(error)}.") from None
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None if it is not there. Raises FolderError if it cannot be read."""
@@ -121,12 +162,20 @@ class Folder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise FolderError(f"{name} cannot be read: {plain_reason(error)}.") from None
+            raise NotReached(f"{name} cannot be read: {plain_reason(error)}.") from None
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
         filesystem, root = open_filesystem(self.place)
         return filesystem.get_file_info(f"{root.rstrip('/')}/{name}").type == FileType.File
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Raises NotReached if that fails."""
+        filesystem, root = open_filesystem(self.place)
+        try:
+            filesystem.delete_file(f"{root.rstrip('/')}/{name}")
+        except OSError as error:
+            raise NotReached(f"{name} cannot be removed: {plain_reason(error)}.") from None
 
     def names(self, inner: str) -> set[str]:
         """The names of the files directly in the folder `inner` of this one."""
@@ -156,7 +205,6 @@ class Folder:
 
     def remove_partial(self, inner: str) -> None:
         """Remove what a killed writer has left in the folder `inner`. Nobody may be writing into it."""
-        filesystem, root = open_filesystem(self.place)
         for name in self.names(inner):
             if name.endswith(PARTIAL):
-                filesystem.delete_file(f"{root.rstrip('/')}/{inner}/{name}")
+                self.remove(f"{inner}/{name}")

@@ -1,22 +1,20 @@
 """The jobs of a batch: the requests in a file of JSON lines or a CSV, or one for each picture of a folder."""
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from controlnet.batch.folder import files_in, is_folder, join, parent, read, stamp
-from controlnet.serving.arguments import typed_value
+from controlnet.batch.tables import TableError, read_table
+from controlnet.python.sent import FETCHED
 
 Json = dict[str, Any]
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-FETCHED = re.compile(r"(https?|data):", re.IGNORECASE)
 EXAMPLE = '{"prompt": "a house", "image": "photo.jpg"}'
 HALVED = (
     "The line has half a character in it (a lone surrogate, such as \\ud83d without its other half): write whole ones."
@@ -43,6 +41,24 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What to make and where."""
+
+    jobs: Sequence[Job]
+    out: str
+    bundle: str
+    files: frozenset[str]
+    """The names of the inputs that are files."""
+    threads: int | None
+    """The bundle's cpu_threads."""
+    actors: int | None = None
+    """How many models work at once. None: as many as fit."""
+    address: str | None = None
+    """Of a Ray cluster. None: this machine."""
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Line:
     """A line of the file before it is a job."""
 
@@ -52,7 +68,7 @@ class Line:
 
 
 def read_jobs(place: str, bundle: str, shared: Mapping[str, Any], schemas: Json) -> list[Job]:
-    """The jobs at a path or URI, in their order: a folder of pictures, a CSV if it ends in .csv, or JSON lines.
+    """The jobs at a path or URI, in their order: a folder of pictures, a CSV by its ending, or JSON lines.
 
     `shared` are inputs of all jobs that do not have them. `schemas` are those of the API. Raises BatchError or
     FolderError if there are none.
@@ -60,8 +76,8 @@ def read_jobs(place: str, bundle: str, shared: Mapping[str, Any], schemas: Json)
     properties = schemas["Input"]["properties"]
     if is_folder(place):
         lines, folder = list(_pictures(place)), place
-    elif place.partition("?")[0].lower().endswith(".csv"):
-        lines, folder = list(_csv_lines(read(place), schemas)), parent(place)
+    elif place.partition("?")[0].lower().endswith((".csv", ".tsv")):
+        lines, folder = list(_rows(read(place), schemas)), parent(place)
     else:
         lines, folder = list(_json_lines(read(place))), parent(place)
     if not lines:
@@ -72,7 +88,8 @@ def read_jobs(place: str, bundle: str, shared: Mapping[str, Any], schemas: Json)
 
 
 def _pictures(place: str) -> Iterator[Line]:
-    names = [info.base_name for info in files_in(place)]
+    # macOS writes ._photo.png beside photo.png, with what other systems have no place for.
+    names = [info.base_name for info in files_in(place) if not info.base_name.startswith(".")]
     pictures = [name for name in names if Path(name).suffix.lower() in PICTURE_ENDINGS]
     yield from (Line(number, {"image": name}) for number, name in enumerate(pictures, 1))
 
@@ -82,7 +99,7 @@ def _json_lines(content: bytes) -> Iterator[Line]:
         if not raw.strip():
             continue
         try:
-            inputs = json.loads(raw.decode())
+            inputs = json.loads(raw.decode(), parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             reason = "text in UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
             yield Line(number, None, f"The line is not {reason}: expected one request, such as {EXAMPLE}.")
@@ -93,20 +110,16 @@ def _json_lines(content: bytes) -> Iterator[Line]:
         yield Line(number, inputs, None if isinstance(inputs, dict) else fault)
 
 
-def _csv_lines(content: bytes, schemas: Json) -> Iterator[Line]:
+def _no_number(text: str) -> float:
+    raise ValueError(text)  # NaN and Infinity, which Python reads and no server takes
+
+
+def _rows(content: bytes, schemas: Json) -> Iterator[Line]:
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        names = list(reader.fieldnames or [])
-    except UnicodeDecodeError:
-        raise BatchError("The CSV is not text in UTF-8: save it as UTF-8.") from None
-    properties = schemas["Input"]["properties"]
-    if unknown := [name for name in names if name not in properties]:
-        raise BatchError(f"The first line of the CSV names what is no input: {', '.join(unknown)}.")
-    for row in reader:
-        if None in row:
-            yield Line(reader.line_num, None, f"The line has more cells than the first one, which has {len(names)}.")
-        elif cells := {name: text for name, text in row.items() if text}:
-            yield Line(reader.line_num, {name: typed_value(text, name, schemas) for name, text in cells.items()})
+        for number, inputs, fault in read_table(content, schemas):
+            yield Line(number, inputs, fault or None)
+    except TableError as error:
+        raise BatchError(str(error)) from None
 
 
 def _job(

@@ -8,16 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from controlnet.batch.cluster import connected, open_switch, places_for_actors, ray
-from controlnet.batch.folder import Folder
-from controlnet.batch.jobs import Job
+from controlnet.batch.folder import DONE, FAILED, PICTURES, Folder
+from controlnet.batch.jobs import Batch, Job
 from controlnet.batch.results import write_results
-from controlnet.batch.worker import DONE, FAILED, PICTURES, Worker
+from controlnet.batch.worker import Worker
 
 MOST_BLOCKS = 5000
 """Into how many blocks jobs are divided at most. A block of one is given to the next free actor; fewer cost less."""
@@ -27,31 +27,15 @@ MORE_PASSES = 2
 """How often jobs are tried again that nobody has finished. Those of a machine that was lost wait for an actor there."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What to make and where."""
-
-    jobs: Sequence[Job]
-    out: str
-    bundle: str
-    files: frozenset[str]
-    """The names of the inputs that are files."""
-    threads: int | None
-    """The bundle's cpu_threads."""
-    actors: int | None = None
-    """How many models work at once. None: as many as fit."""
-    address: str | None = None
-    """Of a Ray cluster. None: this machine."""
-    environ: dict[str, str] = field(default_factory=dict)
-
-
 def run(batch: Batch) -> Counter[str]:
     """Make what is not there yet, then results.jsonl. Returns how many jobs succeeded, failed, or were left."""
     folder, stopping = Folder(batch.out), Stopping()
     with folder.claimed():
         for inner in (DONE, FAILED, PICTURES):
             folder.remove_partial(inner)
-        if wanted := _wanted(batch, folder.names(DONE)):
+        wanted = _wanted(batch, over := folder.names(DONE))
+        _say_what_is_over(batch.jobs, wanted, over, folder.names(FAILED))
+        if wanted:
             with stopping.on_interrupt(), connected(batch.address, batch.environ):
                 _make(batch, wanted, stopping)
                 for _ in range(MORE_PASSES):
@@ -59,6 +43,15 @@ def run(batch: Batch) -> Counter[str]:
                     if not stopping.asked and (lost := _wanted(batch, over)):
                         _make(batch, lost, stopping)
         return write_results(folder, batch.jobs, stopping.asked)
+
+
+def _say_what_is_over(jobs: Sequence[Job], wanted: Sequence[Job], over: set[str], failed: set[str]) -> None:
+    """Tell a run that carries on from a new one."""
+    before = sum(job.fault is None and f"{job.name}.json" in over for job in jobs)
+    again = sum(f"{job.name}.json" in failed for job in wanted)
+    if before or again:
+        tried = f", and {again} that failed are tried again" if again else ""
+        print(f"{before} of {len(jobs)} jobs were over before this run{tried}.", file=sys.stderr)
 
 
 def _wanted(batch: Batch, over: set[str]) -> list[Job]:

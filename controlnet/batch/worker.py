@@ -8,12 +8,9 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
 
-from controlnet.batch.folder import URI, Folder, FolderError, read
-from controlnet.python.opened import OpenModel
-from controlnet.python.sent import NotFetched
-
-DONE, FAILED, PICTURES = "done", "failed", "pictures"
-"""The folders of the records of jobs that are over, of those that are tried again in the next run, and of files."""
+from controlnet.batch.folder import DONE, FAILED, PICTURES, URI, Folder, FolderError, read_file
+from controlnet.python.sent import FETCHED, MOST_BYTES
+from controlnet.transient import Transient
 
 
 class Worker:
@@ -21,6 +18,8 @@ class Worker:
 
     def __init__(self, bundle: str, out: str, files: frozenset[str], stopped: Callable[[], bool]) -> None:
         """`files` are the names of the inputs that are files. Once `stopped` says so, jobs are left for another run."""
+        from controlnet.python.opened import OpenModel  # only here, for it imports torch, which the driver does without
+
         self.folder, self.files, self.stopped = Folder(out), files, stopped
         self.model = OpenModel(bundle)
 
@@ -37,7 +36,9 @@ class Worker:
 
     def _make(self, name: str, inputs: dict[str, Any]) -> str:
         started, final = time.perf_counter(), True
-        record: dict[str, Any] = {"status": "succeeded", "error": None, "seed": inputs.get("seed"), "files": []}
+        seed = inputs.get("seed")
+        record: dict[str, Any] = {"status": "succeeded", "error": None, "files": []}
+        record["seed"] = seed if isinstance(seed, int) else None
         said = io.StringIO()
         try:
             with redirect_stderr(said):
@@ -48,7 +49,7 @@ class Worker:
             record |= {"files": list(files), "seed": pictures.seed, "metrics": pictures.metrics}
         except Exception as error:  # whatever it is, it must not end the batch
             record |= {"status": "failed", "error": str(error)} | ({"log": said.getvalue()} if said.getvalue() else {})
-            final = isinstance(error, ValueError) and not isinstance(error, FolderError | NotFetched)
+            final = isinstance(error, ValueError) and not isinstance(error, Transient)
         record["seconds"] = round(time.perf_counter() - started, 4)
         self.folder.write(f"{DONE if final else FAILED}/{name}.json", json.dumps(record).encode())
         return record["status"]
@@ -58,9 +59,9 @@ class Worker:
         fetched = {}
         for name in self.files & inputs.keys():
             place = inputs[name]
-            if isinstance(place, str) and URI.match(place) and not place.lower().startswith("http"):
+            if isinstance(place, str) and URI.match(place) and not FETCHED.match(place):
                 try:
-                    fetched[name] = read(place)
+                    fetched[name] = read_file(place, MOST_BYTES)
                 except FolderError as error:
-                    raise FolderError(f"{name}: {error}") from None
+                    raise type(error)(f"{name}: {error}") from None
         return fetched

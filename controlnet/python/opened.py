@@ -3,9 +3,7 @@
 import difflib
 import gc
 import inspect
-import os
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from controlnet.python.declared import declared_predict
 from controlnet.python.made import FileKind, Pictures
 from controlnet.python.sent import as_file, lora_as_text
 from controlnet.python.signature import Signature
+from controlnet.python.turns import Turns
 from controlnet.request.ask import Ask
 from controlnet.request.inputs import InputError, file_inputs
 from controlnet.request.loras import LORA_INPUTS
-from controlnet.weights.manifest import BUNDLE
+from controlnet.weights.manifest import environ_with
 
 
 class Closed(RuntimeError):
@@ -40,10 +39,10 @@ class OpenModel(Signature):
 
     def __init__(self, bundle: str | None = None, *, log: bool = False) -> None:
         """Load the bundle: see controlnet.open_model."""
-        environ = dict(os.environ) | ({BUNDLE: bundle} if bundle else {})
+        environ = environ_with(bundle)
         self._predict = declared_predict()
         self._log = log
-        self._one_at_a_time = threading.Lock()
+        self._turns = Turns()
         with silence(not log):
             self._model: Model | None = Model(open_bundle(environ))
         manifest = self._model.bundle.manifest
@@ -57,10 +56,11 @@ class OpenModel(Signature):
     def make(self, inputs: Mapping[str, Any]) -> Pictures:
         """The pictures of a request whose inputs are in a mapping, such as a line of JSON. Like calling the model.
 
-        Raises InputError for a name that is no input.
+        Raises InputError for a name that is no input, Closed after close(), and Unavailable for a call within a call or
+        after a fork in the middle of one.
         """
         self._check_names(inputs)
-        with self._one_at_a_time, silence(not self._log), plain_errors():
+        with self._turns.turn(), silence(not self._log), plain_errors():
             if self._model is None:
                 raise Closed("The model is closed: open it again with open_model().")
             with tempfile.TemporaryDirectory(prefix="call-", dir=home()) as folder:
@@ -68,7 +68,7 @@ class OpenModel(Signature):
 
     def close(self) -> None:
         """Free the memory of the model, after the request that is being made. A closed model cannot be called."""
-        with self._one_at_a_time:
+        with self._turns.turn():
             self._model = None
             gc.collect()
             if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import cog
 import numpy as np
 from PIL import Image
 
+from controlnet.pictures.temporary import MOST_DOWNLOADED as MOST_BYTES
 from controlnet.request.inputs import HALVED, HALVES, InputError
+from controlnet.transient import Transient
 from controlnet.weights.lora_files import shown
+from controlnet.weights.lora_sources import MOST_BYTES as MOST_BYTES_OF_LORA
 
 LoraWeights = str | os.PathLike[str]
 """A text as lora_weights takes it, or a path object."""
@@ -21,9 +25,11 @@ EXPECTED = "expected a PIL picture, a NumPy array, the content of a file, a path
 
 LONGEST_NAME = 255
 """Characters that Linux takes in the name of a file. A longer text is hardly meant as a path."""
+FETCHED = re.compile(r"(https?|data):", re.IGNORECASE)
+"""How the URLs begin that are fetched here."""
 
 
-class NotFetched(InputError):
+class NotFetched(InputError, Transient):
     """A picture could not be fetched from its URL. Another time it may be there."""
 
 
@@ -40,7 +46,7 @@ def as_file(name: str, picture: Any, folder: Path) -> Path:
         return _existing(name, picture)
     if isinstance(picture, str) and HALVES.search(picture):
         raise InputError(f"{name}: {EXPECTED}; got {HALVED}.")
-    if isinstance(picture, str) and picture.partition(":")[0].lower() in ("http", "https", "data"):
+    if isinstance(picture, str) and FETCHED.match(picture):
         return _written(folder / name, _fetched(name, picture))
     if isinstance(picture, str | os.PathLike):
         return _existing(name, Path(os.path.expanduser(os.fsdecode(picture))))
@@ -65,16 +71,19 @@ def lora_as_text(name: str, lora: Any) -> Any:
         )
     if not isinstance(lora, os.PathLike):
         return lora
-    content = _existing(name, Path(lora), "expected the path of a .safetensors file").read_bytes()
+    expected = "expected the path of a .safetensors file"
+    content = _existing(name, Path(lora), expected, MOST_BYTES_OF_LORA).read_bytes()
     return f"data:;base64,{base64.b64encode(content).decode()}"
 
 
-def _existing(name: str, path: Path, expected: str = EXPECTED) -> Path:
-    """The path, if it is one of a file."""
+def _existing(name: str, path: Path, expected: str = EXPECTED, most: int = MOST_BYTES) -> Path:
+    """The path, if it is one of a file of at most `most` bytes."""
     try:
         if path.is_file():
+            if path.stat().st_size > most:
+                raise InputError(f"{name}: expected a file of at most {most // 2**20} MB; {str(path)!r} is larger.")
             return path
-        state = "a folder" if path.is_dir() else "not there"
+        state = "a folder" if path.is_dir() else "no file" if path.exists() else "not there"
     except OSError as error:  # a part of it is too long, or in a folder that is closed to this process
         state = f"no path that can be used ({(error.strerror or 'unknown reason').lower()})"
     shown, hint = repr(str(path)), ""
@@ -87,12 +96,15 @@ def _fetched(name: str, url: str) -> bytes:
     """What a URL has, by the function with which Cog's server fetches it."""
     try:
         with cog.File.validate(url) as file:
-            return file.read()
+            content = file.read(MOST_BYTES + 1)
     except Exception as error:  # of urllib, requests and urllib3
         wrong = f"({type(error).__name__}): please check it and send it again."
         if url.lower().startswith("data:"):
             raise InputError(f"{name}: the data URL could not be decoded {wrong}") from None
         raise NotFetched(f"{name}: the URL could not be fetched {wrong}") from None
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{name}: expected a file of at most {MOST_BYTES // 2**20} MB; the URL has a larger one.")
+    return content
 
 
 def _from_array(name: str, array: np.ndarray) -> Image.Image:

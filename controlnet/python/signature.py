@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from controlnet.python.called import calls_make
 from controlnet.python.made import Pictures
 from controlnet.python.sent import LoraWeights, Picture
 
@@ -84,6 +85,7 @@ class Signature:
         """The pictures of a request whose inputs are in a mapping."""
         raise NotImplementedError
 
+    @calls_make
     def __call__(
         self,
         prompt: str,
@@ -232,4 +234,4 @@ class Signature:
         output_quality: Quality of webp and jpg pictures, from 0 (smallest file) to 100 (best).
         disable_safety_checker: Skip the safety checker. Otherwise a picture that it flags is withheld.
         """
-        return self.make({name: value for name, value in locals().items() if name != "self"})
+        raise NotImplementedError

@@ -39,11 +39,18 @@ class Api:
 
     def __init__(self, url: str) -> None:
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(url.encode("ascii").decode())
             host, port = parts.hostname, parts.port
-        except ValueError:  # such as a port of letters
+        except ValueError:  # such as a port of letters, or a letter that a URL does not have
             parts, host, port = None, None, None
-        if parts is None or parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        if (
+            not url.isascii()
+            or parts is None
+            or parts.scheme not in ("http", "https")
+            or not host
+            or parts.query
+            or parts.fragment
+        ):
             raise ServerError(f"Expected a server's URL such as http://localhost:5000, got {url!r}.")
         self.url = url.rstrip("/")
         self.secure = parts.scheme == "https"

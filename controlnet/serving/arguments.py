@@ -3,6 +3,7 @@
 import base64
 import difflib
 import json
+import math
 import mimetypes
 import os
 import re
@@ -14,15 +15,40 @@ from typing import Any
 Json = dict[str, Any]
 
 
+MOST_BYTES = 512 * 2**20
+"""Of a file that is sent: the server saves no larger one (controlnet/pictures/temporary.py)."""
+
+
 class ArgumentError(ValueError):
     """An option is wrong or missing. The message is for the user."""
 
 
 FILE_ENDINGS = (".safetensors", ".json", ".txt")
 """A text that ends so, and names a file that is there, means the file."""
+
+
+def _whole(text: str) -> int:
+    """A whole number, also one that is written as 4.0, as JSON may have it."""
+    try:
+        return int(text)
+    except ValueError:
+        number = _finite(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
+def _finite(text: str) -> float:
+    """A number that JSON has: not nan or inf."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
 VALUE_PARSERS: dict[str, Callable[[str], Any]] = {
-    "integer": int,
-    "number": float,
+    "integer": _whole,
+    "number": _finite,
     "boolean": lambda text: {"true": True, "false": False}[text.lower()],
     "array": json.loads,
     "object": json.loads,
@@ -45,6 +71,8 @@ def parse_inputs(pairs: Sequence[str], schemas: Json) -> Json:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ArgumentError(f"-i takes name=value, got {pair!r}.")
+        if any("\ud800" <= letter <= "\udfff" for letter in pair if not text.startswith("@")):
+            raise ArgumentError(f"The input {name!r} is not text in UTF-8.")  # JSON could not say what it is
         if name not in properties:
             close = difflib.get_close_matches(name, properties, 1)
             hint = f"did you mean {close[0]}?" if close else "script/predict -h lists the inputs."
@@ -68,10 +96,14 @@ def _types(schema: Json) -> list[str]:
     return [schema["type"]] if "type" in schema else [member["type"] for member in schema["anyOf"]]
 
 
+def json_types(name: str, schemas: Json) -> list[str]:
+    """The JSON types that the input `name` takes."""
+    return _types(_resolve(schemas["Input"]["properties"][name], schemas))
+
+
 def typed_value(text: str, name: str, schemas: Json) -> Any:
     """A text as the type of the input `name`; unchanged if it is a file or does not fit."""
-    schema = _resolve(schemas["Input"]["properties"][name], schemas)
-    for json_type in _types(schema):
+    for json_type in json_types(name, schemas):
         if json_type in VALUE_PARSERS:
             try:
                 return VALUE_PARSERS[json_type](text)
@@ -102,7 +134,7 @@ def _parse_value(name: str, text: str, schemas: Json) -> Any:
 
 def _text_of_file(name: str, path: str) -> str:
     try:
-        return _read(name, path).decode()
+        return _read(name, path).decode("utf-8-sig")  # editors on Windows begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise ArgumentError(f"Cannot read {path!r} for the input {name!r}: expected text in UTF-8.") from error
 
@@ -119,9 +151,13 @@ def _file_value(name: str, text: str) -> str:
 
 def _read(name: str, path: str) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ArgumentError(f"Cannot read {path!r} for the input {name!r}: {error.strerror}.") from error
+    if len(content) > MOST_BYTES:
+        raise ArgumentError(f"{path!r} for the input {name!r} is larger than {MOST_BYTES // 2**20} MB.")
+    return content
 
 
 # ---- for -h

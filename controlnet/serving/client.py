@@ -18,7 +18,9 @@ from controlnet.serving.display import Display
 from controlnet.serving.output_files import write_outputs
 from controlnet.serving.schema import SchemaError, openapi_schema
 from controlnet.serving.server import ROOT, Server
-from controlnet.weights.manifest import BUNDLE, choose_bundle
+from controlnet.weights.files import check_chosen
+from controlnet.weights.lockfile import WeightsError
+from controlnet.weights.manifest import BUNDLE, ManifestError, choose_bundle
 
 CLEAN_UP_SECONDS = 3.0
 """How long to wait for a cancelled prediction to clean up before the command's own server is stopped."""
@@ -172,13 +174,17 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of script/predict."""
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
+    verbose = False
     try:
         schemas = openapi_schema((ROOT / "predict.py").read_text("utf-8"))["components"]["schemas"]
         options = _parser(schemas).parse_args(arguments)
+        verbose = options.verbose
         os.chdir(options.folder)
         output_folder = Path(options.output).expanduser()
         if options.url is None:
-            return run(parse_inputs(options.input, schemas), output_folder, os.environ, verbose=options.verbose)
+            inputs = parse_inputs(options.input, schemas)
+            check_chosen(os.environ)  # the server says the same, but after it has imported torch
+            return run(inputs, output_folder, os.environ, verbose=options.verbose)
         api = Api(options.url)
         loading = "The server is still loading."
         theirs = api.schemas(schemas["Input"]["required"], lambda: print(loading, file=sys.stderr, flush=True))
@@ -186,8 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ArgumentError as error:
         print(error, file=sys.stderr)
         return 2
-    except (SchemaError, ServerError) as error:
+    except (SchemaError, ServerError, ManifestError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except WeightsError as error:
+        print(error if verbose else _without_details(str(error)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before a prediction, or again while one was cancelled
         return 130

@@ -7,15 +7,28 @@ that are not chosen are ignored (Manifest.options). A bundle that extends anothe
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from controlnet.weights.lockfile import Lock, WeightsError, read_lock
-from controlnet.weights.manifest import WEIGHTS, Manifest
+from controlnet.weights.manifest import WEIGHTS, Manifest, choose_bundle
 
+DOWNLOAD = "CONTROLNET_DOWNLOAD"
+"""Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
 """Suffixes of the files that hold tensors of PyTorch."""
+
+
+def check_chosen(environ: Mapping[str, str], root: Path = WEIGHTS) -> None:
+    """Raise ManifestError or WeightsError if the bundle that the environment chooses cannot be opened.
+
+    That takes milliseconds, and importing what opens a bundle takes many seconds. If absent files are fetched when it
+    is opened, only its manifest is read.
+    """
+    manifest = Manifest.read(root / f"{choose_bundle(environ, root)[0]}.toml", environ)
+    if environ.get(DOWNLOAD) != "1":
+        check(manifest, root)
 
 
 def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
@@ -79,7 +92,11 @@ def repair_command(manifest: Manifest) -> str:
     if manifest.embedded:
         return f"git checkout HEAD -- weights/{manifest.name}"
     if not any(part.repo for part in manifest.parts):
-        return f"script/import-checkpoint FILE --name {manifest.name} --replace, with the file that it was made from"
+        if "sha256" not in manifest.made:
+            return f"put the files into weights/{manifest.name} again, which are not on the hub"
+        nets = [part.name.partition("/")[2] for part in manifest.parts if part.name.startswith("controlnet/")]
+        options = f"--name {manifest.name} --replace" + (f" --conditioner {nets[0]}" if nets else "")
+        return f"script/import-checkpoint FILE {options}, with the file that it was made from"
     chosen = "".join(f"{variable}={word} " for variable, word in manifest.choices().items())
     return f"{chosen}script/download-weights {manifest.name}"
 

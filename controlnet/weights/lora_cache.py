@@ -23,7 +23,7 @@ from controlnet.log import say
 from controlnet.weights.files import sha256
 from controlnet.weights.hub import append_missing, repo_files, with_retries
 from controlnet.weights.lockfile import WeightsError
-from controlnet.weights.lora_files import LoraError
+from controlnet.weights.lora_files import LoraError, LoraNotFetched
 from controlnet.weights.lora_sources import (
     MOST_BYTES,
     CivitaiModel,
@@ -98,9 +98,9 @@ class LoraCache:
                 return self._keep(source.content)
             return self._fetched(source, name)
         except WeightsError as error:
-            raise LoraError(f"it could not be fetched: {error}") from error
+            raise LoraNotFetched(f"it could not be fetched: {error}") from error
         except OSError as error:
-            raise LoraError(
+            raise LoraNotFetched(
                 "it could not be saved on this server. Whoever runs it has to give it more space, or a folder that it "
                 f"can write to ({FOLDER})."
             ) from error
@@ -127,7 +127,7 @@ class LoraCache:
         remote = _located(source, name)
         digest = self._download(remote, file, name) or self._download(remote, file, name)
         if digest is None:
-            raise LoraError("what arrived twice is not what its server lists (another SHA-256).")
+            raise LoraNotFetched("what arrived twice is not what its server lists (another SHA-256).")
         note.write_text(json.dumps({"sha256": digest}))
         return file, digest
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from controlnet.transient import Transient
+
 SEND = "Send a LoRA as kohya's scripts or diffusers write it."
 _KINDS: tuple[tuple[str, str], ...] = (
     (
@@ -61,6 +63,10 @@ LONGEST_SHOWN = 80
 
 class LoraError(ValueError):
     """A LoRA cannot be fetched or used. The message is for the client and names the input."""
+
+
+class LoraNotFetched(LoraError, Transient):
+    """A LoRA could not be fetched or saved. Another time it may succeed."""
 
 
 @dataclass(frozen=True)

@@ -173,13 +173,20 @@ def bundle_names(root: Path = WEIGHTS) -> list[str]:
     return sorted(path.stem for path in root.glob("*.toml"))
 
 
+def environ_with(bundle: str | None) -> dict[str, str]:
+    """The environment, in which `bundle` is chosen if it is named."""
+    return dict(os.environ) | ({BUNDLE: str(bundle)} if bundle else {})
+
+
 def choose_bundle(environ: Mapping[str, str], root: Path = WEIGHTS) -> tuple[str, str]:
     """The bundle's name, and the reason in one line, which is empty if the environment names the bundle.
 
     Otherwise it is sd15 if any of its files is on disk, and tiny if not. One file is enough: setup() then reports what
-    is missing or wrong, instead of silently using tiny.
+    is missing or wrong, instead of silently using tiny. Raises ManifestError for what is no name, such as a path.
     """
     if named := environ.get(BUNDLE):
+        if not BUNDLE_NAME.fullmatch(named):
+            raise ManifestError(f"{BUNDLE}: expected the name of a bundle, such as {_PREFERRED}, got {named!r}.")
         return named, ""
     preferred = Manifest.read(root / f"{_PREFERRED}.toml")
     if any((root / _PREFERRED / path).exists() for path in preferred.paths):

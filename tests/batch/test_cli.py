@@ -10,7 +10,7 @@ from support import ROOT
 from support.batches import good_lines, write_pictures
 
 from controlnet.batch import cli
-from controlnet.batch.run import Batch
+from controlnet.batch.jobs import Batch
 from controlnet.weights.manifest import BUNDLE
 
 
@@ -24,7 +24,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
         return Counter(succeeded=sum(job.fault is None for job in batch.jobs), failed=0)
 
     monkeypatch.setenv(BUNDLE, "tiny")
-    monkeypatch.setattr("controlnet.batch.run.run", run)
+    monkeypatch.setattr(cli, "lead", run)
     return batches
 
 
@@ -58,7 +58,7 @@ def test_the_commands_of_the_docs_have_the_jobs_that_they_show(tmp_path: Path, r
 )
 def test_the_exit_code_says_how_it_ended(tmp_path: Path, ran, monkeypatch, counts: dict[str, int], code: int) -> None:
     (tmp_path / "jobs.jsonl").write_bytes(good_lines(1)[0])
-    monkeypatch.setattr("controlnet.batch.run.run", lambda batch: Counter(counts))
+    monkeypatch.setattr(cli, "lead", lambda batch: Counter(counts))
     assert cli.main([str(tmp_path / "jobs.jsonl"), str(tmp_path / "out")]) == code
 
 

@@ -1,11 +1,15 @@
 """Files are found by path or URI, and what is written is complete or not there."""
 
+import os
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileInfo, FileType
 
 from controlnet.batch import folder
-from controlnet.batch.folder import Folder, FolderError, join, parent
+from controlnet.batch.folder import Folder, FolderError, NotReached, join, parent
+from controlnet.transient import Transient
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,49 @@ def test_what_cannot_be_reached_is_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match="cannot be written"):
         Folder(str(tmp_path / "file")).write("a.json", b"")
+
+
+class Elsewhere:
+    """A filesystem whose files' sizes are not known, as of a server that streams them."""
+
+    def __init__(self, size: int | None, content: bytes) -> None:
+        self.size, self.content = size, content
+
+    def get_file_info(self, path: str) -> FileInfo:
+        return FileInfo(path, FileType.File, size=self.size)
+
+    def open_input_stream(self, path: str, compression: str | None) -> BytesIO:
+        assert compression is None, "a small file may be unpacked to an endless one"
+        return BytesIO(self.content)
+
+
+@pytest.mark.parametrize(
+    ("size", "content", "words"),
+    [
+        (3, b"abc", None),
+        (None, b"abc", None),
+        (None, b"abcdefghi", "is larger than"),
+        (9, b"", "is larger than"),
+    ],
+)
+def test_no_more_is_read_than_may_be(monkeypatch, size: int | None, content: bytes, words: str | None) -> None:
+    monkeypatch.setattr(folder, "open_filesystem", lambda place: (Elsewhere(size, content), "key"))
+    if words is None:
+        assert folder.read_file("s3://bucket/key", 8) == content
+    else:
+        with pytest.raises(FolderError, match=words) as caught:
+            folder.read_file("s3://bucket/key", 8)
+        assert not isinstance(caught.value, Transient)
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place, words in (("/dev/zero", "is no file"), (tmp_path / "pipe", "is no file"), (tmp_path, "is a folder")):
+        with pytest.raises(FolderError, match=words) as caught:
+            folder.read_file(Path(place).as_uri(), 8)
+        assert not isinstance(caught.value, Transient)
+    with pytest.raises(NotReached, match="is not there"):
+        folder.read_file((tmp_path / "none").as_uri(), 8)
 
 
 def test_two_batches_do_not_share_a_folder(tmp_path: Path) -> None:

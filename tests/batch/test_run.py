@@ -12,8 +12,8 @@ import pytest
 from support.batches import FILES, contents, good_lines, jobs_in, results
 
 from controlnet.batch.cluster import ROOT, ray
-from controlnet.batch.jobs import Job
-from controlnet.batch.run import Batch, run
+from controlnet.batch.jobs import Batch, Job
+from controlnet.batch.run import run
 from controlnet.python.opened import OpenModel
 
 # After controlnet.batch.cluster, which makes Ray's settings.
@@ -128,9 +128,10 @@ def test_a_killed_actor_a_lost_node_and_ctrl_c_lose_and_repeat_nothing(
     assert {name: later[name] for name in times} == times, "a picture was made twice"
 
 
-def test_a_batch_that_is_complete_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_is_complete_starts_nothing_and_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
     jobs, out = jobs_in(tmp_path, good_lines(1)), tmp_path / "out"
     (out / "done").mkdir(parents=True)
     (out / "done" / f"{jobs[0].name}.json").write_text('{"status": "succeeded"}')
     monkeypatch.setattr("controlnet.batch.run.connected", None)
     assert run(batch(jobs, out)) == {"succeeded": 1}
+    assert capsys.readouterr().err == "1 of 1 jobs were over before this run.\n"

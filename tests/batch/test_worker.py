@@ -1,17 +1,21 @@
 """One job: its files, then its record. Whatever is wrong with it is in its record."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 from support.batches import ASK, BAD, FILES, bad_lines, contents, good_lines, jobs_in, results
 
-from controlnet.batch.folder import Folder
+from controlnet.batch import folder
+from controlnet.batch.folder import Folder, NotReached
 from controlnet.batch.jobs import Job
-from controlnet.batch.results import LOST, write_results
+from controlnet.batch.results import BROKEN, LOST, write_results
 from controlnet.batch.worker import Worker
 from controlnet.python.opened import OpenModel
+from controlnet.weights.lockfile import WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def model() -> Iterator[OpenModel]:
 
 @pytest.fixture
 def worker(model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    monkeypatch.setattr("controlnet.batch.worker.OpenModel", lambda bundle: model)
+    monkeypatch.setattr("controlnet.python.opened.OpenModel", lambda bundle: model)
     return Worker("tiny", str(tmp_path / "out"), FILES, stopped=lambda: False)
 
 
@@ -67,20 +71,102 @@ def test_a_batch_that_stops_leaves_the_next_job(worker: Worker, tmp_path: Path) 
     (job,) = jobs_in(tmp_path, good_lines(1))
     worker.stopped = lambda: True
     assert worker(row(job))["status"] == "left"
-    folder = Folder(str(tmp_path / "out"))
-    assert write_results(folder, [job], stopped=True) == {"left": 1}
+    out = Folder(str(tmp_path / "out"))
+    assert write_results(out, [job], stopped=True) == {"left": 1}
     assert results(tmp_path / "out") == []
-    assert write_results(folder, [job], stopped=False) == {"failed": 1}
+    assert write_results(out, [job], stopped=False) == {"failed": 1}
     assert results(tmp_path / "out")[0]["error"] == LOST
 
 
-@pytest.mark.parametrize("image", ["http://127.0.0.1:1/a.png", "ftp://host/a.png"])
-def test_a_picture_that_could_not_be_fetched_is_tried_again_in_the_next_run(
-    worker: Worker, tmp_path: Path, image: str
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"image": "http://127.0.0.1:1/a.png"},
+        {"image": "s3://bucket/a.png"},
+        {"lora_weights": "https://huggingface.co/owner/model/resolve/main/a.safetensors"},
+    ],
+    ids=["url", "s3", "lora"],
+)
+def test_what_could_not_be_fetched_is_tried_again_in_the_next_run(
+    worker: Worker, tmp_path: Path, monkeypatch, inputs: dict
 ) -> None:
-    (job,) = jobs_in(tmp_path, good_lines(1, image=image))
+    def silent(*arguments: object, **options: object) -> None:
+        raise WeightsError("its host did not answer")
+
+    class Silent:
+        def get_file_info(self, path: str) -> None:
+            raise OSError("no answer")
+
+    monkeypatch.setattr("controlnet.weights.lora_cache.with_retries", silent)
+    monkeypatch.setattr("controlnet.batch.folder.open_filesystem", opened(lambda place: (Silent(), place)))
+    (job,) = jobs_in(tmp_path, good_lines(1, **inputs))
     assert worker(row(job))["status"] == "failed"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"image": "ftp://host/a.png"}, "image: 'ftp://host/a.png' is not a place that can be used"),
+        ({"lora_weights": "https://elsewhere.example/a.safetensors"}, "this server fetches no LoRA from"),
+        ({"image": "file:///dev/zero"}, "'/dev/zero' is no file."),
+        ({"image": "pipe"}, "pipe' is no file."),
+        ({"seed": "\ud800"}, "seed: expected an integer"),
+    ],
+)
+def test_what_will_never_be_is_not_tried_again(worker: Worker, tmp_path: Path, inputs: dict, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (job,) = jobs_in(tmp_path, good_lines(1, **inputs))
+    worker(row(job))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["done"]
+    assert write_results(worker.folder, [job], stopped=False) == {"failed": 1}
+    assert words in results(tmp_path / "out")[0]["error"]
+
+
+def opened(elsewhere: Callable[[str], object]) -> Callable[[str], object]:
+    """folder.open_filesystem, for which s3:// is `elsewhere`."""
+    here = folder.open_filesystem
+    return lambda place: elsewhere(place) if place.startswith("s3://") else here(place)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": "succ', b"[]", b"{}", b"\xff", b'{"status": "eaten"}'])
+def test_a_broken_record_is_one_line_and_its_job_is_made_again(worker: Worker, tmp_path: Path, content: bytes) -> None:
+    first, second = jobs_in(tmp_path, good_lines(2))
+    for job in (first, second):
+        assert worker(row(job))["status"] == "succeeded"
+    record = f"done/{first.name}.json"
+    (tmp_path / "out" / record).write_bytes(content)
+    assert write_results(worker.folder, [first, second], stopped=False) == {"failed": 1, "succeeded": 1}
+    assert results(tmp_path / "out")[0]["error"] == BROKEN.format(record)
+    worker(row(first))
+    assert write_results(worker.folder, [first, second], stopped=False) == {"succeeded": 2}
+
+
+def test_a_record_that_cannot_be_read_now_is_one_line_and_stays(worker: Worker, tmp_path: Path, monkeypatch) -> None:
+    first, second = jobs_in(tmp_path, good_lines(2))
+    for job in (first, second):
+        worker(row(job))
+    read = Folder.read
+
+    def fails(self: Folder, name: str) -> bytes | None:
+        if first.name in name:
+            raise NotReached(f"{name} cannot be read: input/output error.")
+        return read(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", fails)
+        assert write_results(worker.folder, [first, second], stopped=False) == {"failed": 1, "succeeded": 1}
+    assert "input/output error" in results(tmp_path / "out")[0]["error"]
+    assert write_results(worker.folder, [first, second], stopped=False) == {"succeeded": 2}
+
+
+def test_a_lone_surrogate_in_an_old_record_does_not_keep_the_results_from_being_written(
+    worker: Worker, tmp_path: Path
+) -> None:
+    (job,) = jobs_in(tmp_path, good_lines(1))
+    worker.folder.write(f"done/{job.name}.json", b'{"status": "failed", "error": "\\ud800", "seed": "\\udc80"}')
+    assert write_results(worker.folder, [job], stopped=False) == {"failed": 1}
+    assert results(tmp_path / "out")[0]["seed"] == "\udc80"
 
 
 def test_a_fault_that_is_not_the_jobs_is_tried_again_and_has_a_log(worker: Worker, tmp_path: Path, monkeypatch) -> None:
@@ -95,9 +181,10 @@ def test_a_fault_that_is_not_the_jobs_is_tried_again_and_has_a_log(worker: Worke
     assert write_results(worker.folder, [job], stopped=False) == {"succeeded": 1}
 
 
-def test_a_picture_of_another_filesystem_is_fetched(worker: Worker, tmp_path: Path) -> None:
-    """By its URI: file:// goes the way of s3://."""
-    here, there = jobs_in(tmp_path, good_lines(1) + good_lines(1, image=(tmp_path / "cat.png").as_uri()))
+def test_a_picture_of_another_filesystem_is_fetched(worker: Worker, tmp_path: Path, monkeypatch) -> None:
+    elsewhere = opened(lambda place: (LocalFileSystem(), str(tmp_path / place.removeprefix("s3://bucket/"))))
+    monkeypatch.setattr(folder, "open_filesystem", elsewhere)
+    here, there = jobs_in(tmp_path, good_lines(1) + good_lines(1, image="s3://bucket/cat.png"))
     for job in (here, there):
         assert worker(row(job))["status"] == "succeeded"
     assert len(set(contents(tmp_path / "out/pictures").values())) == 1

@@ -19,9 +19,7 @@ LINES = {"canny", "hed", "mlsd", "scribble", "lineart", "lineart_anime"}
 BLACK, WHITE, FACING = (0, 0, 0), (255, 255, 255), (127, 127, 255)
 PHOTOGRAPHS = {"tile", "shuffle", "inpaint", "ip2p"}
 NOTHING = (
-    dict.fromkeys(LINES | {"depth", "openpose", "seg"}, BLACK)
-    | dict.fromkeys(PHOTOGRAPHS, WHITE)
-    | {"normal": FACING}
+    dict.fromkeys(LINES | {"depth", "openpose", "seg"}, BLACK) | dict.fromkeys(PHOTOGRAPHS, WHITE) | {"normal": FACING}
 )
 """What a ready-made map has where it is transparent."""
 each = pytest.mark.parametrize("conditioner", CONDITIONERS, ids=lambda conditioner: conditioner.name)

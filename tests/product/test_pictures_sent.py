@@ -156,7 +156,7 @@ def test_what_is_transparent_is_nothing(server: Server) -> None:
 
 
 def test_a_picture_of_16_bits_that_is_nearly_black_is_named_in_the_log(server: Server) -> None:
-    deep = Image.fromarray((np.asarray(CAT.resize((96, 64)).convert("L")).astype(np.uint16) * 15))
+    deep = Image.fromarray(np.asarray(CAT.resize((96, 64)).convert("L")).astype(np.uint16) * 15)
     sent = {"conditioner": "depth", "preprocess": False, "image": PHOTO, "init_image": url(deep), "prompt_strength": 1}
     answer = server.run(**(FAST | sent))
     assert answer.status == "succeeded", answer.error

@@ -2,9 +2,12 @@
 
 import gc
 import inspect
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,8 +87,91 @@ def test_every_way_to_send_a_picture_gives_the_same(model: OpenModel, tmp_path: 
 def test_a_name_that_is_no_input_is_refused(model: OpenModel) -> None:
     with pytest.raises(InputError, match=r"There is no input 'promt'; did you mean prompt\?"):
         model.make({"promt": "a house", "image": SMALL})
-    with pytest.raises(TypeError):
-        model("a house", SMALL, promt="a house")  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"There is no input 'steps'"):
+        model("a house", SMALL, steps=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "words"),
+    [
+        ((), {"promt": "a house"}, r"^There is no input 'promt'; did you mean prompt\?$"),
+        (("a house",), {}, r"^image: expected an uploaded file, an http\(s\) URL or a data URL; got nothing\.$"),
+        ((), {"image": SMALL}, r"^prompt: expected text; got nothing\.$"),
+        (
+            ("a house", SMALL, "canny", 3),
+            {},
+            r"^Only prompt, image, conditioner may be given without names; got 4 values",
+        ),
+        (("a house", SMALL), {"prompt": "a cat"}, r"^prompt is given twice: by its place and by its name\.$"),
+    ],
+)
+def test_a_wrong_call_is_refused_like_a_wrong_request(model: OpenModel, values: tuple, named: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        model(*values, **named)
+
+
+def test_a_bundle_that_is_not_there_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom controlnet import open_model\n"
+        "for name in ('smal', 'weights/tiny', 'sd15'):\n"
+        "    try:\n        open_model(name)\n    except (ValueError, RuntimeError) as error:\n        print(error)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTROLNET_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    unknown, path, *absent = done.stdout.splitlines()
+    assert unknown.startswith("There is no bundle named 'smal'. Bundles with a manifest: sd15, tiny")
+    assert path == "CONTROLNET_BUNDLE: expected the name of a bundle, such as sd15, got 'weights/tiny'."
+    assert absent[0].startswith("The weights of sd15 cannot be used") or (ROOT / "weights/sd15").exists()
+
+
+def test_a_call_within_a_call_is_refused(model: OpenModel) -> None:
+    class Nested:
+        """A path that is asked for while the request is made."""
+
+        def __fspath__(self) -> str:
+            model(image=SMALL, **FAST)
+            return "never"
+
+    with pytest.raises(RuntimeError, match=r"called within a call of its own"):
+        model(image=Nested(), **FAST)
+    with pytest.raises(RuntimeError, match=r"called within a call of its own"), model._turns.turn():
+        model.close()
+    assert len(model(image=SMALL, **FAST)) == 1
+
+
+def test_in_a_fork_in_the_middle_of_a_call_the_model_is_refused(model: OpenModel) -> None:
+    """The thread that would release the model is only in the first process."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def paint() -> None:
+        with model._turns.turn():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=paint)
+    thread.start()
+    inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        try:
+            model(image=SMALL, **FAST)
+        except RuntimeError as error:
+            os._exit(3 if "when this process was forked" in str(error) else 4)
+        finally:
+            os._exit(5)
+    leave.set()
+    thread.join(60)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the call waits for ever")
+    assert os.waitstatus_to_exitcode(ended[1]) == 3
+    assert len(model(image=SMALL, **FAST)) == 1, "the first process goes on"
 
 
 def test_save_writes_the_files(model: OpenModel, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from random_bundle import write_part
 from random_models import SMALL
 from support import ROOT
 from support.hub import Hub
-from support.ldm_names import single_file
+from support.ldm_names import controlnet_file, single_file
 from support.own_bundles import folder_with, opened, picture
 from support.small_bundle import point_at
 
@@ -31,8 +31,9 @@ def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch
     lock_as_it_is(Manifest.read(root / "sd15.toml"), root)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    prepare_checkpoint(tmp_path / "Downloads/realistic_v5.safetensors", tmp_path)
-    pictures = {"sd15": {name: picture(opened(root, "sd15"), name) for name in ("canny", "scribble", "ip2p")}}
+    prepare_downloads(tmp_path / "Downloads", tmp_path)
+    shown = ("canny", "scribble", "ip2p", "lineart")
+    pictures = {"sd15": {name: picture(opened(root, "sd15"), name) for name in shown}}
     with Hub() as hub:
         point_at(hub, monkeypatch)
         for kind, text in BLOCKS:
@@ -49,11 +50,11 @@ def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch
                     assert import_checkpoint.main(arguments, root) == 0
                 else:
                     assert cli.main([command.removesuffix("-weights"), *arguments], root) == 0
-    assert list(pictures) == ["sd15", "realistic", "sd15-mse", "qrcode", "mine"]
+    assert list(pictures) == ["sd15", "realistic", "sd15-mse", "lines", "qrcode", "mine"]
     for name, made in pictures.items():
         for conditioner, pixels in made.items():
             assert (pixels == pictures["sd15"][conditioner]) == (name == "sd15"), name
-    for name in ("realistic", "sd15-mse", "qrcode", "mine"):
+    for name in list(pictures)[1:]:
         assert cli.main(["verify", name], root) == 0
 
 
@@ -82,14 +83,15 @@ def lock_as_it_is(manifest: Manifest, root: Path) -> None:
     Lock(manifest.name, commits, tuple(rows)).write(root / f"{manifest.name}.lock")
 
 
-def prepare_checkpoint(file: Path, folder: Path) -> None:
-    """Write a checkpoint in one file, as if it had been downloaded."""
-    file.parent.mkdir()
-    for name in ("unet", "vae", "text_encoder"):
+def prepare_downloads(downloads: Path, folder: Path) -> None:
+    """Write a checkpoint and a ControlNet, each in one file, as if they had been downloaded."""
+    downloads.mkdir()
+    for name in ("unet", "vae", "text_encoder", "controlnet/lineart"):
         weights = "model" if name == "text_encoder" else "diffusion_pytorch_model"
         part = Part(name, "any", ("config.json", f"{weights}.fp16.safetensors"), "", "")
         write_part(part, folder / "models", SMALL, seed=len(name))
-    single_file(folder / "models", file)
+    single_file(folder / "models", downloads / "realistic_v5.safetensors")
+    controlnet_file(folder / "models/controlnet/lineart", downloads / "control_lines.safetensors")
 
 
 def prepare(part: Part, root: Path, hub: Hub) -> None:

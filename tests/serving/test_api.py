@@ -66,7 +66,9 @@ def test_a_url_may_be_https_and_have_a_prefix(url: str, secure: bool, host: str,
     assert (api.secure, api.host, api.port, api.prefix) == (secure, host, port, prefix)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:5000", "5000", "ftp://a", "http://", "http://a:b", "http://a/?b=c"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:5000", "5000", "ftp://a", "http://", "http://a:b", "http://a/?b=c", "http://h\u00f4te:5000"]
+)
 def test_what_is_not_a_url_is_refused(url: str) -> None:
     with pytest.raises(ServerError, match=r"^Expected a server's URL such as http://localhost:5000, got "):
         Api(url)

@@ -23,6 +23,12 @@ PREDICT = openapi_schema((ROOT / "predict.py").read_text("utf-8"))["components"]
         ("prompt=", ""),
         ("count=3", 3),
         ("count=three", "three"),
+        ("count=4.0", 4),
+        ("count=2.5", "2.5"),
+        ("count=nan", "nan"),
+        ("seconds=nan", "nan"),
+        ("seconds=-inf", "-inf"),
+        ("seconds=1e999", "1e999"),
         ("seconds=1e-1", 0.1),
         ("loud=True", True),
         ("loud=false", False),
@@ -58,6 +64,8 @@ def test_an_input_file_becomes_a_data_url_with_its_mime_type(
 def test_a_text_input_is_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("ein Häuschen\n", encoding="utf-8")
     assert parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS) == {"prompt": "ein Häuschen\n"}
+    (tmp_path / "prompt.txt").write_text("ein Häuschen\n", encoding="utf-8-sig")
+    assert parse_inputs([f"prompt=@{tmp_path}/prompt.txt"], SCHEMAS) == {"prompt": "ein Häuschen\n"}
 
 
 def test_a_lora_is_sent_as_a_file(tmp_path: Path) -> None:
@@ -91,6 +99,7 @@ def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         (["prompt=x", "zzz=1"], "There is no input 'zzz'; script/predict -h lists the inputs."),
         (["prompt=x", "prompt=y"], "The input 'prompt' is given twice."),
         (["prompt"], "-i takes name=value, got 'prompt'."),
+        (["prompt=caf\udce9"], "The input 'prompt' is not text in UTF-8."),
         (["prompt=@none.txt"], "Cannot read 'none.txt' for the input 'prompt': No such file or directory."),
         (["count=2"], "Missing: -i prompt=..."),
         (["prompt=x", "image=a.png"], "The input 'image' is a file: write -i image=@a.png or give a URL."),
@@ -101,6 +110,12 @@ def test_a_wrong_argument_is_a_one_line_message(pairs: list[str], message: str) 
     with pytest.raises(ArgumentError) as caught:
         parse_inputs(pairs, SCHEMAS)
     assert str(caught.value) == message
+
+
+def test_no_more_is_read_of_a_file_than_the_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlnet.serving.arguments.MOST_BYTES", 2**20)
+    with pytest.raises(ArgumentError, match=r"^'/dev/zero' for the input 'image' is larger than 1 MB"):
+        parse_inputs(["prompt=x", "image=@/dev/zero"], SCHEMAS)
 
 
 def test_help_lists_every_input_with_values_and_description() -> None:

@@ -36,6 +36,31 @@ def single_file(bundle: Path, file: Path, *parts: str, **more: torch.Tensor) -> 
     return file
 
 
+def controlnet_file(folder: Path, file: Path, prefix: str = "control_model.") -> Path:
+    """Write the ControlNet of a folder as lllyasviel/ControlNet's class names its tensors."""
+    (weights,) = folder.glob("*.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    save_file({prefix + _controlnet(name, config): tensor for name, tensor in load_file(weights).items()}, file)
+    return file
+
+
+def with_names_of_novelai(file: Path) -> Path:
+    """Rename the text encoder's tensors in a checkpoint as in NovelAI's and in merges with it."""
+    ldm, novelai = "cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."
+    save_file({name.replace(ldm, novelai): tensor for name, tensor in load_file(file).items()}, file)
+    return file
+
+
+def _controlnet(name: str, config: dict) -> str:
+    if found := re.fullmatch(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d+))\.(\w+)", name):
+        number = {"conv_in": 0, "conv_out": 14}.get(found[1], 2 * int(found[2] or 0) + 2)
+        return f"input_hint_block.{number}.{found[3]}"
+    name = re.sub(r"^controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0.", name)
+    if name.startswith("controlnet_mid_block."):
+        return name.replace("controlnet_mid_block.", "middle_block_out.0.")
+    return name if name.startswith("zero_convs.") else _unet(name, config).removeprefix("model.diffusion_model.")
+
+
 def _shaped(part: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The VAE's attention consists of convolutions there."""
     convolved = part == "vae" and re.search(r"attentions.*(to_q|to_k|to_v|to_out\.0)\.weight", name)

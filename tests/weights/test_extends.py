@@ -139,5 +139,12 @@ def test_faults_in_both_folders_are_named_at_once_with_their_repairs(hub: Hub, r
 
 def test_files_that_were_imported_are_repaired_by_importing_again(root: Path) -> None:
     text = OWN[: OWN.rindex("[[parts]]")]
-    with pytest.raises(WeightsError, match="Repair: script/import-checkpoint FILE --name own --replace"):
+    with pytest.raises(WeightsError, match="Repair: put the files into weights/own again, which are not on the hub"):
         check(read(root, text), root)
+    imported = text + '\n[made]\nsha256 = "0"\n'
+    with pytest.raises(WeightsError, match="Repair: script/import-checkpoint FILE --name own --replace, with the file"):
+        check(read(root, imported), root)
+    net = imported.replace('name = "unet"', 'name = "controlnet/hed"')
+    assert net != imported
+    with pytest.raises(WeightsError, match="FILE --name own --replace --conditioner hed, with the file"):
+        check(read(root, net), root)
