@@ -1,14 +1,11 @@
-"""Files that other tools read agree with the code: requirements, .dockerignore, scripts."""
+"""Files that other tools read agree with the code: .dockerignore, scripts."""
 
-import ast
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -81,124 +78,6 @@ def test_dockerignore_keeps_only_the_files_that_predict_py_needs() -> None:
     assert kept.isdisjoint({".git", ".venv", "tests", "tinyworld", "examples", "script"})
 
 
-# ---- requirements
-
-BATCH = "controlnet/batch"
-RUNTIME = ("predict.py", "controlnet")
-DEVELOPMENT = ("tests", "script", "tinyworld")
-IMPORTABLE = {
-    "predict.py": [ROOT],
-    "controlnet": [ROOT],
-    BATCH: [ROOT],
-    "tinyworld": [ROOT],
-    "script": [ROOT, ROOT / "script", ROOT / "script/bench"],
-    "tests": [ROOT, ROOT / "script", ROOT / "script/bench", ROOT / "tests"],
-}
-"""The folders that each place imports modules of this project from."""
-
-
-def normalized(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def requirements(file: str) -> dict[str, tuple[str, bool]]:
-    """The requirements that a file names: by normalized name, the line and whether a comment stands above it."""
-    lines = (ROOT / file).read_text().splitlines()
-    found = {}
-    for above, line in zip(["", *lines], lines, strict=False):
-        if name := re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line):
-            found[normalized(name[0])] = (line, above.startswith("#"))
-    return found
-
-
-def imports(places: tuple[str, ...]) -> dict[str, set[str]]:
-    """The third-party top-level modules that the Python files in `places` import, with the files that import them.
-
-    Imports inside functions count. A module of this project counts as third-party if its place cannot import it.
-    """
-    found = defaultdict(set)
-    for place in places:
-        for file in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py")):
-            if place == "controlnet" and file.is_relative_to(ROOT / BATCH):
-                continue  # it is not used in the container
-            for name in imported_names(file):
-                top = name.partition(".")[0]
-                own = any((folder / top).is_dir() or (folder / f"{top}.py").exists() for folder in IMPORTABLE[place])
-                if not own and top not in sys.stdlib_module_names:
-                    found[top].add(file.relative_to(ROOT).as_posix())
-    return found
-
-
-def imported_names(file: Path) -> list[str]:
-    """The absolute names of the modules that a file imports."""
-    package = file.relative_to(ROOT).parent.parts
-    names = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else ()
-            names.append(".".join([*base, *([node.module] if node.module else [])]))
-    return names
-
-
-@pytest.mark.parametrize(
-    ("places", "files"),
-    [
-        (RUNTIME, ("requirements.txt",)),
-        ((BATCH,), ("requirements.txt", "requirements-batch.txt")),
-        (DEVELOPMENT, ("requirements.txt", "requirements-batch.txt", "requirements-dev.txt")),
-    ],
-    ids=["runtime", "batch", "development"],
-)
-def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files: tuple[str, ...]) -> None:
-    declared = {name for file in files for name in requirements(file)}
-    providers = metadata.packages_distributions()
-    undeclared = {
-        module: importers
-        for module, importers in imports(places).items()
-        if declared.isdisjoint(map(normalized, providers.get(module, [])))
-    }
-    assert undeclared == {}
-
-
-@pytest.mark.parametrize(
-    ("file", "places"),
-    [("requirements.txt", RUNTIME), ("requirements-batch.txt", (BATCH,)), ("requirements-dev.txt", DEVELOPMENT)],
-    ids=["runtime", "batch", "development"],
-)
-def test_a_requirement_is_imported_or_has_a_comment(file: str, places: tuple[str, ...]) -> None:
-    providers = metadata.packages_distributions()
-    imported = {normalized(name) for module in imports(places) for name in providers.get(module, [])}
-    unexplained = [
-        line for name, (line, commented) in requirements(file).items() if name not in imported and not commented
-    ]
-    assert unexplained == []
-
-
-def test_requirements_have_no_space_where_cog_would_cut_them() -> None:
-    """Cog takes a line up to its first space, so a marker after a space is lost and its semicolon is left."""
-    lines = [line for line, _ in requirements("requirements.txt").values()]
-    assert [line for line in lines if " " in line] == []
-
-
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-batch.txt"])
-def test_runtime_requirements_are_pinned_to_the_installed_versions(file: str) -> None:
-    for name, (line, _) in requirements(file).items():
-        pin = re.fullmatch(r"[\w.-]+(?:\[\w+\])?==([\w.]+)(;.*)?", line)
-        assert pin, f"{line}: not pinned"
-        if not pin[2]:  # one with a marker is not installed on every system
-            assert metadata.version(name) == pin[1]
-
-
-def test_imports_inside_functions_and_relative_ones_are_found(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
-    file = tmp_path / "controlnet/maps/lazy.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("import a.b as c\ndef f():\n    from d.e import g\n    from . import h\n    from ..i import j\n")
-    assert imported_names(file) == ["a.b", "d.e", "controlnet.maps", "controlnet.i"]
-
-
 # ---- script/bootstrap
 
 
@@ -208,9 +87,8 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "script").mkdir()
     (tmp_path / "script/bootstrap").write_bytes((ROOT / "script/bootstrap").read_bytes())
     (tmp_path / "script/bootstrap").chmod(0o755)
-    (tmp_path / "requirements.txt").write_text("# nothing\n")
-    (tmp_path / "requirements-batch.txt").write_text("# nothing\n")
-    (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\n-r requirements-batch.txt\n")
+    for file in ("requirements", "requirements-batch", "requirements-dev"):
+        (tmp_path / f"{file}.txt").write_text("# nothing\n")
     return tmp_path
 
 

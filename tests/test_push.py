@@ -17,6 +17,7 @@ from controlnet.request.combinations import RequestError, check_combinations
 from controlnet.serving.schema import openapi_schema
 from controlnet.serving.server import ROOT
 
+WORKFLOWS = sorted((ROOT / ".github/workflows").iterdir())
 SCHEMAS = openapi_schema((ROOT / "predict.py").read_text())["components"]["schemas"]
 
 
@@ -88,14 +89,31 @@ def test_the_prompt_for_fuzzing_names_existing_inputs() -> None:
 
 
 def test_workflows_install_one_commit_of_cog_safe_push() -> None:
-    texts = [path.read_text() for path in (ROOT / ".github/workflows").iterdir()]
+    texts = [path.read_text() for path in WORKFLOWS]
     commits = [commit for text in texts for commit in re.findall(r"cog-safe-push\.git@(\S+)", text)]
     assert len(commits) == 2
     assert re.fullmatch(r"[0-9a-f]{40}", commits[0])
     assert commits[0] == commits[1]
 
 
-@pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
+def test_workflows_run_nothing_that_may_change() -> None:
+    """A tag, a branch and an unpinned package are whatever their owners make of them, next to secrets of ours."""
+    for workflow in WORKFLOWS:
+        text = workflow.read_text()
+        used = re.findall(r"uses: (\S+)(.*)", text)
+        assert used and len(used) == text.count("uses:")
+        for action, version in used:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
+            assert re.fullmatch(r" # v\d+\.\d+\.\d+", version), action
+        for job in read_yaml(workflow)["jobs"].values():
+            assert job["runs-on"] == "ubuntu-24.04"
+        for install in re.findall(r"pip install (.*)", text):
+            assert re.fullmatch(
+                r"-r \.github/cog-safe-push\.txt|--no-deps --no-build-isolation git\+\S+@[0-9a-f]{40}", install
+            )
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_call_existing_scripts_and_the_pinned_cog(workflow: Path) -> None:
     version = read_yaml(ROOT / "cog.yaml")["build"]["sdk_version"]
     for job in read_yaml(workflow)["jobs"].values():

