@@ -84,17 +84,25 @@ def serve(options: argparse.Namespace, cog: Cog, folder: str) -> None:
     run(cog, api, options.host, options.port, watching)
 
 
-def own_server(options: argparse.Namespace, environ: Mapping[str, str]) -> AbstractContextManager[Api]:
+def server_of(options: argparse.Namespace, environ: Mapping[str, str]) -> AbstractContextManager[Api]:
     """The server that the page is for."""
     return nullcontext(Api(options.url)) if options.url else Server(environ, interface=options.interface)
+
+
+def last_words(server: Api) -> str:
+    """What a server of our own said when it ended. "" while it runs, or if it is not ours."""
+    if not isinstance(server, Server) or server.process.poll() is None:
+        return ""
+    said = [text for source, text in server.lines if source == "server"]
+    return f"The server has ended. {said[-1] if said else ''} Start script/playground again."
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     try:
         check_port(options.host, options.port)
-        with tempfile.TemporaryDirectory() as folder, own_server(options, os.environ) as server:
-            serve(options, Cog(server.url), folder)
+        with tempfile.TemporaryDirectory() as folder, server_of(options, os.environ) as server:
+            serve(options, Cog(server.url, last_words=lambda: last_words(server)), folder)
     except ServerError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -52,8 +52,15 @@ class Health:
 class Cog:
     """The server at `url`. It need not be there yet."""
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        last_words: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`last_words` returns what the server said when it ended, if it is a child process that has."""
         self.url = url.rstrip("/")
+        self._last_words = last_words
         # Proxies of the environment are not asked: they could not reach 127.0.0.1.
         self._client = httpx.AsyncClient(base_url=self.url, timeout=QUESTION_SECONDS, transport=transport, trust_env=False)
         self._slot = asyncio.Lock()
@@ -104,7 +111,8 @@ class Cog:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _lost(self) -> str:
-        return f"The server at {self.url} does not answer. Start it again; this page goes on by itself."
+        words = self._last_words()
+        return words or f"The server at {self.url} does not answer. Start it again; this page goes on by itself."
 
     # ---- predictions
 

@@ -19,7 +19,8 @@ export default {
   watch: {
     // A picture that came anew is shown; one that merely changed leaves the slider where it is.
     layers(now, before) {
-      if (now.length !== before.length) this.at = Math.max(0, now.length - 1);
+      if (now.length === before.length) return;
+      this.$nextTick(() => (this.at = Math.max(0, now.length - 1))); // the range input has its new end by then
     },
   },
   methods: {

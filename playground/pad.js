@@ -2,6 +2,14 @@
 // costs no messages to Python. Files that are chosen, dropped or pasted are sent there too.
 const SEND_MS = 150; // between two drawings while the pen is down
 
+function sentence(text) {
+  try {
+    return JSON.parse(text).detail;
+  } catch {
+    return text;
+  }
+}
+
 export default {
   template: `
     <div class="pad" :class="'pad-' + mode" @dragover.prevent="over = true" @dragleave="over = false" @drop.prevent="drop">
@@ -192,7 +200,7 @@ export default {
     async put(path, body) {
       try {
         const response = await fetch(`${this.url}/${path}`, { method: "PUT", body });
-        if (!response.ok) this.$emit("refused", await response.text());
+        if (!response.ok) this.$emit("refused", sentence(await response.text()));
       } catch {
         this.$emit("refused", "The playground does not answer. Start it again and reload this page.");
       }

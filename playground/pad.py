@@ -46,7 +46,7 @@ class PictureInput:
             self.pad.props["label"] = f"{field.title}: draw with mouse, pen or finger"
             self.pad.on("refused", lambda event: self.refuse(str(event.args)))
             with ui.row().classes("picture-tools") as self.tools:
-                self.eraser = self._button("ink_eraser", "Eraser", self._switch_eraser)
+                self.eraser = self._button("sym_o_ink_eraser", "Eraser", self._switch_eraser)
                 self._button("undo", "Undo the last stroke", lambda: self.pad.run_method("undo"))
                 self._button("layers_clear", "Clear", lambda: self.pad.run_method("clear"))
                 self.inverter = self._button("invert_colors", "White on black, or black on white", self._invert)

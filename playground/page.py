@@ -81,9 +81,9 @@ class Page:
         self.empty = ui.label("Press Paint. The doodle and the prompt are there already.").classes("empty")
         self.thumbnails = ui.row().classes("thumbnails")
         with ui.row().classes("buttons") as self.after:
-            self.keeper = ui.button("Keep seed", icon="push_pin", on_click=self.keep_seed).props("outline no-caps dense")
+            self.keeper = ui.button("Keep seed", icon="push_pin", on_click=self.keep_seed).props("outline no-caps")
             self.again = ui.button("Again with another seed", icon="casino", on_click=self.paint_another)
-            self.again.props("outline no-caps dense")
+            self.again.props("outline no-caps")
         self.ignored = ui.label().classes("had-no-effect").props('role="status"')
         self.downloads = ui.row().classes("downloads")
         self.after.set_visibility(False)

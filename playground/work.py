@@ -44,7 +44,9 @@ class Work:
 
     def changed(self) -> None:
         """Something that may shape the map has changed."""
-        if self.live:
+        if not self._complete():
+            self._cancel("map")
+        elif self.live:
             self._stale = True
             if not self.is_running("live"):
                 self._start("live", self._follow_the_pen())
@@ -83,6 +85,11 @@ class Work:
             self._tasks[purpose].cancel()
             if purpose == "map":
                 self._shown = None
+
+    def _complete(self) -> bool:
+        """Whether the pictures are there that every request has."""
+        fields = self.tab.form.fields.values()
+        return all(field.name in self.tab.pictures for field in fields if field.required and field.kind == "picture")
 
     def _map_key(self) -> Json:
         inputs = self.tab.inputs()

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
 
 from playground.cog import Cog, Faults, Lost
 from playground.replicate_api.shelf import ENDED, Posted, Prediction, Shelf, Stored, mapped, now
@@ -53,6 +54,7 @@ class Desk:
 
     def __init__(self, cog: Cog, folder: Path, data_urls: bool) -> None:
         self.cog, self.folder, self.data_urls = cog, folder, data_urls
+        self.started_at = now()
         self.predictions = Shelf[Prediction](MOST_PREDICTIONS, MOST_BYTES)
         self.files = Shelf[Posted](MOST_FILES, MOST_BYTES)
         (folder / "files").mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ class Desk:
         document = await self.cog.document()
         return {
             "id": version or await self.version(),
-            "created_at": now(),
+            "created_at": self.started_at,
             "cog_version": str(document.get("info", {}).get("version", "")),
             "openapi_schema": document,
         }
@@ -257,21 +259,20 @@ def routes(cog: Cog, folder: str, data_urls: bool = False) -> APIRouter:
 
     @router.post("/v1/files")
     async def post_file(request: Request) -> Response:
-        async with request.form(max_files=1, max_part_size=1_000_000) as form:
+        async with request.form(max_files=2, max_part_size=1_000_000) as form:
             content = form.get("content")
-            if not isinstance(content, UploadFile) and not hasattr(content, "read"):
+            if not isinstance(content, UploadFile):
                 return problem(422, "Unprocessable request", "Expected a file in `content`, as multipart/form-data.")
-            read = await content.read(MOST_BODY + 1)  # type: ignore[union-attr]
+            read = await content.read(MOST_BODY + 1)
             if len(read) > MOST_BODY:
                 return problem(413, "Too large", f"A file has at most {MOST_BODY / 1e6:.0f} MB.")
-            said = form.get("metadata") or "{}"
-            text = (await said.read()).decode() if hasattr(said, "read") else str(said)  # type: ignore[union-attr]
+            said = form.get("metadata") or "{}"  # a file too, if npm's client sends it
             try:
-                metadata = json.loads(text)
+                metadata = json.loads(await said.read() if isinstance(said, UploadFile) else said)
             except ValueError:
                 return problem(422, "Unprocessable request", "Expected JSON in `metadata`.")
-            mime = str(form.get("type") or content.content_type or "application/octet-stream")  # type: ignore[union-attr]
-            name = str(form.get("filename") or content.filename or "file")  # type: ignore[union-attr]
+            mime = str(form.get("type") or content.content_type or "application/octet-stream")
+            name = str(form.get("filename") or content.filename or "file")
         posted = await asyncio.to_thread(Posted.write, desk.folder / "files", read, name, mime, metadata)
         desk.files.add(posted.id, posted)
         return JSONResponse(posted.as_json(_base(request)), 201)
