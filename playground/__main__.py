@@ -33,7 +33,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     names = interfaces_in(ROOT)
     parser.add_argument("--interface", metavar="NAME", choices=names, help=f"of its own server: {', '.join(names)}")
     parser.add_argument("--no-page", action="store_true", help="only Replicate's API (script/replicate-api)")
-    parser.add_argument("--data-urls", action="store_true", help="Replicate's API: outputs as data URLs for all clients")
+    parser.add_argument("--data-urls", action="store_true", help="Replicate's API: outputs as data URLs for everyone")
     options = parser.parse_args(arguments)
     if options.url and options.interface:
         parser.error("--interface is for a server of its own; the one at --url has its interface already.")

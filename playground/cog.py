@@ -62,7 +62,9 @@ class Cog:
         self.url = url.rstrip("/")
         self._last_words = last_words
         # Proxies of the environment are not asked: they could not reach 127.0.0.1.
-        self._client = httpx.AsyncClient(base_url=self.url, timeout=QUESTION_SECONDS, transport=transport, trust_env=False)
+        self._client = httpx.AsyncClient(
+            base_url=self.url, timeout=QUESTION_SECONDS, transport=transport, trust_env=False
+        )
         self._slot = asyncio.Lock()
         """Held by whoever's request is in the server, or next to be. Waiters get it in the order in which they came."""
         self.waiting = 0

@@ -17,6 +17,15 @@ LONG = ("prompt", "negative_prompt", "n_prompt", "a_prompt", "pose_json")
 LEFT_OUT = "left out"
 
 
+def focus_on(field: Field, selector: str) -> None:
+    """Move the keyboard's focus to an entry, and the entry into the middle of the window."""
+    ui.run_javascript(
+        f"const entry = document.querySelector('[data-input={field.name}]');"
+        "entry?.scrollIntoView({block: 'center'});"
+        f"entry?.querySelector('{selector}')?.focus({{preventScroll: true}})"
+    )
+
+
 class Entry:
     """One input on the page."""
 
@@ -24,6 +33,8 @@ class Entry:
         self.tab, self.field, self.on_change = tab, field, on_change
         self.box = ui.element("div").classes("entry").props(f'data-input="{field.name}"')
         self.slider: ui.slider | None = None
+        self._following = False
+        """Whether the slider is being moved to what was entered, which must not enter anything itself."""
         with self.box:
             self.element = self._build()
             if field.description:
@@ -50,7 +61,8 @@ class Entry:
         if field.kind in ("integer", "number"):
             return self._number(value)
         if field.name in LONG:
-            return self._wired(ui.textarea(field.title, value=value or "").props("outlined dense autogrow input-style='min-height: 2.6em'"))
+            text = ui.textarea(field.title, value=value or "").props("outlined dense autogrow")
+            return self._wired(text.props("input-style='min-height: 2.6em'"))
         return self._wired(ui.input(field.title, value="" if value is None else str(value)).props("outlined dense"))
 
     def _number(self, value: Any) -> ValueElement[Any]:
@@ -66,7 +78,8 @@ class Entry:
                 self.slider.props(f'aria-label="{field.title}, slider"').classes("slider")
             box = ui.input(field.title, value="" if value is None else f"{value:g}")
             hint = f"{usual:g}" if usual is not None else LEFT_OUT
-            box.props(f'outlined dense inputmode=decimal placeholder="{hint}" stack-label clearable').classes("number-box")
+            box.props(f'outlined dense inputmode=decimal placeholder="{hint}" stack-label clearable')
+            box.classes("number-box")
             if field.bounds:
                 box.tooltip(field.bounds)
         return self._wired(box)
@@ -76,14 +89,15 @@ class Entry:
         return element.classes("full-width")
 
     def _slid(self, event: Any) -> None:
-        text = f"{event.value:g}"
-        if typed(self.field, self.element.value) != event.value:
-            self.element.set_value(text)
+        if not self._following:
+            self.element.set_value(f"{event.value:g}")
 
     def _entered(self, value: Any) -> None:
         kept = typed(self.field, value)
-        if self.slider and isinstance(kept, (int, float)) and self.slider.value != kept:
+        if self.slider and isinstance(kept, (int, float)):
+            self._following = True
             self.slider.set_value(min(max(kept, self.slider.props["min"]), self.slider.props["max"]))
+            self._following = False
         if kept is None:
             self.tab.values.pop(self.field.name, None)
         else:
@@ -93,7 +107,9 @@ class Entry:
 
     def set(self, value: Any) -> None:
         """Enter a value."""
-        self.element.set_value(value if self.field.kind in ("boolean", "choice") else "" if value is None else str(value))
+        self.element.set_value(
+            value if self.field.kind in ("boolean", "choice") else "" if value is None else str(value)
+        )
 
     def blame(self, sentence: str, focus: bool = False) -> None:
         """Show what is wrong with it. "" for nothing."""
@@ -103,7 +119,7 @@ class Entry:
         if not isinstance(self.element, ui.switch):
             self.element.props(add="error" if sentence else "", remove="" if sentence else "error")
         if focus:
-            ui.run_javascript(f"document.querySelector('[data-input={self.field.name}] :is(input, textarea)')?.focus()")
+            focus_on(self.field, ":is(input, textarea)")
 
     def ignore(self, ignored: bool) -> None:
         """Mark it as an input that had no effect."""
@@ -126,7 +142,7 @@ class PictureEntry:
         """Show what is wrong with it. "" for nothing."""
         self.picture.refuse(sentence)
         if focus:
-            ui.run_javascript(f"document.querySelector('[data-input={self.field.name}] button')?.focus()")
+            focus_on(self.field, "button")
 
     def ignore(self, ignored: bool) -> None:
         """Mark it as an input that had no effect."""
@@ -171,8 +187,8 @@ class Fields:
         if name in self.entries:
             self.show_useful()
         for entry in self.entries.values():
-            below = isinstance(entry, PictureEntry) and entry.field.is_mask and entry.field.name != name
-            if below and final and self.tab.form.fields[name].kind == "picture":
+            is_mask = isinstance(entry, PictureEntry) and entry.field.is_mask and entry.field.name != name
+            if isinstance(entry, PictureEntry) and is_mask and final and self.tab.form.fields[name].kind == "picture":
                 entry.picture.show_below()
         self.on_change(name, final)
 
@@ -185,8 +201,11 @@ class Fields:
         for group, expansion in self._expansions.items():
             expansion.set_visibility(any(useful.get(field.name) for field in form.groups()[group]))
 
-    def blame(self, sentences: Mapping[str, str]) -> list[str]:
-        """Show each sentence beside the input that it names. Returns those of no input on the page."""
+    def blame(self, sentences: Mapping[str, str], focus: bool = False) -> list[str]:
+        """Show each sentence beside the input that it names. Returns those of no input on the page.
+
+        `focus` moves the keyboard's focus to the first of them.
+        """
         rest = []
         for entry in self.entries.values():
             entry.blame("")
@@ -197,7 +216,7 @@ class Fields:
                 continue
             if expansion := self._expansions.get(entry.field.group):
                 expansion.set_value(True)
-            entry.blame(sentence, focus=index == 0)
+            entry.blame(sentence, focus=focus and index == 0)
         return rest
 
     def ignore(self, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Keeps other sites out. A page that is open in the same browser could otherwise use this server, as could DNS rebinding."""
+"""Keeps other sites out: a page that is open in the same browser could otherwise use this server."""
 
 import ipaddress
 import socket
@@ -52,7 +52,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host:
             return "This server takes no requests from pages of other sites."
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not self._opens_a_page(headers, scope):
+        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign and not self._opens_a_page(headers, scope):
             return "This server takes no requests from pages of other sites."
         return ""
 

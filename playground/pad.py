@@ -1,7 +1,8 @@
-"""A picture of a request: chosen, dropped, pasted, taken from the examples, or drawn; or a mask, painted over another."""
+"""A picture of a request: chosen, dropped, pasted, an example, or drawn; or a mask that is painted over another one."""
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from nicegui import ui
 from nicegui.element import Element
@@ -23,21 +24,23 @@ class Pad(Element, component="pad.js"):
 class PictureInput:
     """One input that is a picture, with its tools."""
 
-    def __init__(self, tab: Tab, field: Field, on_change: Callable[[str, bool], None], start: str | None = None) -> None:
-        """`on_change` is called with the input's name, and whether the stroke is over. `start` is an example to begin with."""
+    def __init__(
+        self, tab: Tab, field: Field, on_change: Callable[[str, bool], None], start: str | None = None
+    ) -> None:
+        """`on_change` is called with the input's name, and whether the stroke is over. `start` names an example."""
         self.tab, self.field, self.on_change = tab, field, on_change
         self.sheet = False
         with ui.element("section").classes("picture").props(f'aria-label="{field.title}"'):
             with ui.row().classes("picture-sources"):
-                self._button("upload", "Choose a file, or drop or paste one", lambda: self.pad.run_method("pick"), "File")
+                self._button("upload", "Choose a file, or drop or paste one", self._pick, "File")
                 if not field.is_mask:
                     self._button("edit", "Draw on an empty sheet", self.new_sheet, "Sheet")
                     with self._button("collections", "Take one of the examples", None, "Example"), ui.menu():
                         for name in PICTURES:
                             title = name.rpartition(".")[0]
-                            ui.menu_item(title, lambda name=name: self.take_example(name))
+                            ui.menu_item(title, partial(self.take_example, name)).props("role=menuitem")
                 else:
-                    self._button("brush", "Paint over the picture", self.paint_mask, "Paint")
+                    self._button("brush", "Paint over a part of the picture", self.paint_mask, "Mark a part")
                 self.remover = self._button("close", "Leave this picture out", self.remove, "Remove")
             self.pad = Pad().classes("pad-box")
             self.pad.props.update(
@@ -63,7 +66,9 @@ class PictureInput:
 
     @staticmethod
     def _button(icon: str, title: str, handler: Callable[[], object] | None, text: str = "") -> ui.button:
-        button = ui.button(text, icon=icon, on_click=handler).props(f'flat dense no-caps size=sm aria-label="{title}"')
+        button = ui.button(text, icon=icon, on_click=handler).props("flat dense no-caps size=sm")
+        if not text:
+            button.props(f'aria-label="{title}"')
         with button:
             ui.tooltip(title)
         return button
@@ -84,6 +89,9 @@ class PictureInput:
         self.eraser.props(f"aria-pressed={str(erases).lower()}").classes(
             add="pressed" if erases else "", remove="" if erases else "pressed"
         )
+
+    def _pick(self) -> None:
+        self.pad.run_method("pick")
 
     def _invert(self) -> None:
         self._set(ink="white" if self.pad.props["ink"] == "black" else "black")
@@ -166,4 +174,3 @@ class PictureInput:
 
     def _changed(self) -> None:
         self.on_change(self.field.name, True)
-

@@ -1,4 +1,4 @@
-"""A request as a program to copy. Each writes the files that the page shows: picture-1.webp and so on, byte for byte."""
+"""A request as a program to copy, which writes the files that the page shows, byte for byte."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ SHOWN = 80
 
 CURL = """\
 #!/bin/bash
-# The picture of the playground, with curl. A server that is busy answers 409: then it is asked again.
+# The picture of the playground, with curl. A busy server answers 409: then it is asked again.
 ask() {{
   curl -sS -w '\\n%{{http_code}}' {url} -H 'Content-Type: application/json' -d @- <<'JSON'
 {body}
@@ -28,7 +28,7 @@ done
 """
 
 PYTHON = """\
-# The picture of the playground, with Python's own library. A server that is busy answers 409: then it is asked again.
+# The picture of the playground, with Python alone. A busy server answers 409: it is asked again.
 import base64, json, sys, time, urllib.error, urllib.request
 
 inputs = {literal}
@@ -50,7 +50,7 @@ for i, url in enumerate(answer["output"], 1):
 """
 
 NODE = """\
-// The picture of the playground, with Node 18 or newer. A server that is busy answers 409: then it is asked again.
+// The picture of the playground, with Node 18 or newer. A busy server answers 409: then it is asked again.
 import {{ writeFileSync }} from "node:fs";
 
 const input = {body};
@@ -89,7 +89,7 @@ def program(language: str, url: str, inputs: Json) -> str:
 def shortened(inputs: Json) -> Json:
     """The inputs with their pictures cut short, to be looked at."""
     return {
-        name: f"{value[:SHOWN]}… ({len(value) / 1000:.0f} kB)"
+        name: f"{value[:SHOWN]}... ({len(value) / 1000:.0f} kB)"
         if isinstance(value, str) and value.startswith("data:") and len(value) > SHOWN
         else value
         for name, value in inputs.items()

@@ -1,8 +1,9 @@
 """What one tab of the browser holds: entered values, pictures, and the files of its last answer."""
 
 import secrets
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ Json = dict[str, Any]
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PICTURES = ("doodle.png", "house.png", "person.png", "room.png", "things.png", "coffee.jpg", "cat.jpg", "astronaut.jpg")
 """Of the examples, those that a request can begin with."""
-START = {"prompt": "a red house with a blue roof on grass under a blue sky", "conditioner": "scribble", "structure": "scribble"}
+START = {
+    "prompt": "a red house with a blue roof on grass under a blue sky",
+    "conditioner": "scribble",
+    "structure": "scribble",
+}
 """What is entered at the start, so that the first click paints."""
 
 
@@ -58,16 +63,25 @@ class Tab:
         for name in ("conditioner", "structure"):
             if name in form.fields and self.values[name] not in form.fields[name].choices:
                 del self.values[name]
+        self.draw_seed()
         self.uploads: dict[str, File] = {}
         """Files as they came, by the input that they are for."""
         self.pictures: dict[str, File] = {}
         """What is sent for each picture."""
         self.map: Made | None = None
         self.made: Made | None = None
+        self._earlier: deque[File] = deque(maxlen=16)
+        """Files that were replaced, for a browser that is about to fetch them."""
 
     def inputs(self) -> Json:
-        """The input of a request as it stands."""
-        return self.form.inputs(self.values | {name: file.data_url for name, file in self.pictures.items()})
+        """The input of a request as it stands. It has a seed, so that what comes of it can be made again."""
+        pictures = {name: file.data_url for name, file in self.pictures.items()}
+        seed = {"seed": self.seed} if "seed" in self.form.fields else {}
+        return self.form.inputs(seed | self.values | pictures)
+
+    def draw_seed(self) -> None:
+        """Draw the seed that is sent if none is entered."""
+        self.seed = secrets.randbelow(2**32)
 
     def take_upload(self, name: str, content: bytes) -> None:
         """Take a file for the input `name`. Raises NoPicture."""
@@ -80,6 +94,8 @@ class Tab:
         """
         field = self.form.fields[name]
         upload = self.uploads.get(name)
+        if before := self.pictures.get(name):
+            self._earlier.append(before)
         if layer is not None:
             self.pictures[name] = drawn(None if sheet else upload, layer, field.is_mask and upload is None)
         elif upload:
@@ -92,8 +108,18 @@ class Tab:
         self.uploads.pop(name, None)
         self.pictures.pop(name, None)
 
+    def take_answer(self, made: Made, map_alone: bool) -> None:
+        """Keep an answer: its maps, and its pictures unless only a map was asked for."""
+        for before in (self.map, self.made):
+            self._earlier.extend(before.files().values() if before else ())
+        if made.maps:
+            self.map = replace(made, pictures=(), others=made.others if map_alone else ())
+        if not map_alone:
+            self.made = made
+
     def files(self) -> dict[str, File]:
         """Every file that the browser may fetch, by its SHA-256."""
         answers = [made for made in (self.map, self.made) if made]
         kept = [file for made in answers for file in made.files().values()]
-        return {file.digest: file for file in (*kept, *self.pictures.values(), *self.uploads.values())}
+        pictures = (*self.pictures.values(), *self.uploads.values())
+        return {file.digest: file for file in (*self._earlier, *kept, *pictures)}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
 from playground.cog import Cog, Faults, Lost, error_of, percent
-from playground.form import OF_THE_PAGE
 from playground.pictures import File
 from playground.tab import Made, Tab
 
@@ -24,7 +23,7 @@ class View(Protocol):
     def progressed(self, share: int) -> None: ...
     def made(self, purpose: Purpose) -> None: ...
     def failed(self, purpose: Purpose, sentences: dict[str, str]) -> None: ...
-    def ended(self, purpose: Purpose) -> None: ...
+    def ended(self, purpose: Purpose, cancelled: bool) -> None: ...
 
 
 class Work:
@@ -34,7 +33,7 @@ class Work:
         self.cog, self.tab, self.view = cog, tab, view
         self.maps_at_once = tab.form.draws_maps
         self.live = False
-        self._tasks: dict[Purpose, asyncio.Task[None]] = {}
+        self._tasks: dict[Purpose, asyncio.Task[object]] = {}
         self._shown: Json | None = None
         """What the map depends on that is shown, or being drawn."""
         self._stale = False
@@ -74,9 +73,13 @@ class Work:
         task = self._tasks.get(purpose)
         return task is not None and not task.done()
 
+    def others_run(self, purpose: Purpose) -> bool:
+        """Whether a request of another purpose is running."""
+        return any(self.is_running(each) for each in self._tasks if each != purpose)
+
     # ---- the requests
 
-    def _start(self, purpose: Purpose, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, purpose: Purpose, work: Coroutine[Any, Any, object]) -> None:
         self._cancel(purpose)
         self._tasks[purpose] = asyncio.create_task(work)
 
@@ -113,6 +116,7 @@ class Work:
     async def _request(self, purpose: Purpose, inputs: Json) -> bool:
         """Make one request and show what comes of it. Returns whether it succeeded."""
         self.view.started(purpose, waiting=True)
+        cancelled = False
         try:
             answer = await self.cog.predict(
                 inputs,
@@ -131,13 +135,13 @@ class Work:
         except Lost as lost:
             self.view.failed(purpose, {"": str(lost)})
             return False
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
         finally:
-            self.view.ended(purpose)
+            self.view.ended(purpose, cancelled)
         made = Made.of(inputs, self.tab.form, files, answer.get("metrics") or {})
-        if purpose != "paint" and made.maps:
-            self.tab.map = Made(inputs, made.maps, (), made.others if inputs.get(OF_THE_PAGE) else (), made.metrics)
-        if purpose != "map":
-            self.tab.made = made
+        self.tab.take_answer(made, map_alone=purpose == "map")
         self.view.made(purpose)
         return True
 

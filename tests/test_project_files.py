@@ -85,11 +85,13 @@ def test_dockerignore_keeps_only_the_files_that_predict_py_needs() -> None:
 
 BATCH = "controlnet/batch"
 RUNTIME = ("predict.py", "controlnet")
+PLAYGROUND = "playground"
 DEVELOPMENT = ("tests", "script", "tinyworld")
 IMPORTABLE = {
     "predict.py": [ROOT],
     "controlnet": [ROOT],
     BATCH: [ROOT],
+    PLAYGROUND: [ROOT],
     "tinyworld": [ROOT],
     "script": [ROOT, ROOT / "script", ROOT / "script/bench"],
     "tests": [ROOT, ROOT / "script", ROOT / "script/bench", ROOT / "tests"],
@@ -147,9 +149,13 @@ def imported_names(file: Path) -> list[str]:
     [
         (RUNTIME, ("requirements.txt",)),
         ((BATCH,), ("requirements.txt", "requirements-batch.txt")),
-        (DEVELOPMENT, ("requirements.txt", "requirements-batch.txt", "requirements-dev.txt")),
+        ((PLAYGROUND,), ("requirements-playground.in",)),
+        (
+            DEVELOPMENT,
+            ("requirements.txt", "requirements-batch.txt", "requirements-playground.txt", "requirements-dev.txt"),
+        ),
     ],
-    ids=["runtime", "batch", "development"],
+    ids=["runtime", "batch", "playground", "development"],
 )
 def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files: tuple[str, ...]) -> None:
     declared = {name for file in files for name in requirements(file)}
@@ -164,8 +170,13 @@ def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files:
 
 @pytest.mark.parametrize(
     ("file", "places"),
-    [("requirements.txt", RUNTIME), ("requirements-batch.txt", (BATCH,)), ("requirements-dev.txt", DEVELOPMENT)],
-    ids=["runtime", "batch", "development"],
+    [
+        ("requirements.txt", RUNTIME),
+        ("requirements-batch.txt", (BATCH,)),
+        ("requirements-playground.in", (PLAYGROUND,)),
+        ("requirements-dev.txt", DEVELOPMENT),
+    ],
+    ids=["runtime", "batch", "playground", "development"],
 )
 def test_a_requirement_is_imported_or_has_a_comment(file: str, places: tuple[str, ...]) -> None:
     providers = metadata.packages_distributions()
@@ -182,10 +193,10 @@ def test_requirements_have_no_space_where_cog_would_cut_them() -> None:
     assert [line for line in lines if " " in line] == []
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-batch.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-batch.txt", "requirements-playground.txt"])
 def test_runtime_requirements_are_pinned_to_the_installed_versions(file: str) -> None:
     for name, (line, _) in requirements(file).items():
-        pin = re.fullmatch(r"[\w.-]+(?:\[\w+\])?==([\w.]+)(;.*)?", line)
+        pin = re.fullmatch(r"[\w.-]+(?:\[\w+\])?==([\w.]+)( *;.*)?", line)
         assert pin, f"{line}: not pinned"
         if not pin[2]:  # one with a marker is not installed on every system
             assert metadata.version(name) == pin[1]
@@ -210,6 +221,7 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "script/bootstrap").chmod(0o755)
     (tmp_path / "requirements.txt").write_text("# nothing\n")
     (tmp_path / "requirements-batch.txt").write_text("# nothing\n")
+    (tmp_path / "requirements-playground.txt").write_text("# nothing\n")
     (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\n-r requirements-batch.txt\n")
     return tmp_path
 

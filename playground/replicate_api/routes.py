@@ -33,7 +33,7 @@ NO_OWNER = "local/controlnet"
 # They make a file of an output only if its URL begins with https: or data:, and this server has no certificate. With
 # Prefer: wait it is their run() that asks.
 READS_NO_HTTP = re.compile(r"replicate-(python|javascript)|(Async)?Replicate/Python")
-HERE = "This server has /v1/predictions, /v1/files and /v1/models/{owner}/{name}; it stands in for Replicate's API on one machine."
+HERE = "This server stands in for Replicate's API with /v1/predictions, /v1/files and /v1/models/{owner}/{name}."
 
 
 def problem(status: int, title: str, detail: str) -> JSONResponse:
@@ -156,20 +156,17 @@ class Desk:
         """A file of ours as a data URL: a container could not reach this server on 127.0.0.1."""
         if not isinstance(value, str):
             return value
-        if found := re.fullmatch(r"https?://[^/]+/v1/files/(\w+)", value):
-            if posted := self.files.get(found[1]):
-                return posted.file().data_url
-        if found := re.fullmatch(r"https?://[^/]+/delivery/(\w+)/([\w.-]+)", value):
-            if stored := self.delivered(found[1], found[2]):
-                return stored.file().data_url
-        return value
+        posted = re.fullmatch(r"https?://[^/]+/v1/files/(\w+)", value)
+        made = re.fullmatch(r"https?://[^/]+/delivery/(\w+)/([\w.-]+)", value)
+        ours = self.files.get(posted[1]) if posted else self.delivered(made[1], made[2]) if made else None
+        return ours.file().data_url if ours else value
 
     def delivered(self, prediction_id: str, name: str) -> Stored | None:
         """A file of a prediction's output."""
         prediction = self.predictions.get(prediction_id)
-        found: list[Stored] = []
-        mapped(prediction.output if prediction else None, lambda each: found.append(each) if isinstance(each, Stored) else None)
-        return next((stored for stored in found if stored.path.name == name), None)
+        found: list[Any] = []
+        mapped(prediction.output if prediction else None, found.append)
+        return next((each for each in found if isinstance(each, Stored) and each.path.name == name), None)
 
 
 async def _json(request: Request) -> tuple[Json, int]:
@@ -305,7 +302,8 @@ def routes(cog: Cog, folder: str, data_urls: bool = False) -> APIRouter:
 
     @router.api_route("/{path:path}", methods=["POST", "QUERY"], include_in_schema=False)
     async def without_version(request: Request, path: str) -> Response:
-        return problem(404, "Not found", f"Expected a path below /v1, got /{path}: let the client's base URL end with /v1. {HERE}")
+        said = f"Expected a path below /v1, got /{path}: let the client's base URL end with /v1."
+        return problem(404, "Not found", f"{said} {HERE}")
 
     return router
 
