@@ -7,8 +7,8 @@ from nicegui import ui
 from nicegui.elements.mixins.value_element import ValueElement
 
 from playground.form import FIRST, Field, Group, typed
-from playground.pad import PictureInput
-from playground.tab import START, Tab
+from playground.pad import DRAWING, PictureInput
+from playground.tab import Tab
 
 SLIDER_STEPS = 2000
 """A range of more steps gets no slider: it could not be set to each value by hand."""
@@ -134,8 +134,7 @@ class PictureEntry:
         self.box = ui.element("div").classes("entry").props(f'data-input="{field.name}"')
         with self.box:
             ui.label(field.title).classes("picture-title")
-            start = "doodle.png" if field.name == "image" and "prompt" in START else None
-            self.picture = PictureInput(tab, field, on_change, start)
+            self.picture = PictureInput(tab, field, on_change, DRAWING if field.name == tab.form.picture else None)
             ui.label(field.description).classes("explained")
 
     def blame(self, sentence: str, focus: bool = False) -> None:

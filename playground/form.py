@@ -27,7 +27,7 @@ class Group:
 
 
 GROUPS = (
-    Group(FIRST, ("prompt", "image", "conditioner", "structure"), shapes_map=True),
+    Group(FIRST, ("prompt", "image", "input_image", "conditioner", "structure"), shapes_map=True),
     Group("Map", ("preprocess", "detect_resolution", "pose_parts", "pose_json"), shapes_map=True),
     Group("How strongly", ("conditioning_scale", "control_start", "control_end", "control_mode", "control_mask")),
     Group(
@@ -118,6 +118,12 @@ class Form:
     def conditioner(self) -> Field | None:
         """The input that chooses the conditioner. None if the server has but one."""
         return next((self.fields[name] for name in CONDITIONERS if name in self.fields), None)
+
+    @property
+    def picture(self) -> str | None:
+        """The picture that every request has, or else the first one."""
+        pictures = [field for field in self.fields.values() if field.kind == "picture"]
+        return next((field.name for field in sorted(pictures, key=lambda field: not field.required)), None)
 
     @property
     def draws_maps(self) -> bool:

@@ -44,7 +44,11 @@ class PictureInput:
                 self.remover = self._button("close", "Leave this picture out", self.remove, "Remove")
             self.pad = Pad().classes("pad-box")
             self.pad.props.update(
-                url=f"/tab/{tab.token}/{field.name}", ink="black", size=12, eraser=False, pastes=field.name == "image"
+                url=f"/tab/{tab.token}/{field.name}",
+                ink="black",
+                size=12,
+                eraser=False,
+                pastes=field.name == tab.form.picture,
             )
             self.pad.props["label"] = f"{field.title}: draw with mouse, pen or finger"
             self.pad.on("refused", lambda event: self.refuse(str(event.args)))

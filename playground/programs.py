@@ -32,7 +32,8 @@ PYTHON = """\
 import base64, json, sys, time, urllib.error, urllib.request
 
 inputs = {literal}
-request = urllib.request.Request({url}, json.dumps({{"input": inputs}}).encode(), {{"Content-Type": "application/json"}})
+body = json.dumps({{"input": inputs}}).encode()
+request = urllib.request.Request({url}, body, {{"Content-Type": "application/json"}})
 while True:
     try:
         answer = json.load(urllib.request.urlopen(request))

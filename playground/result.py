@@ -87,7 +87,7 @@ class Result:
         """Show the pictures as they are now."""
         made, drawn = self.tab.made, self.tab.map
         layers = {}
-        if picture := self.tab.pictures.get("image"):
+        if picture := self.tab.pictures.get(self.tab.form.picture or ""):
             layers["Picture"] = self._url(picture.digest)
         if drawn and drawn.maps:
             layers["Map"] = self._url(drawn.maps[0].digest)

@@ -1,5 +1,6 @@
 """What the browser sends and fetches over plain HTTP: pictures are too large for NiceGUI's websocket."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -20,7 +21,7 @@ class Open(Protocol):
     def program(self, language: str) -> str: ...
 
 
-def tab_routes(tabs: dict[str, Open]) -> APIRouter:
+def tab_routes(tabs: Mapping[str, Open]) -> APIRouter:
     """Routes for the open tabs, by their tokens."""
     router = APIRouter(prefix="/tab/{token}")
 
