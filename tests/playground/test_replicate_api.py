@@ -110,7 +110,8 @@ def test_wrong_inputs_are_refused_and_a_failure_keeps_its_sentence(api: str) -> 
 
 
 def test_posted_files_go_on_as_data_urls(api: str) -> None:
-    form = b'--B\r\nContent-Disposition: form-data; name="content"; filename="a.txt"\r\nContent-Type: text/plain\r\n\r\nfrom a file\r\n--B--\r\n'
+    head = 'Content-Disposition: form-data; name="content"; filename="a.txt"\r\nContent-Type: text/plain'
+    form = f"--B\r\n{head}\r\n\r\nfrom a file\r\n--B--\r\n".encode()
     status, posted = call(f"{api}/v1/files", "POST", form, Content_Type="multipart/form-data; boundary=B")
     assert (status, posted["name"], posted["content_type"], posted["size"]) == (201, "a.txt", "text/plain", 11)
     made = create(api, image=posted["urls"]["get"])

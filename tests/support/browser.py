@@ -1,5 +1,6 @@
 """The playground as a process, and a browser that looks at it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,9 @@ def playground(server: str, *options: str) -> Iterator[str]:
     """Run the playground in front of the server at a URL. Yields the playground's own URL."""
     port = free_port()
     command = [sys.executable, "-m", "playground", "--url", server, "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+    # NiceGUI would take itself for a part of the tests.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + START_SECONDS
