@@ -5,6 +5,7 @@ It writes examples/playground.webp, the animation, and examples/playground.jpg, 
 
 import argparse
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -77,7 +78,7 @@ def page_of(server: Server) -> Iterator[Any]:
 def pieces(line: Line) -> Iterator[tuple[float, float]]:
     """Points along a line, STEP apart."""
     yield line[0]
-    for (x, y), (to_x, to_y) in zip(line, line[1:], strict=False):
+    for (x, y), (to_x, to_y) in itertools.pairwise(line):
         count = max(1, round(((to_x - x) ** 2 + (to_y - y) ** 2) ** 0.5 / STEP))
         for step in range(1, count + 1):
             yield x + (to_x - x) * step / count, y + (to_y - y) * step / count
