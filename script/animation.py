@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from controlnet.serving.api import Api
 from controlnet.serving.server import ROOT, Server, free_port
 from controlnet.weights.manifest import BUNDLE
 
@@ -38,17 +39,19 @@ SKETCH: tuple[Line, ...] = (
     ((0.83, 0.80), (0.83, 0.62), (0.76, 0.52), (0.83, 0.40), (0.90, 0.52), (0.83, 0.62)),  # a tree
 )
 """In shares of the sheet."""
-STEP = 0.07
+STEP = 0.16
 """Length of a piece that is drawn between two frames."""
-FOLLOW_SECONDS = 5.0
+FOLLOW_SECONDS = 2.0
 """How long a frame waits for the picture to follow."""
 FRAME_MS, LAST_FRAME_MS = 120, 2500
+PAINT_SECONDS = 120.0
+"""A guard against hanging."""
 WIDTH = 640
 MOST_BYTES = 1_500_000
 
 
 @contextmanager
-def page_of(server: Server) -> Iterator[Any]:
+def page_of(server: Api) -> Iterator[Any]:
     """The playground in a browser."""
     port = free_port()
     command = [sys.executable, "-m", "playground", "--url", server.url, "--port", str(port)]
@@ -144,7 +147,10 @@ def still(page: Any) -> Image.Image:
     page.wait_for_timeout(1500)
     before = shown(page)
     page.keyboard.press("Control+Enter")
+    deadline = time.monotonic() + PAINT_SECONDS
     while shown(page) == before:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"No picture: {page.locator('.said').all_inner_texts()}")
         page.wait_for_timeout(200)
     page.wait_for_timeout(1000)
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -154,17 +160,19 @@ def main() -> None:
     """The command line. Exits with a message if the animation is too large."""
     parser = argparse.ArgumentParser(prog="script/make-animation", description=__doc__)
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=EXAMPLES)
+    parser.add_argument("--url", help="a server with tiny that runs already (default: start one)")
     options = parser.parse_args()
-    with Server(dict(os.environ) | {BUNDLE: "tiny"}) as server:
-        server.wait_ready()
+    tiny = Server(dict(os.environ) | {BUNDLE: "tiny"})
+    with nullcontext(Api(options.url)) if options.url else tiny as server:
+        if isinstance(server, Server):
+            server.wait_ready()
         with page_of(server) as page:
             frames = record(page)
-            picture = still(page)
-    path = options.output / "playground.webp"
-    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=70, method=6)
-    picture.save(options.output / "playground.jpg", quality=88, optimize=True)
-    print(f"{path}: {len(frames)} frames, {path.stat().st_size / 1e6:.2f} MB")
+            path = options.output / "playground.webp"
+            durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+            frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=70)
+            print(f"{path}: {len(frames)} frames, {path.stat().st_size / 1e6:.2f} MB", flush=True)
+            still(page).save(options.output / "playground.jpg", quality=88, optimize=True)
     if path.stat().st_size > MOST_BYTES:
         sys.exit(f"Expected at most {MOST_BYTES / 1e6} MB.")
 
