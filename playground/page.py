@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
 from nicegui import Client, app, ui
@@ -18,6 +17,14 @@ from playground.tab import Tab
 from playground.work import Purpose, Work
 
 CSS = Path(__file__).with_name("page.css")
+# Before the element that has the focus: a button would take Enter for itself.
+KEYS = """
+document.addEventListener("keydown", (event) => {
+  const paints = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+  if (paints) event.preventDefault(), event.stopPropagation();
+  if (paints || event.key === "Escape") document.querySelector(paints ? ".paint" : ".cancel")?.click();
+}, true);
+"""
 RECONNECT_SECONDS = 20.0
 """How long a tab is kept whose connection was lost. The longer, the longer may the browser be too busy to answer."""
 
@@ -38,14 +45,17 @@ class Page:
                 self.result = Result(self.tab, cog.url, self._set_seed, self.paint_another)
             with ui.element("section").classes("more").props('aria-label="All inputs"'):
                 self.fields.build_others()
-        ui.keyboard(self._key, ignore=[])
+        ui.add_body_html(f"<script>{KEYS}</script>")
         self.work.changed()
 
     def _build_buttons(self) -> None:
         with ui.row().classes("buttons"):
-            self.painter = ui.button("Paint", icon="brush", on_click=self.paint).props("unelevated no-caps")
+            self.painter = (
+                ui.button("Paint", icon="brush", on_click=self.paint).props("unelevated no-caps").classes("paint")
+            )
             self.painter.tooltip("Ctrl+Enter")
             self.canceller = ui.button("Cancel", icon="close", on_click=self.work.cancel).props("outline no-caps")
+            self.canceller.classes("cancel")
             self.canceller.tooltip("Esc")
             if "go_fast" in self.tab.form.fields:
                 self.liver = ui.switch("Live", on_change=lambda event: self._live(bool(event.value))).props("dense")
@@ -99,12 +109,6 @@ class Page:
         self.work.maps_at_once = at_once
         if at_once:
             self.work.redraw_map()
-
-    def _key(self, event: Any) -> None:
-        if event.action.keydown and event.key == "Enter" and event.modifiers.ctrl:
-            self.paint()
-        elif event.action.keydown and event.key == "Escape":
-            self.work.cancel()
 
     def _say(self, sentence: str) -> None:
         self.wrong.set_text(sentence)
