@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "requirements": ("3.11", []),
     "requirements-batch": ("3.11", ["requirements"]),
-    "requirements-dev": ("3.11", ["requirements", "requirements-batch"]),
+    "requirements-playground": ("3.11", ["requirements", "requirements-batch"]),
+    "requirements-dev": ("3.11", ["requirements", "requirements-batch", "requirements-playground"]),
     ".github/cog-safe-push": ("3.12", []),
 }
 """Of each pair of files without their endings: the oldest Python, and those whose packages it leaves out."""

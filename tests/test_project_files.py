@@ -87,7 +87,7 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "script").mkdir()
     (tmp_path / "script/bootstrap").write_bytes((ROOT / "script/bootstrap").read_bytes())
     (tmp_path / "script/bootstrap").chmod(0o755)
-    for file in ("requirements", "requirements-batch", "requirements-dev"):
+    for file in ("requirements", "requirements-batch", "requirements-playground", "requirements-dev"):
         (tmp_path / f"{file}.txt").write_text("# nothing\n")
     return tmp_path
 

@@ -15,15 +15,17 @@ from packaging.requirements import Requirement
 
 from controlnet.serving.server import ROOT
 
-FILES = ("requirements", "requirements-batch", "requirements-dev")
+FILES = ("requirements", "requirements-batch", "requirements-playground", "requirements-dev")
 """Each has an .in with what is asked for, and a .txt with what it brings that those before it did not."""
 BATCH = "controlnet/batch"
 RUNTIME = ("predict.py", "controlnet")
+PLAYGROUND = "playground"
 DEVELOPMENT = ("tests", "script", "tinyworld")
 IMPORTABLE = {
     "predict.py": [ROOT],
     "controlnet": [ROOT],
     BATCH: [ROOT],
+    PLAYGROUND: [ROOT],
     "tinyworld": [ROOT],
     "script": [ROOT, ROOT / "script", ROOT / "script/bench"],
     "tests": [ROOT, ROOT / "script", ROOT / "script/bench", ROOT / "tests"],
@@ -81,9 +83,10 @@ def imported_names(file: Path) -> list[str]:
     [
         (RUNTIME, FILES[:1]),
         ((BATCH,), FILES[:2]),
+        ((PLAYGROUND,), FILES[:3]),
         (DEVELOPMENT, FILES),
     ],
-    ids=["runtime", "batch", "development"],
+    ids=["runtime", "batch", "playground", "development"],
 )
 def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files: tuple[str, ...]) -> None:
     declared = {name for file in files for name in requirements(f"{file}.in")}
@@ -98,8 +101,13 @@ def test_every_imported_package_is_a_requirement(places: tuple[str, ...], files:
 
 @pytest.mark.parametrize(
     ("file", "places"),
-    [("requirements", RUNTIME), ("requirements-batch", (BATCH,)), ("requirements-dev", DEVELOPMENT)],
-    ids=["runtime", "batch", "development"],
+    [
+        ("requirements", RUNTIME),
+        ("requirements-batch", (BATCH,)),
+        ("requirements-playground", (PLAYGROUND,)),
+        ("requirements-dev", DEVELOPMENT),
+    ],
+    ids=["runtime", "batch", "playground", "development"],
 )
 def test_a_requirement_is_imported_or_has_a_comment(file: str, places: tuple[str, ...]) -> None:
     providers = metadata.packages_distributions()
@@ -141,7 +149,7 @@ def brought(requirement: Requirement, found: dict[str, str], extra: str = "") ->
             brought(needed, found, wanted)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_all_that_is_installed_for_the_requirements_is_pinned_and_nothing_else(count: int) -> None:
     """Each file adds to those before it, as far as this system installs it."""
     found: dict[str, str] = {}
