@@ -1,9 +1,14 @@
-"""diffusers' two pipelines for ControlNets, without a search through all modules of their models for each picture."""
+"""diffusers' two pipelines for ControlNets, with noise that is the same in every precision (noise.py).
+
+They also do without a search through all modules of their models for each picture.
+"""
 
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
+
+from controlnet.generation.noise import Generators, draw_beginning, draw_noise
 
 
 class _OnOneDevice:
@@ -23,6 +28,37 @@ class _OnOneDevice:
 class FromNoise(_OnOneDevice, StableDiffusionControlNetPipeline):
     """For pictures that begin with noise alone."""
 
+    def prepare_latents(  # type: ignore[override]
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: Generators,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if latents is None:
+            shape = batch_size, num_channels_latents, height // self.vae_scale_factor, width // self.vae_scale_factor
+            latents = draw_noise(shape, generator, device, dtype)
+        return super().prepare_latents(
+            batch_size, num_channels_latents, height, width, dtype, device, generator, latents
+        )
+
 
 class FromPicture(_OnOneDevice, StableDiffusionControlNetImg2ImgPipeline):
     """For pictures that begin with an initial picture and noise."""
+
+    def prepare_latents(  # type: ignore[override]
+        self,
+        image: torch.Tensor,
+        timestep: torch.Tensor,
+        batch_size: int,
+        num_images_per_prompt: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: Generators,
+    ) -> torch.Tensor:
+        latents, noise = draw_beginning(self.vae, image.to(device, dtype), generator)
+        return self.scheduler.add_noise(latents, noise, timestep)

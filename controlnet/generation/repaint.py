@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.controlnet.pipeline_controlnet_img2img import retrieve_latents
-from diffusers.utils.torch_utils import randn_tensor
 
+from controlnet.generation.noise import draw_beginning
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.pictures.geometry import STEP
 
@@ -27,11 +26,10 @@ class Repainting:
     """
 
     def __init__(self, initial: InitialPicture, vae: Any, generator: torch.Generator) -> None:
-        """Draws from `generator` what the pipelines would draw: the picture's latents, then the noise."""
+        """Draws from `generator` what the pipelines draw: the picture's latents, then the noise."""
         assert initial.mask is not None
         pixels = VaeImageProcessor().preprocess(initial.picture).to(vae.device, vae.dtype)
-        self.latents = retrieve_latents(vae.encode(pixels), generator=generator) * vae.config.scaling_factor
-        self.noise = randn_tensor(self.latents.shape, generator, self.latents.device, self.latents.dtype)
+        self.latents, self.noise = draw_beginning(vae, pixels, generator)
         mask = torch.from_numpy(np.array(initial.mask, np.float32) / 255)[None, None]
         # A latent covers 8×8 pixels. It is repainted as much as their mean, as in ControlNet's demo of inpainting. By
         # the most repainted of them, the painted part would reach beyond the mask and be cut off at its edge.
