@@ -14,11 +14,18 @@ class LogLines:
     """The file that tqdm writes a bar to: each state of the bar is a line of its own on stderr.
 
     With tqdm's carriage returns a bar is one line of a prediction's log. replicate's Python client reads only the
-    beginning of a line (replicate/prediction.py), so it would see 0% until the end.
+    beginning of a line (replicate/prediction.py), so it would see 0% until the end. tqdm writes its last state again
+    when it is closed; a count is written once here.
     """
 
+    def __init__(self) -> None:
+        self._last = ""
+
     def write(self, text: str) -> None:
-        if (state := text.strip("\r\n")) and not is_silent():
+        state = text.strip("\r\n")
+        count = state.partition("[")[0]
+        if state and count != self._last and not is_silent():
+            self._last = count
             sys.stderr.write(f"{state}\n")
 
     def flush(self) -> None:

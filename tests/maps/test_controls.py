@@ -117,13 +117,14 @@ HAND = ("hand_left_keypoints_2d", 21)
         ([person(600, 300), person(300, 600)], "all", 0, 2),
         ([person(-2, 300), person(514, 300)], "all", 2, 0),  # half of each dot lies on the canvas
         ([person(300, 300, *HAND)], "all", 1, 0),
+        ([person(300, 300, *HAND), person(600, 300, *HAND)], None, 1, 1),  # left out, all that is sent is drawn
         ([person(300, 300, *HAND), person(600, 300, *HAND)], "body", 0, 0),  # hands are not drawn
         ([{"pose_keypoints_2d": [-9, 300, 1, 600, 300, 1, *[0.0] * 48]}], "all", 1, 0),  # a limb across the canvas
         ([{}], "all", 0, 0),
     ],
 )
 def test_a_person_counts_of_whom_something_lies_on_the_canvas(
-    tmp_path: Path, people: list, parts: str, counted: int, outside: int
+    tmp_path: Path, people: list, parts: str | None, counted: int, outside: int
 ) -> None:
     poses = json.dumps({"people": people, "canvas_width": 512, "canvas_height": 512})
     sent = {"conditioner": "openpose", "pose_json": poses, "pose_parts": parts, "resolution": 512}

@@ -11,7 +11,7 @@ from support.jobs import job
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
-from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler
+from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler, steps_of
 from controlnet.request.ignored import USUAL_ETA
 
 STEPS = (1, 2, 5)
@@ -123,3 +123,10 @@ def test_weights_of_earlier_outputs_in_klms_are_those_of_diffusers(generator: Ge
             for earlier in range(order):
                 expected = theirs(ours, order, step, earlier)
                 assert ours.get_lms_coefficient(order, step, earlier) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "skipped", "calls"), [("DDIM", 0, 10), ("DDIM", 8, 2), ("HeunDiscrete", 0, 19), ("HeunDiscrete", 8, 3)]
+)
+def test_a_sampler_of_second_order_skips_two_calls_with_each_step(name: str, skipped: int, calls: int) -> None:
+    assert steps_of(name, parts()["scheduler"].config, 10, skipped) == calls

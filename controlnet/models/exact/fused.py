@@ -57,7 +57,7 @@ def _group_norm(norm: Any, added: bool = False, silu: bool = False) -> tuple[nn.
 
 
 def _layer_norm(norm: Any, added: bool = False) -> tuple[nn.Module, Form]:
-    return norm, Form("layer_norm", *norm.normalized_shape, norm.eps, added=added)
+    return norm, Form("layer_norm", norm.normalized_shape[0], norm.eps, added=added)
 
 
 class FusedGroupNorm(nn.GroupNorm):
