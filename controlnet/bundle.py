@@ -18,7 +18,6 @@ from controlnet.conditioners import BY_NAME
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.attention import asked_attention, use_attention
-from controlnet.models.compiled import asked_compile, prepare_compiler
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.cuda.graphs import asked_graphs, room
 from controlnet.models.cuda.kernels import HALVES, asked_kernels
@@ -263,18 +262,16 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
 
     Raises WeightsError with every fault and the command that repairs them. If CONTROLNET_DOWNLOAD is 1, absent weights
     are fetched first, and an unlocked manifest is refused. Raises PrecisionError, LowMemoryError, AttentionError,
-    CompileError and SwitchError for environment variables, before anything is fetched.
+    and SwitchError for environment variables, before anything is fetched.
     """
     name, reason = choose_bundle(environ, root)
     manifest = Manifest.read(root / f"{name}.toml", environ)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, asked = working_dtype(device, environ), asked_mode(environ)
     attention = asked_attention(device, environ)
-    compiled, exact = asked_compile(environ), exact_speedups(environ)
+    exact = exact_speedups(environ)
     kernels, graphs = asked_kernels(environ), asked_graphs(environ)
     is_on(BATCH_OUTPUTS, environ, default=False)
-    if compiled:
-        prepare_compiler(device, environ)
     use_threads(manifest.cpu_threads, device, environ)
     _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
@@ -286,14 +283,14 @@ def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -
         needed = needed_memory(manifest, root, dtype)
         low_memory, why = choose_mode(asked, free, needed)
         say(why)
-        graphs = graphs and not compiled and not low_memory
+        graphs = graphs and not low_memory
         if graphs and free - needed < room(dtype):
             say(f"no CUDA graphs, which would need {room(dtype) / 1e9:.1f} GB more, so requests take longer")
             graphs = False
     elif asked:
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
-    # Compiled layers bring their own kernels, and without the exact speedups every layer runs as diffusers runs it.
-    fits = device.type == "cuda" and dtype in HALVES and not compiled and exact
+    # Without the exact speedups every layer runs as diffusers runs it.
+    fits = device.type == "cuda" and dtype in HALVES and exact
     tried = open_kernels(device, dtype) if kernels and fits else None
     return Bundle(manifest, root, device, dtype, low_memory, attention, tried, graphs)
 

@@ -18,7 +18,6 @@ import predict
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
-from controlnet.models.compiled import COMPILE
 from controlnet.models.cuda.graphs import GRAPHS
 from controlnet.models.cuda.kernels import KERNELS
 from controlnet.models.exact import EXACT
@@ -231,7 +230,7 @@ def test_a_chosen_annotator_replaces_the_first(value: str, kind: str, monkeypatc
     assert read == list(manifest.needed_paths)
 
 
-@pytest.mark.parametrize("name", [GRAPHS, KERNELS, EXACT, COMPILE, BATCH_OUTPUTS])
+@pytest.mark.parametrize("name", [GRAPHS, KERNELS, EXACT, BATCH_OUTPUTS])
 def test_a_switch_with_another_value_is_refused_before_anything_is_fetched(name: str, tmp_path: Path) -> None:
     """There are no weights in this folder: looking for them would be another error."""
     shutil.copy(WEIGHTS / "tiny.toml", tmp_path)

@@ -7,7 +7,6 @@ For the time of a request, the models leave out work that diffusers repeats (con
 
 import os
 from collections.abc import Iterator, Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from controlnet.generation.upscale import Upscale
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.log import say
 from controlnet.maps.controls import Control
-from controlnet.models.compiled import asked_compile, compile_regions, give_contiguous
 from controlnet.models.cuda.graphs import open_graphs
 from controlnet.models.exact import exact_speedups, removed_from, scale_one_half
 from controlnet.models.lora import AdaptedBase, Base
@@ -46,7 +44,6 @@ class Generator:
     def __init__(self, bundle: Bundle, environ: Mapping[str, str] = os.environ) -> None:
         """Raises SwitchError for a value of an environment variable that is not 1 or 0."""
         self.exact = exact_speedups(environ)
-        self.compiled = asked_compile(environ)
         self.together = is_on(BATCH_OUTPUTS, environ, default=False)
         self.bundle = bundle
         self.base = bundle.base()
@@ -84,30 +81,18 @@ class Generator:
 
         So the first request does not wait for one-time work of libraries and drivers, or for the first read of mapped
         weights. It changes nothing that a request reads. It is the smallest picture, but on a GPU with CUDA graphs one
-        of the bundle's usual size, whose graphs most requests use. With CONTROLNET_COMPILE=1 this compiles all that
-        requests need: with guidance and without, from pictures whose sides differ and are not 1 in the deepest layer,
-        because functions for a size of 1 fit no other; and from one of the usual size, because PyTorch's convolutions
-        return other layouts for small inputs than for large ones.
+        of the bundle's usual size, whose graphs most requests use.
         """
         defaults = self.bundle.manifest.defaults
-        usual = (defaults.resolution, defaults.resolution)
-        if self.compiled:
-            for size, guidance in product(((2 * SMALLEST, 3 * SMALLEST), usual), (max(defaults.guidance_scale, 2), 1)):
-                self._warm_up(size, guidance)
-        else:
-            self._warm_up((SMALLEST, SMALLEST) if self._graphs is None else usual, defaults.guidance_scale)
-
-    def _warm_up(self, size: tuple[int, int], guidance_scale: float) -> None:
-        defaults = self.bundle.manifest.defaults
-        black = Image.new("RGB", size)
-        control = Control(next(iter(self.controlnets)), black)
+        side = SMALLEST if self._graphs is None else defaults.resolution
+        control = Control(next(iter(self.controlnets)), Image.new("RGB", (side, side)))
         job = Job(
             prompt="",
             negative_prompt="",
             controls=(control,),
             num_outputs=1,
             num_inference_steps=1,
-            guidance_scale=guidance_scale,
+            guidance_scale=defaults.guidance_scale,
             scheduler=defaults.scheduler,
             seed=0,
         )
@@ -124,8 +109,6 @@ class Generator:
             embeddings = self._embeddings(job, base)
         nets = self._nets(job, timed)
         models, coder = ([base["unet"], *nets.values()], [self.base["vae"]]) if self.exact else ([], [])
-        if self.compiled:  # here, because the networks of a LoRA and of low-memory mode are copies
-            compile_regions([base["unet"], *nets.values()])
         hints: dict[int, torch.Tensor] | None = {} if self.exact else None
         upscale = Upscale(job) if job.upscale > 1 else None
         if self._graphs is not None:
@@ -266,8 +249,6 @@ class Generator:
         scheduler = make_scheduler(job.scheduler, self.base["scheduler"].config, job.steps_skipped)
         if one_half:
             scale_one_half(scheduler)
-        if self.compiled:
-            give_contiguous(scheduler)
         if self._graphs is not None:
             keep_times_in_main_memory(scheduler)
         # safety.py checks the pictures instead: there a flagged one does not affect the others.

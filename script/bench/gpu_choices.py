@@ -19,7 +19,6 @@ import torch
 from speed_page import short, table
 
 from controlnet.models.attention import ATTENTION
-from controlnet.models.compiled import COMPILE
 from controlnet.models.cuda.graphs import GRAPHS
 from controlnet.models.cuda.kernels import KERNELS
 from controlnet.models.exact import EXACT
@@ -30,8 +29,6 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     f"{GRAPHS}=0": {GRAPHS: "0"},
     f"{KERNELS}=0": {KERNELS: "0"},
     f"{EXACT}=0": {EXACT: "0"},
-    f"{COMPILE}=1": {COMPILE: "1"},
-    f"{COMPILE}=1 {EXACT}=0": {COMPILE: "1", EXACT: "0"},
     f"{ATTENTION}=xformers": {ATTENTION: "xformers"},
 }
 """What is measured, each in a process of its own: environment variables of the container."""

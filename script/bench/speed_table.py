@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     started = time.perf_counter()
     with silent():
         model = Model(open_bundle(os.environ | {BUNDLE: options.bundle}, options.weights))
-    loaded = time.perf_counter() - started  # with CONTROLNET_COMPILE=1 this compiles
+    loaded = time.perf_counter() - started
     # On a full-size model without a GPU a step takes seconds.
     slow = options.bundle != "tiny" and model.bundle.device.type == "cpu"
     side = options.side or (256 if slow else model.bundle.defaults.resolution)

@@ -13,10 +13,9 @@ def kept(source: torch.Tensor, key: Hashable, make: Callable[[torch.Tensor], T])
 
     The result is an attribute of `source`, so it is freed with it, and a tensor that is equal but not the same never
     gets it. `source` must not be changed in place afterwards, unless renew() follows. If gradients are computed,
-    nothing is kept: a result would then refer to `source` and neither would ever be freed. Nor in a function that
-    torch.compile makes, which cannot set attributes of its inputs.
+    nothing is kept: a result would then refer to `source` and neither would ever be freed.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         return make(source)
     attributes: Any = source.__dict__
     results = attributes.setdefault("kept", {})
