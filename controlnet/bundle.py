@@ -19,10 +19,6 @@ from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.attention import asked_attention, use_attention
 from controlnet.models.controlnets import ControlNets
-from controlnet.models.cuda.graphs import asked_graphs, room
-from controlnet.models.cuda.kernels import HALVES, asked_kernels
-from controlnet.models.cuda.trial import TriedKernels, open_kernels
-from controlnet.models.exact import exact_speedups
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
 from controlnet.models.lora_reader import read_lora
@@ -33,6 +29,10 @@ from controlnet.models.schedulers import steps_of
 from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
+from controlnet.speedups import exact_speedups
+from controlnet.speedups.cuda.graphs import asked_graphs, room
+from controlnet.speedups.cuda.kernels import HALVES, asked_kernels
+from controlnet.speedups.cuda.trial import TriedKernels, open_kernels
 from controlnet.weights.download import download
 from controlnet.weights.files import DOWNLOAD, check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
@@ -73,8 +73,8 @@ class Bundle:
     ) -> None:
         """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py).
 
-        `kernels` are those for a GPU (controlnet/models/cuda/kernels.py), for which models have their channels last in
-        memory. `graphs`: whether there is room for CUDA graphs (controlnet/models/cuda/graphs.py).
+        `kernels` are those for a GPU (controlnet/speedups/cuda/kernels.py), for which models have their channels last
+        in memory. `graphs`: whether there is room for CUDA graphs (controlnet/speedups/cuda/graphs.py).
         """
         self.manifest = manifest
         self.root = root

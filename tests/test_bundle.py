@@ -18,13 +18,13 @@ import predict
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
-from controlnet.models.cuda.graphs import GRAPHS
-from controlnet.models.cuda.kernels import KERNELS
-from controlnet.models.exact import EXACT
 from controlnet.models.loading import WeightsMismatch, load_pretrained
 from controlnet.models.switch import BATCH_OUTPUTS, SwitchError
 from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
+from controlnet.speedups import EXACT
+from controlnet.speedups.cuda.graphs import GRAPHS
+from controlnet.speedups.cuda.kernels import KERNELS
 from controlnet.weights.files import DOWNLOAD
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest

@@ -62,7 +62,7 @@ class CompositeControlNet(MultiControlNetModel):
         comes first. `regions` holds for each net how strongly it acts at each place, (1, 1, H, W) from 0 to 1; None
         means everywhere. `hints` is filled with each net's control map. Every step, and every picture whose composite
         gets the same `hints`, then gives the net the same tensor of batch 1, so a net may keep what it computes from it
-        (controlnet/models/exact). None means that the nets get the pipeline's tensors."""
+        (controlnet/speedups). None means that the nets get the pipeline's tensors."""
         super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
         self.guided = guided
         self.mode = mode
@@ -91,7 +91,7 @@ class CompositeControlNet(MultiControlNetModel):
         """Residuals for the UNet's skip connections and its middle block, or (None, None) if no net acts at this step.
 
         encoder_hidden_states is (B, tokens, d). sample is (B, C, h, w), or one half of a guided batch if the nets take
-        it (controlnet/models/exact): residuals from before the first cross-attention then have its batch.
+        it (controlnet/speedups): residuals from before the first cross-attention then have its batch.
         controlnet_cond has one (B, 3, H, W) in [0, 1] per net, and conditioning_scale one number per net. With
         `hints`, B is one picture. `regions` are used in place of the composite's own, for a part of the picture. Raises
         ValueError for guess mode, which is meant for single nets: here the half of the batch is chosen for each net.

@@ -51,7 +51,7 @@ def _try_xformers(device: torch.device) -> None:
 def use_attention(model: Any, name: str) -> None:
     """Set the implementation of a diffusers model as it was loaded. Its copies have the same.
 
-    With xformers the exact speedups of attention (controlnet/models/exact) do not fit: keys and values of the prompt
+    With xformers the exact speedups of attention (controlnet/speedups) do not fit: keys and values of the prompt
     are computed at every step, and what precedes the first cross-attention is computed for both halves of guidance.
     """
     if name == "xformers":

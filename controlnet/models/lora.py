@@ -6,7 +6,7 @@ what it adds to each weight.
 A LoRA is never put on the shared networks. A copy of a network shares all their numbers, and gets new numbers for the
 layers that the LoRA changes. So nothing has to be taken off again, and a request that is cancelled at any moment
 cannot leave a part of a LoRA behind. The copy has the same layers as the network itself. So everything that works on
-those layers, such as controlnet/models/exact, works on it without knowing of LoRAs, and a step takes the same time.
+those layers, such as controlnet/speedups, works on it without knowing of LoRAs, and a step takes the same time.
 """
 
 import re

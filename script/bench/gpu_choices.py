@@ -19,10 +19,10 @@ import torch
 from speed_page import short, table
 
 from controlnet.models.attention import ATTENTION
-from controlnet.models.cuda.graphs import GRAPHS
-from controlnet.models.cuda.kernels import KERNELS
-from controlnet.models.exact import EXACT
 from controlnet.serving.server import ROOT
+from controlnet.speedups import EXACT
+from controlnet.speedups.cuda.graphs import GRAPHS
+from controlnet.speedups.cuda.kernels import KERNELS
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "default": {},

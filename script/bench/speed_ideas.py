@@ -15,7 +15,7 @@ from diffusers.models.upsampling import Upsample2D
 from controlnet.generation.generator import Generator
 from controlnet.generation.prompts import encode_prompts
 from controlnet.models import exact
-from controlnet.models.exact.replaced import FOR_ONE_HALF, FORMS
+from controlnet.speedups.replaced import FOR_ONE_HALF, FORMS
 
 
 @dataclass(frozen=True)

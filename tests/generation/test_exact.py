@@ -13,15 +13,16 @@ from support.jobs import hint, job, pixels
 from support.latents import latents
 from support.small_models import SmallBundle, parts
 
+from controlnet.generation import painting
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.generation.prompts import RECENT, RecentEmbeddings
 from controlnet.maps.controls import Control
-from controlnet.models.exact import EXACT
-from controlnet.models.exact.replaced import OWN_CLASS
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.request.modes import CONTROL_MODES
+from controlnet.speedups import EXACT
+from controlnet.speedups.replaced import OWN_CLASS
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def plain() -> Generator:
 
 
 def assert_equal(exact: Generator, plain: Generator, asked: Job) -> None:
-    """Latents up to 1e-5 of their largest value: rounding (controlnet/models/exact/replaced.py), over all steps."""
+    """Latents up to 1e-5 of their largest value: rounding (controlnet/speedups/replaced.py), over all steps."""
     for ours, other in zip(latents(exact, asked), latents(plain, asked), strict=True):
         assert (ours - other).abs().max() <= 1e-5 * other.abs().max()
 
@@ -130,7 +131,7 @@ def test_repeated_work_is_done_once(exact, plain) -> None:
 
 def test_models_are_diffusers_own_after_a_request(exact, monkeypatch) -> None:
     exact.generate(job())
-    monkeypatch.setattr(exact, "_decode", lambda *_: 1 / 0)
+    monkeypatch.setattr(painting, "decode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         exact.generate(job())
     used = {type(layer) for name in ("unet", "vae", "canny") for layer in parts()[name].modules()}

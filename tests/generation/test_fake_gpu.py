@@ -17,7 +17,7 @@ from support.small_models import parts
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from controlnet.generation.composite import CompositeControlNet
-from controlnet.generation.generator import _region
+from controlnet.generation.painting import _region
 from controlnet.generation.prompts import encode_prompts
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.request.modes import CONTROL_MODES

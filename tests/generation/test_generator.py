@@ -6,8 +6,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from diffusers.image_processor import VaeImageProcessor
 from support.jobs import hint, job, pixels
+from support.latents import latents, pipeline_for
 from support.small_models import SmallBundle, parts
 
+from controlnet.generation.decoding import decode
 from controlnet.generation.generator import Generator
 from controlnet.models.switch import BATCH_OUTPUTS
 from controlnet.pictures.canvas import InitialPicture
@@ -41,24 +43,20 @@ def test_a_picture_equals_that_of_diffusers_pipeline(generator: Generator) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_pixels_become_the_bytes_that_diffusers_makes_of_them(generator: Generator, dtype: torch.dtype) -> None:
+def test_pixels_become_the_bytes_that_diffusers_makes_of_them(dtype: torch.dtype) -> None:
     """In red on the middle between two levels, where rounding decides, in green and blue off it; some out of range."""
     levels = torch.arange(-64, 320) + torch.tensor([[0.5], [0.25], [0.75]])
     decoded = (levels / 127.5 - 1)[None, :, None].to(dtype)
     vae = SimpleNamespace(config=parts()["vae"].config, decode=lambda latents, return_dict: (decoded,))
-    pipeline = SimpleNamespace(vae=vae, image_processor=VaeImageProcessor())
-    (expected,) = pipeline.image_processor.postprocess(decoded)
-    assert pixels([generator._decode(torch.zeros(1), pipeline)]) == pixels([expected])
+    processor = VaeImageProcessor()
+    (expected,) = processor.postprocess(decoded)
+    assert pixels([decode(torch.zeros(1), vae, processor)]) == pixels([expected])
 
 
 @pytest.mark.parametrize("conditioner", ["canny", "shuffle"])  # a plain net, and one with global pooling
-def test_latents_equal_those_of_diffusers(generator: Generator, conditioner: str, monkeypatch) -> None:
-    latents = []
-    decode = generator._decode
-    monkeypatch.setattr(generator, "_decode", lambda made, pipeline: latents.append(made) or decode(made, pipeline))
-    generator.generate(job(control={"conditioner": conditioner}))
-    generator.generate(job(control={"conditioner": conditioner, "scale": 0.0}))
-    ours, uncontrolled = latents
+def test_latents_equal_those_of_diffusers(generator: Generator, conditioner: str) -> None:
+    (ours,) = latents(generator, job(control={"conditioner": conditioner}))
+    (uncontrolled,) = latents(generator, job(control={"conditioner": conditioner, "scale": 0.0}))
     assert ours.dtype == torch.float32
     assert (ours - diffusers_own(conditioner, "latent")).abs().max() <= 1e-4
     assert (uncontrolled - diffusers_own(conditioner, "latent", scale=0.0)).abs().max() <= 1e-4
@@ -81,7 +79,7 @@ def test_seeds_wrap_around_to_0(generator: Generator) -> None:
 
 def test_every_conditioner_uses_the_same_base_model(generator: Generator) -> None:
     """Switching conditioner loads nothing: every pipeline is built around the same modules."""
-    pipelines = [generator._pipeline(job(control={"conditioner": name})) for name in ("canny", "scribble")]
+    pipelines = [pipeline_for(generator, job(control={"conditioner": name})) for name in ("canny", "scribble")]
     for part in ("unet", "vae", "text_encoder"):
         assert getattr(pipelines[0], part) is getattr(pipelines[1], part) is generator.base[part]
     assert pipelines[0].controlnet.nets[0].net is generator.controlnets["canny"]

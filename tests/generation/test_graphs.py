@@ -12,14 +12,14 @@ from support.latents import latents
 from support.recorded_graphs import RecordedGraph, open_recorded, recorded_graphs
 from support.small_models import SmallBundle, parts
 
-from controlnet.generation import generator as module
+from controlnet import speedups
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
-from controlnet.models.exact import EXACT
 from controlnet.models.schedulers import SCHEDULERS, keep_times_in_main_memory, make_scheduler
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.request.modes import CONTROL_MODES
+from controlnet.speedups import EXACT
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def recorded() -> Iterator[list[RecordedGraph]]:
 
 @pytest.fixture
 def graphed(recorded: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch) -> Generator:
-    monkeypatch.setattr(module, "open_graphs", open_recorded)
+    monkeypatch.setattr(speedups, "open_graphs", open_recorded)
     return Generator(SmallBundle(), {})
 
 
@@ -110,7 +110,7 @@ def test_a_net_that_is_named_twice_embeds_each_map_once(graphed, plain, monkeypa
 
 def test_without_the_exact_speedups_requests_have_graphs_too(recorded, monkeypatch) -> None:
     unchanged = Generator(SmallBundle(), {EXACT: "0"})
-    monkeypatch.setattr(module, "open_graphs", open_recorded)
+    monkeypatch.setattr(speedups, "open_graphs", open_recorded)
     assert_equal(Generator(SmallBundle(), {EXACT: "0"}), unchanged, job())
     assert len(recorded) == 2
 

@@ -1,6 +1,5 @@
 """The pipelines know at once on which device the models are."""
 
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -10,6 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import modeling_utils
 from PIL import Image
 from support.jobs import hint, job
+from support.latents import pipeline_for
 from support.small_models import SmallBundle
 
 from controlnet.generation.generator import Generator
@@ -34,7 +34,7 @@ def test_no_module_is_asked_for_hooks(begins_with: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("made", JOBS.values(), ids=JOBS)
 def test_pictures_are_made_where_the_models_are(made: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline: Any = Generator(SmallBundle())._pipeline(made)
+    pipeline = pipeline_for(Generator(SmallBundle()), made)
     assert pipeline._execution_device == pipeline.device == torch.device("cpu")
     monkeypatch.setattr(type(pipeline.text_encoder), "device", torch.device("cuda", 1))
     assert pipeline._execution_device == torch.device("cuda", 1)

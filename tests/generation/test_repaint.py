@@ -10,6 +10,7 @@ from diffusers import (
 )
 from PIL import Image
 from support.jobs import hint, job, pixels
+from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
@@ -31,13 +32,8 @@ def mask(left: int = 24, right: int = 64, value: int = 255) -> Image.Image:
     return Image.fromarray(drawn)
 
 
-def latents_of(generator: Generator, monkeypatch, **changes) -> torch.Tensor:
-    made: list[torch.Tensor] = []
-    decode = generator._decode
-    with monkeypatch.context() as patch:
-        patch.setattr(generator, "_decode", lambda latents, pipe: made.append(latents) or decode(latents, pipe))
-        generator.generate(job(num_inference_steps=STEPS, **changes))
-    return made[0]
+def latents_of(generator: Generator, **changes) -> torch.Tensor:
+    return latents(generator, job(num_inference_steps=STEPS, **changes))[0]
 
 
 def diffusers_own(kind: type, conditioner: str, strength: float, **inputs) -> torch.Tensor:
@@ -57,24 +53,22 @@ def diffusers_own(kind: type, conditioner: str, strength: float, **inputs) -> to
 
 @pytest.mark.parametrize("conditioner", ["canny", "shuffle"])
 @pytest.mark.parametrize("strength", [0.4, 0.8, 1.0])
-def test_img2img_latents_equal_those_of_diffusers(generator, monkeypatch, conditioner: str, strength: float) -> None:
-    ours = latents_of(
-        generator, monkeypatch, control={"conditioner": conditioner}, initial=InitialPicture(PICTURE, strength)
-    )
+def test_img2img_latents_equal_those_of_diffusers(generator, conditioner: str, strength: float) -> None:
+    ours = latents_of(generator, control={"conditioner": conditioner}, initial=InitialPicture(PICTURE, strength))
     own = diffusers_own(StableDiffusionControlNetImg2ImgPipeline, conditioner, strength)
     assert (ours - own).abs().max() <= 1e-4
     uncontrolled = {"conditioner": conditioner, "scale": 0.0}
-    changed = latents_of(generator, monkeypatch, control=uncontrolled, initial=InitialPicture(PICTURE, strength))
+    changed = latents_of(generator, control=uncontrolled, initial=InitialPicture(PICTURE, strength))
     assert (ours - changed).abs().max() > 1e-2, "the comparison is empty: control changes nothing"
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_inpainting_equals_diffusers_for_masks_of_whole_latents(generator, monkeypatch, strength) -> None:
+def test_inpainting_equals_diffusers_for_masks_of_whole_latents(generator, strength) -> None:
     """diffusers takes every eighth pixel of a mask, we the mean of 8×8 pixels. Here both are the same."""
-    ours = latents_of(generator, monkeypatch, initial=InitialPicture(PICTURE, strength, mask()))
+    ours = latents_of(generator, initial=InitialPicture(PICTURE, strength, mask()))
     own = diffusers_own(StableDiffusionControlNetInpaintPipeline, "canny", strength, mask_image=mask())
     assert (ours - own).abs().max() <= 1e-4
-    assert (ours - latents_of(generator, monkeypatch, initial=InitialPicture(PICTURE, strength))).abs().max() > 1e-2
+    assert (ours - latents_of(generator, initial=InitialPicture(PICTURE, strength))).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

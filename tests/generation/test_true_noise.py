@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from support.jobs import hint, job
+from support.latents import latents
 from support.small_models import SmallBundle
 
 from controlnet.generation.generator import Generator
@@ -94,11 +95,8 @@ def test_the_true_noise_leads_back_to_the_picture(
     initial = InitialPicture(PICTURE, strength, masks()[mask])
     answers = TrueNoise(drawn.latents, None if initial.is_overwritten else drawn.noise, scheduler in ADDS_NOISE)
     monkeypatch.setattr(generator.base["unet"], "forward", answers)
-    made: list[torch.Tensor] = []
-    decode = generator._decode
-    monkeypatch.setattr(generator, "_decode", lambda latents, pipe: made.append(latents) or decode(latents, pipe))
     settings = {"scheduler": scheduler, "num_inference_steps": STEPS, "guidance_scale": 1.0, "seed": SEED}
-    generator.generate(job(**settings, initial=initial))
+    made = latents(generator, job(**settings, initial=initial))
 
     # The least-squares shares of the picture and of the noise in the last latents. They should be 1 and 0.
     columns = torch.stack([drawn.latents.flatten(), drawn.noise.flatten()], dim=1).double()

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetImg2ImgPipeline
 from PIL import Image
 from support.jobs import hint, job, pixels
+from support.latents import latents as latents_of_passes
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
@@ -16,11 +17,11 @@ from controlnet.generation.job import Job
 from controlnet.generation.upscale import Upscale
 from controlnet.maps.controls import Control
 from controlnet.models.controlnets import ControlNets, cast
-from controlnet.models.exact import EXACT
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.pictures.geometry import fit
 from controlnet.request.modes import CONTROL_MODES
+from controlnet.speedups import EXACT
 from controlnet.stopwatch import Stopwatch
 
 
@@ -45,19 +46,7 @@ FIRST = hint(9)
 
 def latents(generator: Generator, asked: Job) -> torch.Tensor:
     """The final latents of the second pass, which enlarges FIRST."""
-    made: list[torch.Tensor] = []
-
-    def decode(given: torch.Tensor, pipeline: Any) -> Image.Image:
-        made.append(given)
-        return FIRST if len(made) == 1 else Image.new("RGB", (given.shape[-1] * 8, given.shape[-2] * 8))
-
-    own: Any = generator._decode
-    generator._decode = decode  # type: ignore[method-assign]
-    try:
-        generator.generate(asked)
-    finally:
-        generator._decode = own  # type: ignore[method-assign]
-    return made[1]
+    return latents_of_passes(generator, asked, FIRST)[1]
 
 
 def assert_equal(exact: Generator, plain: Generator, asked: Job) -> None:

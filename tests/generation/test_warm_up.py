@@ -8,6 +8,7 @@ from PIL import Image
 from support.jobs import job, pixels
 
 from controlnet.bundle import open_bundle
+from controlnet.generation import painting
 from controlnet.generation.generator import Generator
 
 
@@ -28,12 +29,12 @@ def test_the_warm_up_changes_no_picture_and_no_random_state(generator: Generator
 
 def test_the_warm_up_makes_one_small_picture(generator: Generator, monkeypatch) -> None:
     made: list[Image.Image] = []
-    decode = Generator._decode
+    decode = painting.decode
 
-    def watched(self, *arguments):
-        made.append(decode(self, *arguments))
+    def watched(*arguments):
+        made.append(decode(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(Generator, "_decode", watched)
+    monkeypatch.setattr(painting, "decode", watched)
     generator.warm_up()
     assert [picture.size for picture in made] == [(64, 64)]

@@ -7,7 +7,7 @@ import torch
 from support.cancelling import Cancelled
 from torch import nn
 
-from controlnet.models.cuda.graphs import AGAIN_AFTER, Graphs
+from controlnet.speedups.cuda.graphs import AGAIN_AFTER, Graphs
 
 CUDA = torch.device("cuda", 0)
 

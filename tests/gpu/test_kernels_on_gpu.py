@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from random_models import FULL, build
 from torch import nn
 
-from controlnet.models.cuda.kernels import Kernels, kernels_for
-from controlnet.models.cuda.trial import TriedKernels
+from controlnet.speedups.cuda.kernels import Kernels, kernels_for
+from controlnet.speedups.cuda.trial import TriedKernels
 
 DTYPES = (torch.float16, torch.bfloat16)
 CUDA = torch.device("cuda", 0)

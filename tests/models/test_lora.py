@@ -13,8 +13,8 @@ from support.loras import tiny_pipeline
 from torch import nn
 
 from controlnet.bundle import open_bundle
-from controlnet.models.exact import removed_from
 from controlnet.models.lora import AdaptedBase, adapted
+from controlnet.speedups.forms import in_fast_forms
 from controlnet.weights.lora_files import Lora, LoraError
 
 
@@ -84,12 +84,12 @@ def test_the_base_is_not_changed_and_shares_what_the_lora_leaves(tmp_path: Path,
 
 
 def test_the_copy_has_the_layers_of_the_original(tmp_path: Path, base: dict, layers: dict) -> None:
-    """So what replaces layers (controlnet/models/exact) finds them, and a request with a LoRA is as fast."""
+    """So what replaces layers (controlnet/speedups) finds them, and a request with a LoRA is as fast."""
     parts = adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", layers))])
     for name in layers:
         assert [type(m) for m in parts[name].modules()] == [type(m) for m in base[name].modules()]
     plain = outputs(parts)
-    with removed_from([parts["unet"]]) as complete:
+    with in_fast_forms([parts["unet"]]) as complete:
         assert complete
         assert distance(outputs(parts), plain) < 1e-4
 

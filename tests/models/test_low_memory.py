@@ -15,8 +15,6 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.models import controlnets, low_memory, packed
 from controlnet.models.controlnets import ControlNets
-from controlnet.models.cuda.graphs import room
-from controlnet.models.cuda.kernels import KERNELS
 from controlnet.models.loading import load_pretrained
 from controlnet.models.low_memory import (
     ACTIVATIONS,
@@ -28,6 +26,8 @@ from controlnet.models.low_memory import (
     needed_memory,
 )
 from controlnet.models.packed import Packed
+from controlnet.speedups.cuda.graphs import room
+from controlnet.speedups.cuda.kernels import KERNELS
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.manifest import WEIGHTS, Manifest
 

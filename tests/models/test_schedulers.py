@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
 from support.jobs import job
+from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
@@ -39,12 +40,7 @@ def generator() -> Generator:
 
 
 def our_latents(generator: Generator, scheduler: str, steps: int, eta: float = 0.0) -> torch.Tensor:
-    latents = []
-    decode = generator._decode
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator, "_decode", lambda made, pipeline: latents.append(made) or decode(made, pipeline))
-        generator.generate(job(scheduler=scheduler, num_inference_steps=steps, eta=eta))
-    return latents[0]
+    return latents(generator, job(scheduler=scheduler, num_inference_steps=steps, eta=eta))[0]
 
 
 def diffusers_latents(scheduler: str, steps: int, eta: float = 0.0) -> torch.Tensor:

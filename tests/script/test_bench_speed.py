@@ -20,7 +20,7 @@ from speed_table import CASES, FEW, Bench, step_row
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
 from controlnet.models.controlnets import ControlNets
-from controlnet.models.exact.replaced import OWN_CLASS
+from controlnet.speedups.replaced import OWN_CLASS
 
 
 @pytest.fixture(scope="module")

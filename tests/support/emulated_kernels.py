@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from controlnet.models.cuda.kernels import HALVES, SOURCE, WIDTHS, Argument, Kernels
+from controlnet.speedups.cuda.kernels import HALVES, SOURCE, WIDTHS, Argument, Kernels
 
 CUDA = Path(__file__).with_name("emulated_cuda.cpp")
 CONVERSIONS = {

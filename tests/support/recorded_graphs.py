@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from controlnet.models.cuda import graphs
+from controlnet.speedups.cuda import graphs
 
 
 class _Stream:

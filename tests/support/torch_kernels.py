@@ -1,4 +1,4 @@
-"""The kernels for a GPU (controlnet/models/cuda/kernels.py) in PyTorch's own operations, for any device."""
+"""The kernels for a GPU (controlnet/speedups/cuda/kernels.py) in PyTorch's own operations, for any device."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet.models.cuda import kernels
-from controlnet.models.cuda.kernels import Form
+from controlnet.speedups.cuda import kernels
+from controlnet.speedups.cuda.kernels import Form
 
 
 class TorchKernels:

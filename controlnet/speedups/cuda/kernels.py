@@ -68,11 +68,6 @@ def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
     return is_on(KERNELS, environ, default=True)
 
 
-def any_kernels() -> bool:
-    """Whether there are kernels for any tensors."""
-    return bool(READY)
-
-
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":
     """The kernels for tensors like this one, if there are any."""
     return READY.get((tensor.device, tensor.dtype)) if READY else None

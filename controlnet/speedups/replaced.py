@@ -1,7 +1,7 @@
 """Forward methods that give the results of diffusers' layers with less work.
 
 Each class below derives from a class of diffusers and adds no attribute, so a loaded layer can be given the derived
-class and be given its own class back (controlnet/models/exact/__init__.py).
+class and be given its own class back (controlnet/speedups/forms.py).
 
 The two halves of a guided batch have the same latents. They differ from the first cross-attention on, where the two
 prompts come in. A model may therefore get latents of batch 1 with embeddings of batch 2: everything before the first
@@ -28,8 +28,8 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from controlnet.models.exact.kept import kept
 from controlnet.models.packed import main_memory
+from controlnet.speedups.kept import kept
 
 ROWS = 1024
 """How many tokens ExactFeedForward takes at a time: 512 to 2048 are equally fast, all at once is a quarter slower."""

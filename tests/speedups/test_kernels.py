@@ -10,8 +10,8 @@ from random_models import SMALL, build
 from support.emulated_kernels import EmulatedKernels
 from torch import nn
 
-from controlnet.models.cuda.trial import KernelFault, try_kernels
-from controlnet.models.exact import kernel_forms
+from controlnet.speedups.cuda.trial import KernelFault, try_kernels
+from controlnet.speedups.forms import kernel_forms
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
 LAST = torch.channels_last

@@ -11,10 +11,10 @@ from random_models import FULL, SMALL, build
 from support.torch_kernels import TorchKernels
 
 from controlnet.bundle import Bundle
-from controlnet.models.cuda import trial
-from controlnet.models.cuda.kernels import READY, Form, any_kernels
-from controlnet.models.cuda.trial import KernelFault, TriedKernels, open_kernels, try_kernels
-from controlnet.models.exact import kernel_forms
+from controlnet.speedups.cuda import trial
+from controlnet.speedups.cuda.kernels import READY, Form
+from controlnet.speedups.cuda.trial import KernelFault, TriedKernels, open_kernels, try_kernels
+from controlnet.speedups.forms import kernel_forms
 from controlnet.weights.manifest import Manifest
 
 CPU, HALF = torch.device("cpu"), torch.float16
@@ -98,11 +98,11 @@ def test_a_fault_in_several_parts_of_a_picture_is_found() -> None:
 def test_kernels_that_are_wrong_for_one_model_are_used_for_none(ready: Wrong, capsys) -> None:
     tried = TriedKernels(CPU, HALF)
     unet, vae = (build(name, SIZES).eval() for name in ("unet", "vae"))
-    assert tried.serve(unet) and any_kernels()
+    assert tried.serve(unet) and READY
     count = ready.launched.total()
     assert tried.serve(unet) and ready.launched.total() == count, "each form is tried once"
     ready.form = max(kernel_forms(vae) - kernel_forms(unet))
-    assert not tried.serve(vae) and not any_kernels()
+    assert not tried.serve(vae) and not READY
     assert "kernels for this GPU are not used, so requests take longer: " in capsys.readouterr().out
     ready.form = None
     assert not tried.serve(unet) and not capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_kernels_that_cannot_be_compiled_are_not_used(ready: Wrong, monkeypatch,
         raise RuntimeError("Failure finding nvrtc")  # what cuda-bindings raises
 
     monkeypatch.setattr(trial, "Kernels", missing)
-    assert open_kernels(CPU, HALF) is None and not any_kernels()
+    assert open_kernels(CPU, HALF) is None and not READY
     assert "are not used, so requests take longer: Failure finding nvrtc" in capsys.readouterr().out
 
 
@@ -127,4 +127,4 @@ def test_a_bundle_tries_the_kernels_on_each_model_that_it_loads(ready: Wrong, ti
         ready.form = max(kernel_forms(unet))
         bundle.kernels._tried.clear()  # type: ignore[union-attr]
     packed = bundle.packed(ControlNetModel, "controlnet/canny")
-    assert any(place.channels_last for place in packed.places) == right == any_kernels()
+    assert any(place.channels_last for place in packed.places) == right == bool(READY)

@@ -12,12 +12,12 @@ from support.cancelling import Cancelled, TooFew, cancelled_at
 from support.recorded_graphs import RecordedGraph, Streams, recorded_graphs
 from torch import nn
 
-from controlnet.models.cuda import graphs as graphs_module
-from controlnet.models.cuda import recorder as recorder_module
-from controlnet.models.cuda.graphs import AGAIN_AFTER, GRAPHS, Captured, Graphs, asked_graphs, open_graphs
-from controlnet.models.exact import kept as kept_module
-from controlnet.models.exact.kept import kept
 from controlnet.models.switch import SwitchError
+from controlnet.speedups import kept as kept_module
+from controlnet.speedups.cuda import graphs as graphs_module
+from controlnet.speedups.cuda import recorder as recorder_module
+from controlnet.speedups.cuda.graphs import AGAIN_AFTER, GRAPHS, Captured, Graphs, asked_graphs, open_graphs
+from controlnet.speedups.kept import kept
 
 CPU = torch.device("cpu")
 
@@ -373,7 +373,7 @@ def test_a_request_cancelled_between_an_input_and_what_is_kept_with_it(network: 
     words, others = numbers(5, 6), numbers(7, 8)
     graphs.of(network)(x := numbers(1, 2), words, conditioning_scale=1.0)
     with monkeypatch.context() as patch:
-        patch.setattr("controlnet.models.cuda.graphs.renew", lambda _: (_ for _ in ()).throw(Cancelled))
+        patch.setattr("controlnet.speedups.cuda.graphs.renew", lambda _: (_ for _ in ()).throw(Cancelled))
         with pytest.raises(Cancelled):
             graphs.of(network)(x, others, conditioning_scale=1.0)
     for given in (words, others):

@@ -11,7 +11,9 @@ from support.small_models import parts
 from support.torch_kernels import TorchKernels, torch_kernels
 from torch import nn
 
-from controlnet.models.cuda.kernels import (
+from controlnet.models.packed import Packed, tensors_of
+from controlnet.models.switch import SwitchError
+from controlnet.speedups.cuda.kernels import (
     HALVES,
     KERNELS,
     NAMES,
@@ -21,11 +23,9 @@ from controlnet.models.cuda.kernels import (
     asked_kernels,
     compile_source,
 )
-from controlnet.models.cuda.trial import TriedKernels
-from controlnet.models.exact import OWN_CLASS, kernel_forms, removed_from
-from controlnet.models.exact.fused import FUSED
-from controlnet.models.packed import Packed, tensors_of
-from controlnet.models.switch import SwitchError
+from controlnet.speedups.cuda.trial import TriedKernels
+from controlnet.speedups.forms import OWN_CLASS, in_fast_forms, kernel_forms
+from controlnet.speedups.fused import FUSED
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def close(made: torch.Tensor, expected: torch.Tensor) -> bool:
 @pytest.mark.parametrize(("batch", "side"), [(1, 8), (2, 8), (1, 12)])
 def test_a_step_with_kernels_equals_that_of_diffusers(models: dict[str, Any], batch: int, side: int) -> None:
     expected = step(models, 2, side)
-    with torch_kernels() as kernels, removed_from([models["unet"], models["canny"]]) as complete:
+    with torch_kernels() as kernels, in_fast_forms([models["unet"], models["canny"]]) as complete:
         made = step(models, batch, side)
     assert complete and close(made, expected)
     assert all(map(kernels.times, ("group_norm", "layer_norm", "add_bias", "gated_gelu")))
@@ -72,13 +72,13 @@ def test_a_step_with_kernels_equals_that_of_diffusers(models: dict[str, Any], ba
 def test_decoding_with_kernels_equals_that_of_diffusers(models: dict[str, Any]) -> None:
     vae, latents, pixels = models["vae"], torch.randn(1, 4, 8, 8), torch.rand(1, 3, 64, 64)
     expected = vae.decode(latents).sample, vae.encode(pixels).latent_dist.mean
-    with torch_kernels() as kernels, removed_from([vae]):
+    with torch_kernels() as kernels, in_fast_forms([vae]):
         made = vae.decode(latents).sample, vae.encode(pixels).latent_dist.mean
     assert all(map(close, made, expected)) and kernels.times("add_bias") > 10
 
 
 def test_every_layer_that_has_a_kernel_uses_it(models: dict[str, Any]) -> None:
-    with torch_kernels(), removed_from(models.values()):
+    with torch_kernels(), in_fast_forms(models.values()):
         used = {type(layer) for model in models.values() for layer in model.modules()}
     assert used >= set(FUSED.values())
     after = {type(layer) for model in models.values() for layer in model.modules()}
@@ -86,7 +86,7 @@ def test_every_layer_that_has_a_kernel_uses_it(models: dict[str, Any]) -> None:
 
 
 def test_without_kernels_no_layer_uses_one(models: dict[str, Any]) -> None:
-    with torch_kernels(torch.float16), removed_from(models.values()):
+    with torch_kernels(torch.float16), in_fast_forms(models.values()):
         used = {type(layer) for model in models.values() for layer in model.modules()}
     assert not used & set(FUSED.values()), "the kernels are for another dtype"
 
@@ -98,7 +98,7 @@ def test_without_kernels_no_layer_uses_one(models: dict[str, Any]) -> None:
 )
 def test_a_layer_that_no_kernel_fits_stays_as_it_is(layer: nn.Module) -> None:
     layer.eval()
-    with torch_kernels(), removed_from([layer]):
+    with torch_kernels(), in_fast_forms([layer]):
         assert type(layer) is nn.GroupNorm
 
 
@@ -106,7 +106,7 @@ def test_an_input_that_no_kernel_fits_goes_to_pytorch() -> None:
     norm, x = nn.GroupNorm(2, 8).eval(), torch.randn(2, 8, 6)
     picture = torch.randn(2, 8, 4, 4)
     expected = norm(x), norm(picture)
-    with torch_kernels() as kernels, removed_from([norm]):
+    with torch_kernels() as kernels, in_fast_forms([norm]):
         assert torch.equal(norm(x), expected[0]) and torch.equal(norm(picture), expected[1])
         assert not kernels.launched
         assert close(norm(picture.contiguous(memory_format=torch.channels_last)), expected[1])
@@ -180,7 +180,7 @@ def full_size() -> dict[str, Any]:
 def test_full_size_layers_all_fit(full_size: dict[str, Any]) -> None:
     """No normalisation is left that a kernel does not fit."""
     models = list(full_size.values())
-    with torch_kernels(device="meta"), removed_from(models):
+    with torch_kernels(device="meta"), in_fast_forms(models):
         left = {type(layer) for model in models for layer in model.modules()}
     assert not left & {OWN_CLASS[form] for form in FUSED.values()}
 
@@ -189,7 +189,7 @@ def test_full_size_layers_all_fit(full_size: dict[str, Any]) -> None:
 def test_the_forms_that_are_tried_at_setup_are_those_of_requests(request, size: str, device: str) -> None:
     models = request.getfixturevalue(size)
     latents, pixels = torch.zeros(1, 4, 8, 8, device=device), torch.zeros(1, 3, 64, 64, device=device)
-    with torch_kernels(device=device) as kernels, removed_from(models.values()):
+    with torch_kernels(device=device) as kernels, in_fast_forms(models.values()):
         for batch in (1, 2):
             step(models, batch, device=device)
         models["vae"].decode(latents)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from controlnet.log import say
-from controlnet.models.cuda.kernels import HALVES, READY, CompilationError, Form, Kernels
-from controlnet.models.exact import kernel_forms
+from controlnet.speedups.cuda.kernels import HALVES, READY, CompilationError, Form, Kernels
+from controlnet.speedups.forms import kernel_forms
 
 MOST = {torch.float16: 4e-4, torch.bfloat16: 3e-3}
 """The largest error of a result, as a share of it: less than a unit in the last place of its numbers (2^-11, 2^-8)."""

@@ -1,6 +1,6 @@
 """Forward methods of diffusers' layers that use the kernels of this folder, on a GPU in half precision.
 
-They take the place of those of controlnet/models/exact/replaced.py, and keep what those leave out. A result is rounded
+They take the place of those of controlnet/speedups/replaced.py, and keep what those leave out. A result is rounded
 once where diffusers rounds several times, so it is closer to float32's, and not bit for bit that of diffusers. Any
 input that a kernel does not fit goes the way of the class that the form derives from.
 """
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet.models.cuda.kernels import EIGHT, LANES, THREADS, WIDTHS, Form, Kernels, kernels_for
-from controlnet.models.exact.kept import kept
-from controlnet.models.exact.replaced import (
+from controlnet.speedups.cuda.kernels import EIGHT, LANES, THREADS, WIDTHS, Form, Kernels, kernels_for
+from controlnet.speedups.kept import kept
+from controlnet.speedups.replaced import (
     ExactFeedForward,
     ExactResnet,
     ExactTransformer,

@@ -12,12 +12,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from support.cancelling import TooFew, cancelled_at
 from support.small_models import controlnet, unet, vae
+from support.torch_kernels import torch_kernels
 from torch import nn
 
-from controlnet.models import exact
-from controlnet.models.exact import EXACT, exact_speedups, kept, removed_from, replaced
-from controlnet.models.exact.replaced import FORMS, OWN_CLASS, ExactUpsample
 from controlnet.models.switch import SwitchError
+from controlnet.speedups import EXACT, exact_speedups, forms, kept, replaced
+from controlnet.speedups.forms import in_fast_forms
+from controlnet.speedups.fused import FUSED
+from controlnet.speedups.replaced import FORMS, OWN_CLASS, ExactUpsample
 from tinyworld.models import TEXT_WIDTH
 
 
@@ -79,7 +81,7 @@ def test_exact_speedups_are_on_unless_0() -> None:
 
 def test_both_halves_at_once_give_the_same_bits(models: dict[str, Any]) -> None:
     plain = [*step(models), *decoded(models)]
-    with removed_from(models.values()) as complete:
+    with in_fast_forms(models.values()) as complete:
         assert complete
         used = {type(layer) for model in models.values() for layer in model.modules()}
         assert used >= set(OWN_CLASS) and not used & set(FORMS)
@@ -91,7 +93,7 @@ def test_both_halves_at_once_give_the_same_bits(models: dict[str, Any]) -> None:
 def test_one_half_gives_the_results_of_both(models: dict[str, Any]) -> None:
     """Up to rounding: matrix products of other shapes add up in another order."""
     plain = step(models)
-    with removed_from(models.values()):
+    with in_fast_forms(models.values()):
         ours = step(models, batch=1)
     assert ours[-1].shape[0] == 2 and ours[0].shape[0] == 1, "the net's first layer ran twice"
     assert not torch.equal(plain[-1][0], plain[-1][1])
@@ -102,7 +104,7 @@ def test_one_half_gives_the_results_of_both(models: dict[str, Any]) -> None:
 def test_one_half_works_without_residuals(models: dict[str, Any]) -> None:
     """As in steps that no ControlNet acts on: skip connections then stay those of one half."""
     plain = models["unet"](**inputs(), return_dict=False)[0]
-    with removed_from([models["unet"]]):
+    with in_fast_forms([models["unet"]]):
         ours = models["unet"](**inputs(batch=1), return_dict=False)[0]
     assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
 
@@ -114,7 +116,7 @@ def test_upsampling_in_phases_gives_the_same_result(monkeypatch, size: tuple[int
     layer = Upsample2D(6, use_conv=True, out_channels=7).eval()
     x = torch.randn(2, 6, *size)
     plain, resized = layer(x), layer(x, (9, 9))
-    with removed_from([layer]):
+    with in_fast_forms([layer]):
         assert isinstance(layer, ExactUpsample)
         ours, ours_resized = layer(x), layer(x, (9, 9))
     assert ours.shape == plain.shape and (ours - plain).abs().max() <= 1e-6 * plain.abs().max()
@@ -123,14 +125,14 @@ def test_upsampling_in_phases_gives_the_same_result(monkeypatch, size: tuple[int
 
 def test_upsampling_in_half_precision_is_left_as_it_is() -> None:
     layer = Upsample2D(6, use_conv=True).eval().bfloat16()
-    with removed_from([layer]):
+    with in_fast_forms([layer]):
         assert type(layer) is Upsample2D
 
 
 def test_long_inputs_of_feed_forward_layers_give_the_same_bits(models: dict[str, Any], monkeypatch) -> None:
     plain = step(models)
     monkeypatch.setattr(replaced, "ROWS", 7)
-    with removed_from(models.values()):
+    with in_fast_forms(models.values()):
         assert all(torch.equal(x, y) for x, y in zip(step(models), plain, strict=True))
 
 
@@ -138,7 +140,7 @@ def test_layers_that_do_more_than_usual_are_left_as_they_are(models: dict[str, A
     scaled = ResnetBlock2D(in_channels=4, groups=2, temb_channels=8, output_scale_factor=2.0).eval()
     other = Attention(8, heads=2, dim_head=4, processor=AttnProcessor()).eval()
     for layer in (scaled, other):
-        with removed_from([layer, models["unet"]]) as complete:
+        with in_fast_forms([layer, models["unet"]]) as complete:
             assert type(layer) in FORMS and complete is (layer is scaled)
 
 
@@ -151,7 +153,7 @@ def test_one_half_in_half_precision_gives_the_results_of_both() -> None:
         return base(**{name: value.bfloat16() for name, value in inputs(batch).items()}, return_dict=False)[0].float()
 
     plain = noise(2)
-    with removed_from([base]) as complete:
+    with in_fast_forms([base]) as complete:
         assert complete
         ours = noise(1)
     assert (ours - plain).abs().max() <= 2**-6 * plain.abs().max()  # bfloat16 has 8 significant bits
@@ -160,7 +162,7 @@ def test_one_half_in_half_precision_gives_the_results_of_both() -> None:
 def test_an_attention_mask_is_applied(models: dict[str, Any]) -> None:
     mask = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 1, 1]])
     plain = models["unet"](**inputs(), encoder_attention_mask=mask, return_dict=False)[0]
-    with removed_from([models["unet"]]):
+    with in_fast_forms([models["unet"]]):
         ours = models["unet"](**inputs(), encoder_attention_mask=mask, return_dict=False)[0]
     assert torch.equal(ours, plain)
 
@@ -173,7 +175,7 @@ def test_keys_and_values_are_computed_once_for_the_same_tensor(models: dict[str,
     calls: list[int] = []
     handle = layer.to_k.register_forward_hook(lambda *_: calls.append(1))
     given, other = inputs(), inputs()
-    with removed_from([models["unet"]]):
+    with in_fast_forms([models["unet"]]):
         for asked, computed in ((given, 1), (given, 1), (other, 2), (given, 2)):
             models["unet"](**asked)
             assert len(calls) == computed
@@ -203,7 +205,7 @@ def test_nothing_is_kept_while_gradients_are_computed() -> None:
 
 def test_no_model_keeps_anything_after_the_block(models: dict[str, Any]) -> None:
     before = classes(models), [sorted(x.__dict__) for model in models.values() for x in model.modules()]
-    with pytest.raises(KeyError), removed_from([*models.values(), models["net"]]):
+    with pytest.raises(KeyError), in_fast_forms([*models.values(), models["net"]]):
         step(models)
         raise KeyError
     assert (classes(models), [sorted(x.__dict__) for model in models.values() for x in model.modules()]) == before
@@ -225,14 +227,43 @@ def test_cancelling_at_any_point_changes_no_later_result() -> None:
         patch.setattr(replaced, "WORTHWHILE", 0)
         for instruction in range(1, 10_000):
             try:
-                with cancelled_at(instruction, exact), removed_from([layer]):
+                with cancelled_at(instruction, forms), in_fast_forms([layer]):
                     pass
             except TooFew:
                 break
             left_over = [type(part) in OWN_CLASS for part in layer]
             layer[0].conv.weight.data.mul_(-1)
-            with removed_from([layer]) as complete:
+            with in_fast_forms([layer]) as complete:
                 ours = run()
             assert complete and not [part for part in layer if type(part) in OWN_CLASS], instruction
             assert (ours - run()).abs().max() <= 1e-5, (instruction, left_over)
     assert 100 < instruction < 9_999
+
+
+# ---- plans
+
+
+def test_a_model_is_planned_once_and_its_plan_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+    look = forms._form_of
+    monkeypatch.setattr(forms, "_form_of", lambda layer, kernels: planned.append(layer) or look(layer, kernels))
+    base: Any = unet().eval()
+    for _ in range(3):
+        with in_fast_forms([base, base]):
+            assert any(type(layer) in OWN_CLASS for layer in base.modules())
+    assert len(planned) == len([*base.modules()])
+    plan, others = weakref.ref(forms.plan_of(base)), len(forms._plans)
+    planned.clear()
+    del base
+    gc.collect()
+    assert plan() is None and len(forms._plans) == others - 1
+
+
+def test_layers_are_planned_anew_for_other_kernels(models: dict[str, Any]) -> None:
+    without = forms.plan_of(models["unet"])
+    with torch_kernels():
+        assert forms.plan_of(models["unet"]) is not without
+        with in_fast_forms([models["unet"]]):
+            assert any(type(layer) in FUSED.values() for layer in models["unet"].modules())
+    with in_fast_forms([models["unet"]]):
+        assert not any(type(layer) in FUSED.values() for layer in models["unet"].modules())

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from controlnet.log import say
-from controlnet.models.cuda.recorder import Recorder
-from controlnet.models.exact.kept import kept_with, renew
 from controlnet.models.switch import is_on
+from controlnet.speedups.cuda.recorder import Recorder
+from controlnet.speedups.kept import kept_with, renew
 
 GRAPHS = "CONTROLNET_CUDA_GRAPHS"
 """Environment variable: 0 starts every operation on a GPU by itself. If unset, empty or 1, graphs are captured."""

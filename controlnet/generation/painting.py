@@ -1,0 +1,171 @@
+"""The pictures of one job, painted with the networks that are lent to its request.
+
+The denoising is diffusers' own pipeline, built for each picture and pass around the shared networks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from controlnet.generation.composite import CompositeControlNet
+from controlnet.generation.decoding import decode
+from controlnet.generation.job import Job
+from controlnet.generation.pipelines import FromNoise, FromPicture
+from controlnet.generation.progress import PictureBar
+from controlnet.generation.prompts import Embeddings
+from controlnet.generation.repaint import Repainting
+from controlnet.generation.upscale import Upscale
+from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
+from controlnet.models.schedulers import make_scheduler
+from controlnet.pictures.geometry import STEP
+from controlnet.pictures.output import PARAMETERS
+from controlnet.request.modes import CONTROL_MODES
+from controlnet.speedups import Lent
+from controlnet.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A job at work."""
+
+    job: Job
+    models: Lent
+    embeddings: Embeddings
+    timed: Stopwatch
+    together: bool = False
+    """Whether the outputs are denoised as one batch, if they begin with noise and are not enlarged."""
+
+    def pictures(self, progress: bool = True) -> Iterator[Image.Image]:
+        """RGB, in the order of their seeds, each with its parameters in its info. Raises NotFinite."""
+        upscale = Upscale(self.job) if self.job.upscale > 1 else None
+        for numbers in self._batches():
+            with self._bar(numbers, upscale, progress) as bar:
+                pictures = _Pass(self.job, self.models, self.embeddings).paint(numbers, bar.of_pass(), self.timed)
+                if upscale is not None:
+                    with self.timed("upscale"):
+                        job = upscale.of(numbers[0], pictures[0])
+                        again = _Pass(job, self.models, self.embeddings, windowed=True)
+                        pictures = again.paint(range(1), bar.of_pass(self._windows(upscale)), Stopwatch())
+            for i, picture in zip(numbers, pictures, strict=True):
+                picture.info[PARAMETERS] = self.job.parameters(i)
+                yield picture
+
+    def _batches(self) -> list[range]:
+        """The numbers of the pictures that are denoised together."""
+        if self.together and self.job.initial is None and self.job.upscale == 1:
+            return [range(self.job.num_outputs)]
+        return [range(i, i + 1) for i in range(self.job.num_outputs)]
+
+    def _bar(self, numbers: range, upscale: Upscale | None, shown: bool) -> PictureBar:
+        """The bar of a batch. A step of the second pass counts as often as the UNet sees windows in it."""
+        steps = self.job.steps_taken
+        if upscale is not None:
+            steps += upscale.steps_taken * self._windows(upscale)
+        name = f"picture {numbers[0] + 1}" if len(numbers) == 1 else f"pictures {numbers[0] + 1} to {numbers[-1] + 1}"
+        return PictureBar(f"{name}/{self.job.num_outputs}", steps, shown)
+
+    def _windows(self, upscale: Upscale) -> int:
+        """In how many windows the UNet sees a picture of the second pass."""
+        width, height = upscale.size
+        return len(unet_windows(self.models.base["unet"], (height // STEP, width // STEP)))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One run of a pipeline for each batch of a job."""
+
+    job: Job
+    models: Lent
+    embeddings: Embeddings
+    windowed: bool = False
+    """Whether the networks see the picture window by window (windowed.py)."""
+
+    def paint(self, numbers: range, progress_bar: Any, timed: Stopwatch) -> list[Image.Image]:
+        """The pictures of these numbers, denoised together. Only a single one can begin with an initial picture."""
+        job, pipeline = self.job, self.pipeline(len(numbers))
+        pipeline.progress_bar = progress_bar
+        prompt, negative = self.embeddings
+        with timed("denoise"):
+            result: Any = pipeline(
+                prompt_embeds=prompt,
+                negative_prompt_embeds=negative if job.guided else None,
+                num_inference_steps=job.num_inference_steps,
+                guidance_scale=job.guidance_scale,
+                eta=job.eta,
+                num_images_per_prompt=len(numbers),
+                controlnet_conditioning_scale=[control.scale for control in job.controls],
+                control_guidance_start=[control.start for control in job.controls],
+                control_guidance_end=[control.end for control in job.controls],
+                output_type="latent",
+                **self._beginning([job.seed_of(i) for i in numbers], pipeline.vae),
+            )
+        with timed("decode"):  # not by the pipeline, to measure its time apart from the denoising
+            pictures = [decode(latents, pipeline.vae, pipeline.image_processor) for latents in result.images.split(1)]
+        return pictures if job.initial is None else [job.initial.restore(picture) for picture in pictures]
+
+    def pipeline(self, outputs: int = 1) -> Any:
+        """diffusers' pipeline for so many outputs at once."""
+        job, parts = self.job, {name: part for name, part in self.models.base.items() if name != "scheduler"}
+        if self.windowed:
+            parts |= {"unet": WindowedUNet(parts["unet"]), "vae": WindowedVae(parts["vae"])}
+        scheduler = make_scheduler(job.scheduler, self.models.base["scheduler"].config, job.steps_skipped)
+        self.models.prepare(scheduler, outputs)
+        # safety.py checks the pictures instead: there a flagged one does not affect the others.
+        none: Any = None
+        made = (FromNoise if job.begins_with_noise else FromPicture)(
+            **parts,
+            controlnet=self._composite(parts["text_encoder"].device),
+            scheduler=scheduler,
+            safety_checker=none,
+            feature_extractor=none,
+            requires_safety_checker=False,
+        )
+        made.control_image_processor.register_to_config(do_resize=False)  # the control maps have the pictures' size
+        return made
+
+    def _composite(self, device: torch.device) -> CompositeControlNet:
+        nets = self.models.nets([control.conditioner for control in self.job.controls])
+        regions = [_region(control.region, device) for control in self.job.controls]
+        mode = CONTROL_MODES[self.job.control_mode]
+        if self.windowed:  # without hints: an embedded map for each window and net would take memory with the picture
+            return WindowedControlNet(nets, self.job.guided, mode, regions)
+        return CompositeControlNet(nets, self.job.guided, mode, regions, self.models.hints)
+
+    def _beginning(self, seeds: Sequence[int], vae: Any) -> dict[str, Any]:
+        """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
+        hints, initial = _hints(self.job), self.job.initial
+        if initial is None:
+            return {"image": hints, "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        (seed,) = seeds
+        generator = torch.Generator("cpu").manual_seed(seed)
+        repainting: Any = {}
+        if initial.mask is not None:
+            drawing = torch.Generator("cpu").manual_seed(seed)
+            kept = Repainting(initial, vae, drawing)
+            repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
+            if initial.is_overwritten:
+                # Samplers that add noise at each step continue with the generator that drew the first latents.
+                return {"image": hints, "latents": kept.noise, "generator": drawing} | repainting
+        # With the untouched generator, the pipeline draws the same latents and noise as Repainting has drawn.
+        changing = {"image": initial.picture, "control_image": hints, "strength": initial.strength}
+        return changing | {"generator": generator} | repainting
+
+
+def _hints(job: Job) -> list[torch.Tensor]:
+    """The control maps as the nets see them, each (1, 3, H, W), 0 to 1, or -1 in the holes."""
+    hints = []
+    for control in job.controls:
+        pixels = np.asarray(control.control_map.convert("RGB"), np.float32) / 255
+        if control.holes is not None:
+            pixels[np.asarray(control.holes) > 0] = -1
+        hints.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    return hints
+
+
+def _region(region: Image.Image | None, device: torch.device) -> torch.Tensor | None:
+    """(1, 1, H, W), 0 to 1."""
+    return None if region is None else torch.from_numpy(np.array(region, np.float32) / 255)[None, None].to(device)

@@ -1,0 +1,104 @@
+"""What makes the networks of a request answer sooner. The generator borrows them, and knows nothing of how.
+
+- forms.py: layers leave out work that diffusers repeats (replaced.py, kept.py), on every device. On a GPU in half
+  precision they also use kernels of this project (fused.py, cuda/kernels.py).
+- cuda/graphs.py: on a GPU, UNet and ControlNets run as CUDA graphs.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from controlnet.models.schedulers import keep_times_in_main_memory
+from controlnet.models.switch import is_on
+from controlnet.speedups.cuda.graphs import Graphs, open_graphs
+from controlnet.speedups.forms import in_fast_forms
+
+EXACT = "CONTROLNET_EXACT_SPEEDUPS"
+"""Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is left out."""
+
+
+def exact_speedups(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether repeated work is left out. Raises SwitchError."""
+    return is_on(EXACT, environ, default=True)
+
+
+@dataclass(frozen=True)
+class Lent:
+    """The networks of one request, as fast as they are here."""
+
+    base: Mapping[str, Any]
+    """The base model's parts, by the names that diffusers' pipelines give them."""
+    hints: dict[int, torch.Tensor] | None
+    """What a composite keeps its control maps in, so that nets embed each once for a request. None: they do not."""
+    _nets: Mapping[str, Any]
+    _graphs: Graphs | None
+    _one_half: bool
+
+    def nets(self, names: list[str]) -> list[Any]:
+        """The ControlNets of conditioners, in their order."""
+        nets = [self._nets[name] for name in names]
+        if self._graphs is None:
+            return nets
+        # A net that is used twice has graphs for each of its places.
+        return [self._graphs.of(net, nets[:i].count(net)) for i, net in enumerate(nets)]
+
+    def prepare(self, scheduler: Any, outputs: int) -> None:
+        """Set up the scheduler of a pipeline that paints so many outputs at once.
+
+        A guided batch has the same latents twice. If the networks take one half of it, they get that.
+        """
+        if self._one_half and outputs == 1:  # several outputs have latents of their own
+            scale_one_half(scheduler)
+        if self._graphs is not None:
+            keep_times_in_main_memory(scheduler)
+
+
+class Speedups:
+    """Lends the networks of requests. One for all requests, made at setup."""
+
+    def __init__(self, exact: bool, graphs: Graphs | None) -> None:
+        """`exact`: whether layers have fast forms."""
+        self._exact, self._graphs = exact, graphs
+
+    @classmethod
+    def chosen(cls, device: torch.device, environ: Mapping[str, str], room: bool) -> "Speedups":
+        """Those that the environment chooses. `room`: whether a GPU has any for CUDA graphs. Raises SwitchError."""
+        return cls(exact_speedups(environ), open_graphs(device, environ) if room else None)
+
+    def warm_up_side(self, smallest: int, usual: int) -> int:
+        """The side of the picture that is painted at setup: the usual one if graphs are captured for it."""
+        return smallest if self._graphs is None else usual
+
+    def begin(self) -> None:
+        """Begin a request: before anything of it runs on the GPU."""
+        if self._graphs is not None:
+            self._graphs.begin()
+
+    @contextmanager
+    def lent(self, base: Mapping[str, Any], nets: Mapping[str, Any], guided: bool) -> Iterator[Lent]:
+        """Networks for one request: of a base model, and ControlNets by conditioner.
+
+        `guided`: whether the batches have an unconditional half. After the block, a cancelled request can have left
+        layers in forms that answer as their own do, and nothing else.
+        """
+        sees: list[nn.Module] = [base["unet"], *nets.values()] if self._exact else []
+        with in_fast_forms(sees) as complete, in_fast_forms([base["vae"]] if self._exact else []):
+            graphed = {} if self._graphs is None else {"unet": self._graphs.of(base["unet"])}
+            hints: dict[int, torch.Tensor] | None = {} if self._exact else None
+            yield Lent({**base, **graphed}, hints, nets, self._graphs, self._exact and complete and guided)
+
+
+def scale_one_half(scheduler: Any) -> None:
+    """Make a scheduler give the models one half of a guided batch, whose halves are the same latents.
+
+    diffusers' pipelines double the latents and then call scale_model_input, at every step. The scheduler is that of one
+    picture (controlnet/models/schedulers.py), so nothing has to be undone.
+    """
+    scale = scheduler.scale_model_input
+    scheduler.scale_model_input = lambda sample, timestep=None: scale(sample.chunk(2)[0], timestep)
