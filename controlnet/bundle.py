@@ -25,7 +25,7 @@ from controlnet.models.lora_reader import read_lora
 from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
-from controlnet.models.schedulers import steps_of
+from controlnet.models.schedulers import unet_calls
 from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
@@ -85,6 +85,7 @@ class Bundle:
         self.kernels = kernels
         self.graphs = graphs
         self.log = LoadLog(root)
+        self._unet_calls: dict[tuple[str, int, int], int] = {}
 
     # ---- what requests are checked against
 
@@ -109,8 +110,13 @@ class Bundle:
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return prompt_fault(prompts, clip_skip, self.tokenizer, self._text_layers)
 
-    def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
-        return steps_of(scheduler, self._scheduler_config, num_inference_steps, skipped)
+    def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
+        key = scheduler, num_inference_steps, skipped
+        if key not in self._unet_calls:
+            if len(self._unet_calls) >= 1000:
+                self._unet_calls.clear()
+            self._unet_calls[key] = unet_calls(scheduler, self._scheduler_config, num_inference_steps, skipped)
+        return self._unet_calls[key]
 
     # ---- its parts
 

@@ -185,7 +185,7 @@ def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
     assert (ask.resolution, ask.guidance_scale, ask.scheduler) == (128, 0.0, "DDIM")
     assert list(bundle.conditioners) == list(bundle.annotators()) == list(bundle.controlnets())
     assert all(bundle.knobs(name) == knobs_of(annotator) for name, annotator in bundle.annotators().items())
-    assert bundle.steps("HeunDiscrete", 10, 0) == 19 and bundle.steps("DDIM", 10, 8) == 2
+    assert bundle.unet_calls("HeunDiscrete", 10, 0) == 19 and bundle.unet_calls("DDIM", 10, 8) == 2
     assert [str(each) for each in read(conditioner="hed", low_threshold=1).ignored] == [
         "low_threshold (only for canny)"
     ]

@@ -109,7 +109,7 @@ def keep_times_in_main_memory(scheduler: Any) -> None:
     scheduler.set_timesteps = lambda *args, device=None, **named: set_timesteps(*args, device="cpu", **named)
 
 
-def steps_of(name: str, config: Mapping[str, Any], num_inference_steps: int, skipped: int = 0) -> int:
+def unet_calls(name: str, config: Mapping[str, Any], num_inference_steps: int, skipped: int = 0) -> int:
     """How often the UNet is called if the first `skipped` of `num_inference_steps` are left out.
 
     That is more often than once a step for samplers of second order (HeunDiscrete). Raises SchedulerError.

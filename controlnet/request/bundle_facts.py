@@ -37,7 +37,7 @@ class BundleFacts(Protocol):
         """A sentence that says why the text encoder cannot read these prompts at this clip_skip; None if it can."""
         ...
 
-    def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
+    def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         """How often the UNet is called. Some samplers call it more than once for each of the steps asked for.
 
         The first `skipped` of `num_inference_steps` are left out, as with an initial picture.

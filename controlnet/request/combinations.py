@@ -141,7 +141,7 @@ def _steps(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
         return
     if _is_too_many(ask):
         return
-    steps = bundle.steps(ask.scheduler, ask.num_inference_steps, ask.num_inference_steps - ask.steps_taken)
+    steps = bundle.unet_calls(ask.scheduler, ask.num_inference_steps, ask.num_inference_steps - ask.steps_taken)
     for control in ask.controls:
         if control.start < control.end and not _covers_a_step(control, steps):
             yield (

@@ -14,7 +14,7 @@ from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
-from controlnet.models.schedulers import SCHEDULERS, steps_of
+from controlnet.models.schedulers import SCHEDULERS, unet_calls
 from controlnet.pictures.canvas import InitialPicture
 
 PICTURE = hint(9)
@@ -107,7 +107,7 @@ def test_windows_count_the_steps_that_strength_leaves(generator, scheduler: str)
     finally:
         handle.remove()
     assert everywhere <= 4 and 0 < len(calls) < everywhere
-    assert everywhere == steps_of(scheduler, parts()["scheduler"].config, 10, 8), "the rule of windows counts others"
+    assert everywhere == unet_calls(scheduler, parts()["scheduler"].config, 10, 8), "the rule of windows counts others"
 
 
 def test_the_net_sees_minus_one_in_holes(generator) -> None:

@@ -12,7 +12,7 @@ from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
-from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler, steps_of
+from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler, unet_calls
 from controlnet.request.ignored import USUAL_ETA
 
 STEPS = (1, 2, 5)
@@ -125,4 +125,4 @@ def test_weights_of_earlier_outputs_in_klms_are_those_of_diffusers(generator: Ge
     ("name", "skipped", "calls"), [("DDIM", 0, 10), ("DDIM", 8, 2), ("HeunDiscrete", 0, 19), ("HeunDiscrete", 8, 3)]
 )
 def test_a_sampler_of_second_order_skips_two_calls_with_each_step(name: str, skipped: int, calls: int) -> None:
-    assert steps_of(name, parts()["scheduler"].config, 10, skipped) == calls
+    assert unet_calls(name, parts()["scheduler"].config, 10, skipped) == calls

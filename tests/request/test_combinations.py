@@ -122,7 +122,7 @@ def test_a_bundle_without_a_tile_net_refuses_to_upscale() -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_window_counts_the_samplers_own_steps(scheduler: str) -> None:
-    steps = FakeBundle().steps(scheduler, 10, 8)
+    steps = FakeBundle().unet_calls(scheduler, 10, 8)
     with pytest.raises(RequestError, match=f"covers none of the {steps} steps"):
         asked(init_image=FILE, prompt_strength=0.2, num_inference_steps=10, scheduler=scheduler, control_end=0.2)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import predict
 from controlnet.maps.annotators import ANNOTATORS
-from controlnet.models.schedulers import steps_of
+from controlnet.models.schedulers import unet_calls
 from controlnet.pictures.canvas import Layout, lay_out
 from controlnet.request.ask import Ask
 from controlnet.request.knobs import KnobValue
@@ -49,8 +49,8 @@ class FakeBundle:
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return "clip_skip is too high." if clip_skip > 2 else None
 
-    def steps(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
-        return steps_of(scheduler, {}, num_inference_steps, skipped)
+    def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
+        return unet_calls(scheduler, {}, num_inference_steps, skipped)
 
 
 def asked(bundle: FakeBundle = FakeBundle(), /, **sent) -> Ask:
