@@ -18,6 +18,7 @@ from controlnet.serving.display import Display
 from controlnet.serving.output_files import write_outputs
 from controlnet.serving.schema import SchemaError, openapi_schema
 from controlnet.serving.server import ROOT, Server
+from controlnet.settings import Settings
 from controlnet.weights.files import check_chosen
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import BUNDLE, ManifestError, choose_bundle
@@ -37,7 +38,7 @@ Json = dict[str, Any]
 
 def run(inputs: Json, output_folder: Path, environ: Mapping[str, str], root: Path = ROOT, verbose: bool = False) -> int:
     """Start a server, run one prediction, write its files and return the exit code."""
-    bundle, reason = choose_bundle(environ)
+    bundle, reason = choose_bundle(environ.get(BUNDLE, ""))
     display = Display(verbose)
     display.start_loading(bundle)
 
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         output_folder = Path(options.output).expanduser()
         if options.url is None:
             inputs = parse_inputs(options.input, schemas)
-            check_chosen(os.environ)  # the server says the same, but after it has imported torch
+            check_chosen(Settings.read())  # the server says the same, but after it has imported torch
             return run(inputs, output_folder, os.environ, verbose=options.verbose)
         api = Api(options.url)
         loading = "The server is still loading."

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from controlnet.serving.api import Api, ServerError, is_starting
 from controlnet.serving.schema import SchemaError, write_schema
+from controlnet.settings import Settings
 from controlnet.weights.manifest import BUNDLE, choose_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def serve(
     server's own URL is printed if `announced`.
     """
     _check_port(host, port)
-    name, reason = choose_bundle(os.environ)
+    name, reason = choose_bundle(Settings.read().bundle)
     if reason:
         print(f"bundle {name}: {reason}", file=sys.stderr, flush=True)
     write_schema(Path.cwd(), importlib.metadata.version("cog"), source)

@@ -7,27 +7,26 @@ that are not chosen are ignored (Manifest.options). A bundle that extends anothe
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from controlnet.settings import Settings
 from controlnet.weights.lockfile import Lock, WeightsError, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest, choose_bundle
 
-DOWNLOAD = "CONTROLNET_DOWNLOAD"
-"""Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
 """Suffixes of the files that hold tensors of PyTorch."""
 
 
-def check_chosen(environ: Mapping[str, str], root: Path = WEIGHTS) -> None:
-    """Raise ManifestError or WeightsError if the bundle that the environment chooses cannot be opened.
+def check_chosen(settings: Settings, root: Path = WEIGHTS) -> None:
+    """Raise ManifestError or WeightsError if the bundle that the settings choose cannot be opened.
 
     That takes milliseconds, and importing what opens a bundle takes many seconds. If absent files are fetched when it
     is opened, only its manifest is read.
     """
-    manifest = Manifest.read(root / f"{choose_bundle(environ, root)[0]}.toml", environ)
-    if environ.get(DOWNLOAD) != "1":
+    manifest = Manifest.read(root / f"{choose_bundle(settings.bundle, root)[0]}.toml", settings.annotators)
+    if not settings.download:
         check(manifest, root)
 
 

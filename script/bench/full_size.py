@@ -20,8 +20,9 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.maps.drawing import draw_control_map
+from controlnet.settings import Settings
 from controlnet.stopwatch import Stopwatch
-from controlnet.weights.manifest import BUNDLE, WEIGHTS
+from controlnet.weights.manifest import WEIGHTS
 
 PROMPT = "a bird"
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--compare", action="append", default=[], help="a conditioner to compare with diffusers")
     options = parser.parse_args()
-    bundle = open_bundle({BUNDLE: options.bundle}, options.called_from / options.weights)
+    bundle = open_bundle(Settings(bundle=options.bundle), options.called_from / options.weights)
     generator, annotators = Generator(bundle), bundle.annotators()
     print("| conditioner | map, s | denoising, s | decoding, s | generating, s | from diffusers' | from none |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -18,18 +18,12 @@ from typing import Any
 import torch
 from speed_page import short, table
 
-from controlnet.models.attention import ATTENTION
 from controlnet.serving.server import ROOT
-from controlnet.speedups import EXACT
-from controlnet.speedups.cuda.graphs import GRAPHS
-from controlnet.speedups.cuda.kernels import KERNELS
+from controlnet.settings import Settings
 
-CHOICES: Mapping[str, Mapping[str, str]] = {
-    "default": {},
-    f"{GRAPHS}=0": {GRAPHS: "0"},
-    f"{KERNELS}=0": {KERNELS: "0"},
-    f"{EXACT}=0": {EXACT: "0"},
-    f"{ATTENTION}=xformers": {ATTENTION: "xformers"},
+CHOICES: Mapping[str, Mapping[str, str]] = {"default": {}} | {
+    f"{Settings.variable(name)}={value}": {Settings.variable(name): value}
+    for name, value in {"graphs": "0", "kernels": "0", "speedups": "0", "attention": "xformers"}.items()
 }
 """What is measured, each in a process of its own: environment variables of the container."""
 Result = dict[str, Any]

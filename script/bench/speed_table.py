@@ -29,7 +29,8 @@ from speed_swaps import ALONE, CHANGING, Swaps
 
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
-from controlnet.weights.manifest import BUNDLE, WEIGHTS
+from controlnet.settings import Settings
+from controlnet.weights.manifest import WEIGHTS
 
 CASES = (
     Case("request, one net, map ready"),
@@ -166,7 +167,7 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     """Everything that is asked for, as plain values."""
     started = time.perf_counter()
     with silent():
-        model = Model(open_bundle(os.environ | {BUNDLE: options.bundle}, options.weights))
+        model = Model(open_bundle(Settings.read(bundle=options.bundle), options.weights))
     loaded = time.perf_counter() - started
     # On a full-size model without a GPU a step takes seconds.
     slow = options.bundle != "tiny" and model.bundle.device.type == "cpu"

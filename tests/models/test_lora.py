@@ -14,13 +14,14 @@ from torch import nn
 
 from controlnet.bundle import open_bundle
 from controlnet.models.lora import AdaptedBase, adapted
+from controlnet.settings import Settings
 from controlnet.speedups.forms import in_fast_forms
 from controlnet.weights.lora_files import Lora, LoraError
 
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    return open_bundle(Settings(bundle="tiny")).base()
 
 
 @pytest.fixture(scope="module")

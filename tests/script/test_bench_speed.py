@@ -20,12 +20,13 @@ from speed_table import CASES, FEW, Bench, step_row
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
 from controlnet.models.controlnets import ControlNets
+from controlnet.settings import Settings
 from controlnet.speedups.replaced import OWN_CLASS
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model(open_bundle({"CONTROLNET_BUNDLE": "tiny"}))
+    return Model(open_bundle(Settings(bundle="tiny")))
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from support.cancelling import Cancelled, TooFew, cancelled_at
 from support.recorded_graphs import RecordedGraph, Streams, recorded_graphs
 from torch import nn
 
-from controlnet.models.switch import SwitchError
 from controlnet.speedups import kept as kept_module
 from controlnet.speedups.cuda import graphs as graphs_module
 from controlnet.speedups.cuda import recorder as recorder_module
-from controlnet.speedups.cuda.graphs import AGAIN_AFTER, GRAPHS, Captured, Graphs, asked_graphs, open_graphs
+from controlnet.speedups.cuda.graphs import AGAIN_AFTER, Captured, Graphs, open_graphs
 from controlnet.speedups.kept import kept
 
 CPU = torch.device("cpu")
@@ -67,11 +66,8 @@ def expected(x: torch.Tensor, words: torch.Tensor, scale: float = 1.0) -> torch.
     return (x * 2 + words * 2) * scale
 
 
-def test_the_environment_chooses_graphs() -> None:
-    assert [asked_graphs({GRAPHS: value}) for value in ("", "1", "0")] == [True, True, False]
-    with pytest.raises(SwitchError, match=f"{GRAPHS}: expected 1 .*got 'on'"):
-        asked_graphs({GRAPHS: "on"})
-    assert open_graphs(CPU, {}) is None
+def test_a_cpu_has_no_graphs() -> None:
+    assert open_graphs(CPU) is None
 
 
 def test_a_second_call_runs_no_python_and_reads_new_numbers(network: Network, recorded: list[RecordedGraph]) -> None:

@@ -49,6 +49,8 @@ class FakeBundle:
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return "clip_skip is too high." if clip_skip > 2 else None
 
+    forbids_unsafe = False
+
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         return unet_calls(scheduler, {}, num_inference_steps, skipped)
 
