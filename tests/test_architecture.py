@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maps": {"pictures", "request", "models", "conditioners"},
     "bundle": {"maps", "request", "models", "conditioners", "weights", "log"},
     "generation": {"bundle", "maps", "pictures", "request", "models", "conditioners", "weights", "stopwatch", "log"},
-    "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch", "log"},
+    "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},
     "python": {"model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
     "serving": {"weights"},
     "batch": {"python", "serving", "weights", "transient"},

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2  # the HTTP client of huggingface_hub
@@ -101,6 +101,7 @@ def fetch(remote: RemoteFile, folder: Path, *, again: bool = False, progress: bo
 
     A copy that was fetched into this folder before, or is in huggingface_hub's own cache, is taken unless `again`.
     """
+    silent: Any = silent_tqdm
     fetched = _tried(
         f"{remote.repo}/{remote.repo_path}",
         lambda: hf_hub_download(
@@ -109,7 +110,7 @@ def fetch(remote: RemoteFile, folder: Path, *, again: bool = False, progress: bo
             revision=remote.commit,
             local_dir=folder,
             force_download=again,
-            tqdm_class=None if progress else silent_tqdm,
+            tqdm_class=None if progress else silent,
         ),
     )
     return Path(fetched)

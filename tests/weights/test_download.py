@@ -80,9 +80,7 @@ def test_download_survives(hub: Hub, manifest: Manifest, root: Path, name: str) 
     assert len(asked) > fault.times + 1, "the fault was never served"
 
 
-def test_silent_connection_times_out(
-    hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_connection_times_out(hub: Hub, manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.fail("model.safetensors", Fault(stall_after=100_000))
     fetch(manifest, root)
@@ -280,9 +278,7 @@ def start_download(hub: Hub, root: Path, fault: Fault) -> subprocess.Popen[bytes
     )
 
 
-def test_killed_download_keeps_whole_files_and_begins_the_other_again(
-    hub: Hub, manifest: Manifest, root: Path
-) -> None:
+def test_killed_download_keeps_whole_files_and_begins_the_other_again(hub: Hub, manifest: Manifest, root: Path) -> None:
     child = start_download(hub, root, Fault(stall_after=200_000))
     assert hub.stalled.wait(20)
     child.kill()
