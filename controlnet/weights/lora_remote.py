@@ -29,9 +29,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 
 from controlnet.weights.hub import TRANSIENT_STATUSES
-from controlnet.weights.lora_files import FileRefused, LoraError, LoraNotFetched
+from controlnet.weights.lora_files import MOST_BYTES, FileRefused, LoraError, LoraNotFetched
 from controlnet.weights.lora_sources import (
-    MOST_BYTES,
     CivitaiModel,
     HubFile,
     HubRepo,

@@ -16,7 +16,7 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from controlnet.weights.lora_files import LoraError, shown
+from controlnet.weights.lora_files import MOST_BYTES, LoraError, shown
 
 HOSTS = "CONTROLNET_LORA_HOSTS"
 """Environment variable: the hosts that a LoRA may be fetched from, separated by commas; * stands for any part of a
@@ -28,8 +28,6 @@ CIVITAI_HOSTS = ("civitai.com", "civitai.red")
 USUAL_HOSTS = (HUB, *CIVITAI_HOSTS, "replicate.delivery", "*.replicate.delivery")
 CIVITAI_TOKEN = "CIVITAI_API_TOKEN"
 """Environment variable: the token that CivitAI asks for before it serves some files."""
-MOST_BYTES = 500 * 2**20
-"""Of a LoRA file. The largest in use for Stable Diffusion 1.5 have 270 MB."""
 LONGEST = 2000
 """Characters of an address. Signed ones have a few hundred."""
 
