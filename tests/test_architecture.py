@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *{"bundle", "maps", "pictures", "request", "models", "speedups"},
         *{"conditioners", "weights", "stopwatch", "log"},
     },
-    "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch", "log"},
+    "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},
     "python": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
     "serving": {"settings", "weights"},
     "batch": {"settings", "python", "serving", "weights", "transient"},

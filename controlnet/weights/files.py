@@ -6,9 +6,7 @@ that are not chosen are ignored (Manifest.options). A bundle that extends anothe
 """
 
 import hashlib
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from controlnet.settings import Settings
@@ -54,15 +52,12 @@ def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
 
 def _content_faults(manifest: Manifest, root: Path, lock: Lock) -> dict[str, str]:
     faults = _size_faults(manifest, root, lock)
-    right_size = [path for path in manifest.needed_paths if path not in faults]
-
-    def hash_fault(path: str) -> str | None:
-        expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
-        return None if got == expected else f"wrong content, expected sha256 {expected}, got {got}"
-
-    # hashlib releases the interpreter's lock, so threads hash in parallel.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return faults | _only_faults(zip(right_size, pool.map(hash_fault, right_size), strict=True))
+    for path in manifest.needed_paths:
+        if path not in faults:
+            expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
+            if got != expected:
+                faults[path] = f"wrong content, expected sha256 {expected}, got {got}"
+    return faults
 
 
 def sha256(path: Path) -> str:

@@ -7,16 +7,16 @@ import base64
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx2
 from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import build_hf_headers, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
-from controlnet.weights.lora_files import LoraError, shown
+from controlnet.weights.lora_files import MOST_BYTES, LoraError, shown
 
 HOSTS = "CONTROLNET_LORA_HOSTS"
 """Environment variable: the hosts that a LoRA may be fetched from, separated by commas; * stands for any part of a
@@ -28,8 +28,6 @@ CIVITAI_HOSTS = ("civitai.com", "civitai.red")
 USUAL_HOSTS = (HUB, *CIVITAI_HOSTS, "replicate.delivery", "*.replicate.delivery")
 CIVITAI_TOKEN = "CIVITAI_API_TOKEN"
 """Environment variable: the token that CivitAI asks for before it serves some files."""
-MOST_BYTES = 500 * 2**20
-"""Of a LoRA file. The largest in use for Stable Diffusion 1.5 have 270 MB."""
 LONGEST = 2000
 """Characters of an address. Signed ones have a few hundred."""
 
@@ -52,13 +50,36 @@ _USUAL_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch with one request."""
+    """A file at a URL."""
 
     url: str
-    headers: Callable[[], Mapping[str, str]] = dict
+    civitai: bool = False
+    """Whether CivitAI's token goes with it."""
 
     def __str__(self) -> str:
         return self.url.partition("?")[0]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the hub. The endpoint and the token are huggingface_hub's."""
+
+    repo: str
+    file: str
+    revision: str = "main"
+    kind: str | None = None
+    """Of the repository: "dataset" or "space", or None for a model."""
+
+    @property
+    def url(self) -> str:
+        return hf_hub_url(self.repo, self.file, repo_type=self.kind, revision=self.revision)
+
+    def at(self, revision: str) -> "HubFile":
+        """The same file at another revision."""
+        return replace(self, revision=revision)
+
+    def __str__(self) -> str:
+        return self.url
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,8 @@ class Inline:
         return "sent with the request"
 
 
-LoraSource = Remote | HubRepo | CivitaiModel | Inline
+RemoteSource = Remote | HubFile | HubRepo | CivitaiModel
+LoraSource = RemoteSource | Inline
 
 
 def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSource:
@@ -127,7 +149,7 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
             version = (parse_qs(parts.query).get("modelVersionId") or [None])[0]
             return CivitaiModel(found["model"], version, host)
         if _CIVITAI_FILE.fullmatch(parts.path):
-            return Remote(parts.geturl(), lambda: civitai_headers(environ))
+            return Remote(parts.geturl(), civitai=True)
     if not parts.path.endswith(".safetensors"):
         raise LoraError(f"expected {FORMS}; got an address that ends in none of these.")
     return Remote(parts.geturl())
@@ -137,14 +159,6 @@ def civitai_headers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The token that the operator has set, if any."""
     token = environ.get(CIVITAI_TOKEN)
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def hub_file(repo: str, file: str, revision: str = "main", kind: str | None = None) -> Remote:
-    """A file of a repository on the hub. The endpoint and the token are huggingface_hub's.
-
-    `kind` is that of the repository: "dataset" or "space", or None for a model.
-    """
-    return Remote(hf_hub_url(repo, file, repo_type=kind, revision=revision), build_hf_headers)
 
 
 def _inline(text: str) -> Inline:
@@ -179,7 +193,7 @@ def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
     revision, file = (at["revision"], at["file"]) if at else ("main", rest[1:])
     if not file.endswith(".safetensors"):
         raise LoraError(f"expected a .safetensors file, got {shown(file)}.")
-    return hub_file(found["repo"], file, revision, kinds.get(prefix))
+    return HubFile(found["repo"], file, revision, kinds.get(prefix))
 
 
 def _check_host(host: str, port: int | None, scheme: str, environ: Mapping[str, str]) -> None:

@@ -9,10 +9,12 @@ from controlnet.weights.lora_sources import (
     CIVITAI_TOKEN,
     HOSTS,
     CivitaiModel,
+    HubFile,
     HubRepo,
     Inline,
     Remote,
     allowed_hosts,
+    civitai_headers,
     read_source,
 )
 
@@ -58,7 +60,7 @@ def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_addresses_of_a_file(text: str, url: str) -> None:
     source = read_source(text, {})
-    assert isinstance(source, Remote) and source.url == url
+    assert isinstance(source, Remote | HubFile) and source.url == url and url.startswith(str(source))
 
 
 def test_a_bare_pair_is_a_repository_on_the_hub() -> None:
@@ -76,15 +78,13 @@ def test_links_to_civitai() -> None:
     assert read_source("civitai.red/models/12", {}) == CivitaiModel("12", None, "civitai.red")
 
 
-def test_the_operators_token_goes_to_civitai_alone() -> None:
-    environ = {CIVITAI_TOKEN: "secret"}
-    download = read_source("https://civitai.com/api/download/models/12", environ)
-    other = read_source("https://replicate.delivery/a.safetensors", environ)
-    assert isinstance(download, Remote) and isinstance(other, Remote)
-    assert download.headers() == {"Authorization": "Bearer secret"}
-    assert other.headers() == {}
-    red = read_source("https://civitai.red/api/download/models/12", environ)
-    assert isinstance(red, Remote) and red.headers() == download.headers(), "CivitAI's other host has the same accounts"
+def test_civitais_token_goes_to_its_two_hosts_alone() -> None:
+    assert civitai_headers({CIVITAI_TOKEN: "secret"}) == {"Authorization": "Bearer secret"}
+    assert civitai_headers({}) == {}
+    for text in ("civitai.com/api/download/models/12", "https://civitai.red/api/download/models/12"):
+        assert read_source(text, {}) == Remote(f"https://{text.removeprefix('https://')}", civitai=True)
+    for text in ("https://replicate.delivery/a.safetensors", "https://civitai.com/a.safetensors"):
+        assert read_source(text, {}) == Remote(text, civitai=False)
 
 
 def test_a_data_uri_is_the_file_itself() -> None:
