@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch", "log"},
     "python": {"model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
     "serving": {"weights"},
+    "command": {"python", "serving", "weights", "startup"},
     "batch": {"python", "serving", "weights", "transient"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""

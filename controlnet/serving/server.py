@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from controlnet.serving.api import Api, ServerError, is_starting
@@ -128,31 +128,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 # ---- the server as a child
 
-LogHandler = Callable[[str, str], None]
-
 
 class Server(Api):
     """A server of root/predict.py as a child process, on a free port of 127.0.0.1. Leaving the block stops it.
 
-    Entering does not wait until the server is ready: call wait_ready(). `log_handler` is called on another thread with
-    the source and text of each log line. The source is "setup", "prediction" or "user" for what predict.py prints
-    (every update of a progress bar is a line), "coglet" for the server's own log, and "server" for the rest.
+    Entering does not wait until the server is ready: call wait_ready().
     """
 
     def __init__(
         self,
         environ: Mapping[str, str] = os.environ,
         root: Path = ROOT,
-        log_handler: LogHandler = lambda source, text: None,
         interface: str | None = None,
     ) -> None:
         self.environ = dict(environ)
         self.root = root
-        self.log_handler = log_handler
         self.interface = interface
         super().__init__(f"http://{LOCALHOST}:{free_port()}")
         self.lines: list[tuple[str, str]] = []
-        """Every (source, text) so far."""
+        """The (source, text) of each line of the log so far. The source is "setup", "prediction" or "user" for what
+        predict.py prints, "coglet" for the server's own log, and "server" for the rest."""
 
     def __enter__(self) -> "Server":
         search = [str(ROOT), self.environ.get("PYTHONPATH", "")]
@@ -194,9 +189,7 @@ class Server(Api):
     def _read_log(self) -> None:
         assert self.process.stdout is not None
         for raw in self.process.stdout:
-            source, text = _log_line(raw.decode(errors="replace").rstrip("\n"))
-            self.lines.append((source, text))
-            self.log_handler(source, text)
+            self.lines.append(_log_line(raw.decode(errors="replace").rstrip("\n")))
 
     def wait_ready(self) -> None:
         """Wait until setup() has finished. Raises ServerError with its message if it failed or the server stopped."""
