@@ -9,6 +9,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from controlnet.serving.api import Api, ServerError, is_starting
-from controlnet.serving.schema import SchemaError, write_schema
+from controlnet.serving.schema import PREDICTOR, SchemaError, write_schema
 from controlnet.weights.manifest import BUNDLE, choose_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +40,8 @@ def free_port() -> int:
 # ---- becoming the server
 
 
-def serve(
-    host: str, port: int, upload_url: str | None = None, announced: bool = True, source: str = "predict.py"
-) -> None:
-    """Replace this process with a server of ./predict.py, or of the interface in `source`.
+def serve(host: str, port: int, upload_url: str | None = None, announced: bool = True, target: str = PREDICTOR) -> None:
+    """Replace this process with a server of ./predict.py, or of the interface in `target`.
 
     Raises ServerError or SchemaError.
 
@@ -53,12 +52,12 @@ def serve(
     name, reason = choose_bundle(os.environ)
     if reason:
         print(f"bundle {name}: {reason}", file=sys.stderr, flush=True)
-    write_schema(Path.cwd(), importlib.metadata.version("cog"), source)
+    write_schema(Path.cwd(), importlib.metadata.version("cog"), target)
     if announced:
         print(f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}", flush=True)
     os.environ |= {
         BUNDLE: name,
-        "COG_PREDICT_TYPE_STUB": f"{source}:Predictor",
+        "COG_PREDICT_TYPE_STUB": target,
         "PORT": str(port),
         "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
         # The server starts its worker as `python` from PATH, not with the interpreter that it runs under.
@@ -69,9 +68,13 @@ def serve(
 
 
 def interfaces_in(root: Path) -> dict[str, str]:
-    """The file of each interface in root/interfaces, by its name."""
-    files = [file for file in sorted(root.glob("interfaces/*.py")) if "\nclass Predictor(" in file.read_text("utf-8")]
-    return {file.stem.replace("_", "-", 1): str(file.relative_to(root)) for file in files}
+    """Each interface in root/interfaces by its name, as Cog names a predictor: interfaces/jagilley.py:Canny."""
+    found = {}
+    for file in sorted(root.glob("interfaces/*.py")):
+        for name in re.findall(r"^class (\w+)\(BasePredictor\):", file.read_text("utf-8"), re.MULTILINE):
+            own = "" if name == "Predictor" else f"-{name.lower()}"
+            found[f"{file.stem}{own}"] = f"{file.relative_to(root)}:{name}"
+    return found
 
 
 def _check_port(host: str, port: int) -> None:
@@ -120,8 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.end_with_stdin:
         _end_with_stdin()
     try:
-        source = interfaces.get(options.interface, "predict.py")
-        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin, source=source)
+        target = interfaces.get(options.interface, PREDICTOR)
+        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin, target=target)
     except (SchemaError, ServerError) as error:
         sys.exit(str(error))
 
