@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},
     "python": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
     "serving": {"settings", "weights"},
+    "command": {"settings", "python", "serving", "weights", "startup"},
     "batch": {"settings", "python", "serving", "weights", "transient"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""

@@ -2,6 +2,7 @@
 
 import gc
 import re
+from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator
 
 import numpy as np
@@ -404,20 +405,27 @@ def test_cancelling_a_failing_capture_at_any_point_brings_back_the_garbage_colle
         assert not gc.isenabled()
         raise RuntimeError("odd")
 
-    graphs, network, x = Graphs(CPU), Network(), numbers(3, 4)
     monkeypatch.setattr(RecordedGraph, "capture_end", fails)
     monkeypatch.setattr(RecordedGraph, "capture_begin", lambda *_, **__: None)
-    for instruction in range(1, 9_999):
-        has_failed = False
-        try:
-            with cancelled_at(instruction, recorder_module):
-                graphs._recorder.capture(lambda: network(x, x))
-        except RuntimeError:
-            has_failed = True  # before the instruction
-        assert gc.isenabled() and Streams.current is Streams.usual, instruction
-        if has_failed:
-            break
-    assert 50 < instruction < 9_999
+
+    def cancelled() -> int:
+        graphs, network, x = Graphs(CPU), Network(), numbers(3, 4)
+        for instruction in range(1, 9_999):
+            has_failed = False
+            try:
+                with torch.no_grad(), cancelled_at(instruction, recorder_module):
+                    graphs._recorder.capture(lambda: network(x, x))
+            except RuntimeError:
+                has_failed = True  # before the instruction
+            assert gc.isenabled() and Streams.current is Streams.usual, instruction
+            if has_failed:
+                return instruction
+        return 9_999
+
+    # In a thread that ends, since Python keeps an error as the context of all later ones of its thread if a cancellation
+    # has come while it was handled.
+    with ThreadPoolExecutor(1) as thread:
+        assert 50 < thread.submit(cancelled).result() < 9_999
 
 
 def test_a_network_in_two_places_keeps_what_belongs_to_each(network: Network, recorded: list[RecordedGraph]) -> None:
