@@ -9,13 +9,13 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 from support.batches import ASK, BAD, FILES, bad_lines, contents, good_lines, jobs_in, results
 
-from controlnet.settings import Settings
 from controlnet.batch import folder
 from controlnet.batch.folder import Folder, NotReached
 from controlnet.batch.jobs import Job
 from controlnet.batch.results import BROKEN, LOST, write_results
 from controlnet.batch.worker import Worker
 from controlnet.python.opened import OpenModel
+from controlnet.settings import Settings
 from controlnet.weights.lora_files import LoraNotFetched
 
 

@@ -2,8 +2,8 @@
 
 import gc
 import re
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -422,8 +422,8 @@ def test_cancelling_a_failing_capture_at_any_point_brings_back_the_garbage_colle
                 return instruction
         return 9_999
 
-    # In a thread that ends, since Python keeps an error as the context of all later ones of its thread if a cancellation
-    # has come while it was handled.
+    # In a thread that ends: if a cancellation comes while an error is handled, Python makes that error the context of
+    # all later ones of the thread.
     with ThreadPoolExecutor(1) as thread:
         assert 50 < thread.submit(cancelled).result() < 9_999
 
