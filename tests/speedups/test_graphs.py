@@ -405,11 +405,11 @@ def test_cancelling_a_failing_capture_at_any_point_brings_back_the_garbage_colle
         assert not gc.isenabled()
         raise RuntimeError("odd")
 
+    graphs, network, x = Graphs(CPU), Network(), numbers(3, 4)
     monkeypatch.setattr(RecordedGraph, "capture_end", fails)
     monkeypatch.setattr(RecordedGraph, "capture_begin", lambda *_, **__: None)
 
     def cancelled() -> int:
-        graphs, network, x = Graphs(CPU), Network(), numbers(3, 4)
         for instruction in range(1, 9_999):
             has_failed = False
             try:
