@@ -178,12 +178,12 @@ def test_a_cancelled_fetch_leaves_no_process(night: Hub, monkeypatch: pytest.Mon
             raise Cancelled
 
     monkeypatch.setattr(lora_fetch.subprocess, "Popen", Unkillable)
-    night.fail("night.safetensors", Fault(stall_after=1000))
+    night.fail("night.safetensors", Fault(times=99, stall_after=1000))
     with tempfile.TemporaryFile() as file, monkeypatch.context() as patched, pytest.raises(Cancelled):
         patched.setattr(lora_fetch.time, "sleep", cancel)
         fetch(SOURCE, file, "lora_weights")
     (process,) = started
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 25  # it would give up by itself after 34 s
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         assert time.monotonic() < deadline, "it still runs"
         time.sleep(0.01)

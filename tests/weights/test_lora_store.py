@@ -68,6 +68,7 @@ def test_a_file_in_the_request_is_kept_under_its_hash(store: LoraStore) -> None:
 def test_a_file_that_was_damaged_on_disk_is_fetched_again(store: LoraStore) -> None:
     lora = fetch(store)
     for damaged in (OTHER[:-1], OTHER):  # of another size, and of the same
+        assert fetch(store) == lora  # and it was read
         lora.file.write_bytes(damaged)
         assert fetch(store) == lora
         assert lora.file.read_bytes() == CONTENT
@@ -155,14 +156,16 @@ def test_the_folder_of_another_user_is_refused(
     assert "belongs to another user" in capsys.readouterr().err
 
 
-def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"precious", b"abc"])
+def test_a_planted_link_is_neither_used_nor_written_through(tmp_path: Path, content: bytes) -> None:
     store = LoraStore({FOLDER: str(tmp_path / "loras")})
     lora, victim = fetch(store, Inline(b"abc")), tmp_path / "victim"
-    victim.write_text("precious")
+    victim.write_bytes(content)
     lora.file.unlink()
     lora.file.symlink_to(victim)
-    assert fetch(store, Inline(b"abc")).file.read_bytes() == b"abc"
-    assert victim.read_text() == "precious"
+    again = fetch(store, Inline(b"abc"))
+    assert again.file.read_bytes() == b"abc" and not again.file.is_symlink()
+    assert victim.read_bytes() == content
 
 
 def test_a_cancellation_leaves_nothing_that_stays(store: LoraStore, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
