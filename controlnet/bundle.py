@@ -110,6 +110,10 @@ class Bundle:
     def forbids_unsafe(self) -> bool:
         return self.settings.forbid_unsafe
 
+    @property
+    def lora_hosts(self) -> Sequence[str]:
+        return self.settings.lora_hosts
+
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         key = scheduler, num_inference_steps, skipped
         if key not in self._unet_calls:

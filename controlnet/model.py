@@ -47,7 +47,7 @@ class Model:
         self.generator = Generator(bundle)
         self.annotators = bundle.annotators()
         self.maps = MapCache()
-        self.loras = LoraStore()
+        self.loras = LoraStore(bundle.settings)
         self.safety_checker = open_safety_checker(bundle)
         bundle.log.summarise()
         self.generator.warm_up()

@@ -12,7 +12,7 @@ from typing import Any
 
 from controlnet.conditioners import CONDITIONERS
 
-USUAL_HOSTS = ("huggingface.co", "hf.co", "civitai.com", "civitai.red", "replicate.delivery", "*.replicate.delivery")
+USUAL_HOSTS = ("huggingface.co", "civitai.com", "civitai.red", "replicate.delivery", "*.replicate.delivery")
 
 
 class SettingsError(ValueError):
@@ -46,8 +46,11 @@ def _gigabytes(text: str) -> float:
 
 
 def _hosts(text: str) -> tuple[str, ...]:
-    written = tuple(entry.strip().lower() for entry in text.split(",") if entry.strip())
-    return () if written == ("none",) else written
+    """In small letters and without usual ports."""
+    entries = [entry.strip().lower().rstrip("/") for entry in text.split(",") if entry.strip()]
+    plain = (entry.removesuffix(":80" if entry.startswith("http://") else ":443") for entry in entries)
+    written = tuple("huggingface.co" if entry == "hf.co" else entry for entry in plain)
+    return () if written == ("none",) else written or USUAL_HOSTS
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,11 @@ class Settings:
     lora_hosts: tuple[str, ...] = _setting(
         "CONTROLNET_LORA_HOSTS", "host names, `*` for any part, or none", ", ".join(USUAL_HOSTS), _hosts, USUAL_HOSTS
     )
-    """Where LoRAs may be fetched from. A host is trusted with its redirects. An entry that begins with http:// allows
-    that host without encryption."""
-    lora_folder: str = _setting("CONTROLNET_LORA_CACHE", "a folder", "in the folder for temporary files", str, "")
+    """Where LoRAs may be fetched from. A host is trusted with its redirects: name none that redirects to wherever it is
+    asked to. An entry that begins with http:// allows that host without encryption."""
+    lora_folder: str = _setting(
+        "CONTROLNET_LORA_CACHE", "a folder", "controlnet-loras-<user id>, where temporary files are", str, ""
+    )
     """Where fetched LoRAs are kept."""
     lora_gigabytes: float = _setting("CONTROLNET_LORA_CACHE_GB", "a number above 0", "5", _gigabytes, 5.0)
     """How much that folder may hold. Those that were not used for longest make room."""

@@ -5,9 +5,8 @@ The forms are those of Replicate's models that take LoRAs, apart from its own ta
 
 import base64
 import fnmatch
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,18 +15,13 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from controlnet.settings import Settings
 from controlnet.weights.lora_files import MOST_BYTES, LoraError, shown
 
-HOSTS = "CONTROLNET_LORA_HOSTS"
-"""Environment variable: the hosts that a LoRA may be fetched from, separated by commas; * stands for any part of a
-name. "none" allows no download. An entry that begins with http:// also allows that host without encryption. A host is
-trusted with its redirects: do not name one that redirects to wherever it is asked to."""
+HOSTS = Settings.variable("lora_hosts")
 HUB, HUB_SHORT = "huggingface.co", "hf.co"
 CIVITAI_HOSTS = ("civitai.com", "civitai.red")
 """CivitAI serves its API at both, and some models at the second one alone."""
-USUAL_HOSTS = (HUB, *CIVITAI_HOSTS, "replicate.delivery", "*.replicate.delivery")
-CIVITAI_TOKEN = "CIVITAI_API_TOKEN"
-"""Environment variable: the token that CivitAI asks for before it serves some files."""
 LONGEST = 2000
 """Characters of an address. Signed ones have a few hundred."""
 
@@ -120,8 +114,11 @@ RemoteSource = Remote | HubFile | HubRepo | CivitaiModel
 LoraSource = RemoteSource | Inline
 
 
-def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSource:
-    """What the text names. Nothing is fetched. Raises LoraError for another form, or a host that is not allowed."""
+def read_source(text: str, hosts: Sequence[str]) -> LoraSource:
+    """What the text names, if it is on one of the `hosts` (Settings.lora_hosts). Nothing is fetched.
+
+    Raises LoraError for another form, or another host.
+    """
     text = text.strip()
     if text[:5].lower() == "data:":
         return _inline(text)
@@ -130,7 +127,7 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
     if not text.isprintable():
         raise LoraError(f"expected {FORMS}; got an address with a control character in it.")
     if not _SCHEME.match(text) and not _KNOWN_HOST.match(text):
-        return _on_hub(text, environ)
+        return _on_hub(text, hosts)
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         host, port = (parts.hostname or "").removeprefix("www."), parts.port
@@ -141,8 +138,8 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
     if parts.scheme not in _USUAL_PORTS or not _HOST.fullmatch(host) or parts.username or parts.password:
         raise LoraError(f"expected {FORMS}; got another kind of address.")
     if host in (HUB, HUB_SHORT):
-        return _on_hub(unquote(parts.path).strip("/"), environ)
-    _check_host(host, port, parts.scheme, environ)
+        return _on_hub(unquote(parts.path).strip("/"), hosts)
+    _check_host(host, port, parts.scheme, hosts)
     parts = parts._replace(netloc=parts.netloc.lower(), fragment="")
     if host in CIVITAI_HOSTS:
         if found := _CIVITAI_MODEL.fullmatch(parts.path):
@@ -155,9 +152,9 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
     return Remote(parts.geturl())
 
 
-def civitai_headers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def civitai_headers() -> dict[str, str]:
     """The token that the operator has set, if any."""
-    token = environ.get(CIVITAI_TOKEN)
+    token = Settings.read().civitai_token
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -171,7 +168,7 @@ def _inline(text: str) -> Inline:
         raise LoraError("expected a data: URI with base64 of a .safetensors file, got broken base64.") from error
 
 
-def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
+def _on_hub(text: str, hosts: Sequence[str]) -> LoraSource:
     kinds = {prefix: kind for kind, prefix in constants.REPO_TYPES_URL_PREFIXES.items() if kind in constants.REPO_TYPES}
     prefix = next(filter(text.startswith, kinds), "")
     found = _HUB.fullmatch(text.removeprefix(prefix))
@@ -181,7 +178,7 @@ def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
         validate_repo_id(found["repo"])
     except HFValidationError as error:
         raise LoraError(f"expected {FORMS}; got {shown(text)}.") from error
-    _check_host(HUB, None, "https", environ)
+    _check_host(HUB, None, "https", hosts)
     rest = found["rest"] or ""
     if whole := _WHOLE.fullmatch(rest):
         if prefix:
@@ -196,24 +193,9 @@ def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
     return HubFile(found["repo"], file, revision, kinds.get(prefix))
 
 
-def _check_host(host: str, port: int | None, scheme: str, environ: Mapping[str, str]) -> None:
-    allowed = allowed_hosts(environ)
+def _check_host(host: str, port: int | None, scheme: str, allowed: Sequence[str]) -> None:
     place = host if port in (None, _USUAL_PORTS[scheme]) else f"{host}:{port}"
     names = [f"{scheme}://{place}"] + ([host, place] if scheme == "https" else [])
     if not any(fnmatch.fnmatchcase(name, entry) for entry in allowed for name in names):
         known = f"allowed: {', '.join(allowed)}" if allowed else "no downloads are allowed here, only data: URIs"
         raise LoraError(f"this server fetches no LoRA from {shown(names[0])} ({known}; {HOSTS} changes it).")
-
-
-def allowed_hosts(environ: Mapping[str, str] = os.environ) -> Sequence[str]:
-    """The entries of CONTROLNET_LORA_HOSTS, in small letters and without usual ports; or the usual ones."""
-    written = environ.get(HOSTS, "").strip().lower()
-    if written == "none":
-        return ()
-    entries = (entry.strip().rstrip("/") for entry in written.split(","))
-    return tuple(_without_usual_port(entry) for entry in entries if entry) or USUAL_HOSTS
-
-
-def _without_usual_port(entry: str) -> str:
-    entry = entry.removesuffix(":80" if entry.startswith("http://") else ":443")
-    return HUB if entry == HUB_SHORT else entry

@@ -16,22 +16,19 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from controlnet.settings import Settings
 from controlnet.transient import Transient
 from controlnet.weights.lora_fetch import fetch
 from controlnet.weights.lora_files import FileRefused, Lora, LoraError, LoraNotFetched
 from controlnet.weights.lora_sources import Inline, LoraSource
 
-FOLDER = "CONTROLNET_LORA_CACHE"
-"""Environment variable: the folder. Unset, it is controlnet-loras-<user id>, where temporary files are."""
-GIGABYTES = "CONTROLNET_LORA_CACHE_GB"
-"""Environment variable: how much the folder may hold. The files that were not used for longest are removed."""
-USUAL_GIGABYTES = 5.0
+FOLDER, GIGABYTES = Settings.variable("lora_folder"), Settings.variable("lora_gigabytes")
 REMEMBERED = 600.0
 """Seconds for which a file that was refused is not fetched again, or a batch would fetch it for each of its jobs."""
 _MARK = ".controlnet-loras"
@@ -43,24 +40,13 @@ Check = Callable[[Lora], None]
 """Raises LoraError for a file that no request can use, by its header. The message begins with the LoRA's name."""
 
 
-class LoraStoreError(ValueError):
-    """CONTROLNET_LORA_CACHE_GB is no number above 0."""
-
-
 class LoraStore:
     """The folder of LoRA files. One request at a time in each process."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises LoraStoreError for a limit that is no number. The folder is made with the first file."""
+    def __init__(self, settings: Settings) -> None:
+        """The folder is made with the first file."""
         usual = Path(tempfile.gettempdir()) / f"controlnet-loras-{os.geteuid()}"
-        self.folder = Path(environ.get(FOLDER) or usual)
-        written = environ.get(GIGABYTES, "") or str(USUAL_GIGABYTES)
-        try:
-            self.most = int(float(written) * 1e9)
-        except (ValueError, OverflowError):
-            self.most = 0
-        if self.most <= 0:
-            raise LoraStoreError(f"{GIGABYTES}: expected a number of gigabytes above 0, got {written!r}.")
+        self.folder, self.most = Path(settings.lora_folder or usual), int(settings.lora_gigabytes * 1e9)
         self._verified: set[tuple[str, int, int, int]] = set()
         self._passed: set[str] = set()
         self._refused: dict[str, tuple[float, str]] = {}
