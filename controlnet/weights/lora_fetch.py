@@ -28,8 +28,8 @@ def fetch(source: RemoteSource, file: BinaryIO, name: str) -> str:
     Raises LoraNotFetched for what may pass later, FileRefused for a file that is not taken, another LoraError for other
     refusals, and OSError if the file cannot be written.
     """
-    # The process ends when `ours` is closed. That needs no instruction here, so it happens after any cancellation. A pipe
-    # of Popen would stay open, because subprocess refers to what still runs.
+    # The process ends when `ours` is closed. That needs no instruction here, so it happens after any cancellation. A
+    # pipe of Popen would stay open, because subprocess refers to what still runs.
     theirs, ours = map(os.fdopen, os.pipe(), ("rb", "wb"), (0, 0))
     with theirs, ours:
         process = subprocess.Popen(
