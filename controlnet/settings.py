@@ -96,7 +96,7 @@ class Settings:
     """Where LoRAs may be fetched from. A host is trusted with its redirects: name none that redirects to wherever it is
     asked to. An entry that begins with http:// allows that host without encryption."""
     lora_folder: str = _setting(
-        "CONTROLNET_LORA_CACHE", "a folder", "controlnet-loras-<user id>, where temporary files are", str, ""
+        "CONTROLNET_LORA_CACHE", "a folder", "controlnet-loras-USER, where temporary files are", str, ""
     )
     """Where fetched LoRAs are kept."""
     lora_gigabytes: float = _setting("CONTROLNET_LORA_CACHE_GB", "a number above 0", "5", _gigabytes, 5.0)

@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,33 +28,34 @@ def fetch(source: RemoteSource, file: BinaryIO, name: str) -> str:
     Raises LoraNotFetched for what may pass later, FileRefused for a file that is not taken, another LoraError for other
     refusals, and OSError if the file cannot be written.
     """
-    # With its pipe closed, the process ends. That needs no instruction of ours, so it happens after a cancellation too.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "controlnet.weights.lora_remote"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        pass_fds=[file.fileno()],
-        process_group=0,  # Ctrl-C is for this process
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))},
-    )
-    assert process.stdin and process.stdout
-    try:
-        with suppress(BrokenPipeError):  # it has ended already
-            process.stdin.write(pickle.dumps((source, file.fileno())))
-        began = said = time.monotonic()
-        while process.poll() is None:
-            time.sleep(_LOOK_EVERY)
-            now = time.monotonic()
-            if now - began > MOST_SECONDS:
-                raise LoraNotFetched(f"it could not be fetched: that takes longer than {MOST_SECONDS:.0f} s.")
-            if now - said > _SAY_EVERY:
-                said = now
-                say(f"{name}: fetched {os.fstat(file.fileno()).st_size / 1e6:.0f} MB")
-        written = process.stdout.read()
-    finally:
-        process.kill()
-        process.wait()
+    # The process ends when `ours` is closed. That needs no instruction here, so it happens after any cancellation. A
+    # pipe of Popen would stay open, because subprocess refers to what still runs.
+    theirs, ours = map(os.fdopen, os.pipe(), ("rb", "wb"), (0, 0))
+    with theirs, ours:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "controlnet.weights.lora_remote"],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            pass_fds=[file.fileno()],
+            process_group=0,  # Ctrl-C is for this process
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))},
+        )
+        assert process.stdout
+        try:
+            ours.write(pickle.dumps((source, file.fileno())))
+            began = said = time.monotonic()
+            while process.poll() is None:
+                time.sleep(_LOOK_EVERY)
+                now = time.monotonic()
+                if now - began > MOST_SECONDS:
+                    raise LoraNotFetched(f"it could not be fetched: that takes longer than {MOST_SECONDS:.0f} s.")
+                if now - said > _SAY_EVERY:
+                    said = now
+                    say(f"{name}: fetched {os.fstat(file.fileno()).st_size / 1e6:.0f} MB")
+            written = process.stdout.read()
+        finally:
+            process.kill()
+            process.wait()
     return _outcome(written)
 
 

@@ -77,7 +77,7 @@ def test_links_to_civitai() -> None:
     assert read_source("civitai.red/models/12", USUAL_HOSTS) == CivitaiModel("12", None, "civitai.red")
 
 
-def test_civitais_token_goes_to_its_two_hosts_alone() -> None:
+def test_civitais_token_goes_to_its_two_hosts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
     assert civitai_headers() == {}
     monkeypatch.setenv("CIVITAI_API_TOKEN", "secret")
