@@ -17,7 +17,8 @@ from controlnet.errors import plain_errors
 from controlnet.model import Model
 from controlnet.pictures.output import write_pictures
 from controlnet.pictures.temporary import sweep, use_home
-from controlnet.request.ask import Ask
+from controlnet.request.reading import read_request
+from controlnet.request.request import Request
 from controlnet.serving.input_files import take_in_without_threads
 from controlnet.stopwatch import Stopwatch
 
@@ -427,11 +428,13 @@ class Predictor(BasePredictor):
     ) -> list[Path]:
         """Return the files of one request: the control maps first if they are asked for, then the pictures."""
         with plain_errors():
-            return self._answer(Ask.read(Predictor.predict, locals(), self.model.bundle))
+            return self._answer(read_request(Predictor.predict, locals(), self.model.bundle))
 
-    def _answer(self, ask: Ask) -> list[Path]:
+    def _answer(self, request: Request) -> list[Path]:
         """Make the pictures and write them to files."""
-        sweep(keep=ask.files)
-        answer = self.model.answer(ask, self.record_metric)
+        sweep(keep=request.files)
+        answer = self.model.answer(request, self.record_metric)
         with Stopwatch(self.record_metric)("output"):
-            return write_pictures(answer.maps, answer.pictures, ask.output_format, ask.output_quality, answer.poses)
+            return write_pictures(
+                answer.maps, answer.pictures, request.output_format, request.output_quality, answer.poses
+            )

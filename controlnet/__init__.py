@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from controlnet.python.opened import OpenModel
+    from controlnet.api.opened import OpenModel
 
 
 def open_model(bundle: str | None = None, *, log: bool = False) -> "OpenModel":
@@ -28,6 +28,6 @@ def open_model(bundle: str | None = None, *, log: bool = False) -> "OpenModel":
     settings = Settings.read(bundle=bundle)
     check_chosen(settings)
 
-    from controlnet.python.opened import OpenModel  # only now, for it imports torch
+    from controlnet.api.opened import OpenModel  # only now, for it imports torch
 
     return OpenModel(settings, log=log)

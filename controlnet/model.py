@@ -16,8 +16,8 @@ from controlnet.maps.cache import MapCache
 from controlnet.maps.controls import Control, draw_controls, found_poses
 from controlnet.models.lora import check_fit
 from controlnet.pictures.canvas import lay_out
-from controlnet.request.ask import Ask
 from controlnet.request.literal import literal_marks
+from controlnet.request.request import Request
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.lora_store import LoraStore
@@ -52,48 +52,48 @@ class Model:
         bundle.log.summarise()
         self.generator.warm_up()
 
-    def answer(self, ask: Ask, record: Record) -> Answer:
+    def answer(self, request: Request, record: Record) -> Answer:
         """The steps of a request: open its pictures, draw its control maps, generate, check. One request at a time.
 
         Raises only errors that are written for clients, apart from those that plain_errors() makes plain.
         """
         metrics = _Metrics(record, {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type})
         timed = Stopwatch(record)
-        metrics.say_ignored(ask)
-        _say_literal(ask)
-        loras = self._fetch_loras(ask, timed)
+        metrics.say_ignored(request)
+        _say_literal(request)
+        loras = self._fetch_loras(request, timed)
         limits = self.bundle.manifest.limits
-        layout = lay_out(ask, limits.pixels, limits.upscaled_pixels)
+        layout = lay_out(request, limits.pixels, limits.upscaled_pixels)
         with timed("preprocess"):
-            controls = draw_controls(ask, layout, self.annotators, self.maps)
-        metrics.say_people(ask, controls)
+            controls = draw_controls(request, layout, self.annotators, self.maps)
+        metrics.say_people(request, controls)
         maps, poses = [control.control_map for control in controls], found_poses(controls)
-        if ask.map_only:
+        if request.map_only:
             return Answer(maps, poses, [])
 
         width, height = layout.size
-        say(f"seed: {ask.seed}")
+        say(f"seed: {request.seed}")
         if loras:
             metrics.put(lora_sha256=[lora.sha256 for lora in loras])
-        metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
-        pictures = self.generator.generate(make_job(ask, controls, layout, loras), timed)
+        metrics.put(seed=request.seed, steps=request.num_inference_steps, width=width, height=height)
+        pictures = self.generator.generate(make_job(request, controls, layout, loras), timed)
         with timed("safety"):
-            allowed = withhold(pictures, self.safety_checker, ask.disable_safety_checker)
+            allowed = withhold(pictures, self.safety_checker, request.disable_safety_checker)
         metrics.put(withheld=len(pictures) - len(allowed))
-        return Answer(maps if ask.return_control_map else [], poses, allowed)
+        return Answer(maps if request.return_control_map else [], poses, allowed)
 
-    def _fetch_loras(self, ask: Ask, timed: Stopwatch) -> tuple[Lora, ...]:
+    def _fetch_loras(self, request: Request, timed: Stopwatch) -> tuple[Lora, ...]:
         """The files of the request's LoRAs. Raises LoraError, which names the input."""
         check, fetched = partial(check_fit, self.generator.base), []
-        for asked in ask.loras:
+        for asked in request.loras:
             with timed("lora_fetch"):
                 fetched.append(self.loras.fetch(asked.source, asked.name, asked.scale, check))
         return tuple(fetched)
 
 
-def _say_literal(ask: Ask) -> None:
+def _say_literal(request: Request) -> None:
     """Say in the log which marks of other tools are in the prompts, if the prompts are used."""
-    if not ask.map_only and (marks := [*literal_marks([ask.prompt, ask.negative_prompt])]):
+    if not request.map_only and (marks := [*literal_marks([request.prompt, request.negative_prompt])]):
         say(f"literal text: {'; '.join(marks)}")
 
 
@@ -109,20 +109,20 @@ class _Metrics:
         for name, value in (self.about | figures).items():
             self.record(name, value)
 
-    def say_ignored(self, ask: Ask) -> None:
+    def say_ignored(self, request: Request) -> None:
         """Name the inputs that have no effect: in one line of the log with the reasons, and in the metrics."""
-        if ask.ignored:
-            say(f"ignored: {'; '.join(map(str, ask.ignored))}")
-        self.put(ignored=[name for each in ask.ignored for name in each.names])
+        if request.ignored:
+            say(f"ignored: {'; '.join(map(str, request.ignored))}")
+        self.put(ignored=[name for each in request.ignored for name in each.names])
 
-    def say_people(self, ask: Ask, controls: tuple[Control, ...]) -> None:
+    def say_people(self, request: Request, controls: tuple[Control, ...]) -> None:
         """Record how many people each openpose map shows, and say in the log if it lacks some or shows none."""
-        for asked, control in zip(ask.controls, controls, strict=True):
+        for asked, control in zip(request.controls, controls, strict=True):
             if control.people is None:
                 continue
             self.put(**{f"people{asked.suffix}": control.people})
             picture = asked.input("image") if asked.has_own_image else "image"
-            source = picture if ask.pose_json is None else "pose_json"
+            source = picture if request.pose_json is None else "pose_json"
             if control.outside:
                 everybody = control.people + control.outside
                 say(f"{asked.conditioner}: {control.outside} of {everybody} people in {source} are beyond the canvas")

@@ -12,9 +12,10 @@ from controlnet.errors import plain_errors
 from controlnet.model import Answer, Record
 from controlnet.pictures.output import write_pictures
 from controlnet.pictures.temporary import sweep
-from controlnet.request.ask import Ask
 from controlnet.request.ignored import Ignored
 from controlnet.request.inputs import check_inputs, declared_defaults
+from controlnet.request.reading import read_request
+from controlnet.request.request import Request
 from controlnet.stopwatch import Stopwatch
 from predict import Predictor
 
@@ -37,7 +38,7 @@ class Adapter:
         predict: Callable[..., Any],
         values: Mapping[str, Any],
         named: Callable[[dict[str, Any]], Named],
-        changed: Callable[[Answer, Ask], Answer] = lambda answer, ask: answer,
+        changed: Callable[[Answer, Request], Answer] = lambda answer, request: answer,
     ) -> list[Path]:
         """Answer a request that has arrived at `predict` as its locals().
 
@@ -49,14 +50,16 @@ class Adapter:
             asked = named(inputs)
         names = {ours: theirs for ours, (theirs, _) in asked.items() if theirs is not None}
         with _in_their_words(names), plain_errors():
-            ask = Ask.read(Predictor.predict, {ours: value for ours, (_, value) in asked.items()}, self.model.bundle)
-            sweep(keep=ask.files)
+            request = read_request(
+                Predictor.predict, {ours: value for ours, (_, value) in asked.items()}, self.model.bundle
+            )
+            sweep(keep=request.files)
             usual = declared_defaults(predict)
             sent = {ours for ours, theirs in names.items() if inputs[theirs] != usual[theirs]}
-            ask = replace(ask, ignored=tuple(_renamed(ask.ignored, {name: names[name] for name in sent})))
-            answer = changed(self.model.answer(ask, self.record), ask)
+            request = replace(request, ignored=tuple(_renamed(request.ignored, {name: names[name] for name in sent})))
+            answer = changed(self.model.answer(request, self.record), request)
             with Stopwatch(self.record)("output"):
-                return write_pictures(answer.maps, answer.pictures, ask.output_format, ask.output_quality)
+                return write_pictures(answer.maps, answer.pictures, request.output_format, request.output_quality)
 
 
 def _renamed(ignored: Iterable[Ignored], names: Mapping[str, str]) -> Iterator[Ignored]:

@@ -10,7 +10,7 @@ from cog import Path
 from PIL import Image, ImageOps
 
 from controlnet.model import Answer, Record
-from controlnet.request.ask import Ask
+from controlnet.request.request import Request
 from interfaces.adapter import Adapter, Named
 
 
@@ -44,9 +44,9 @@ class Jagilley(Adapter):
         return self.answer(predict, values, named, _with_their_map)
 
 
-def _with_their_map(answer: Answer, ask: Ask) -> Answer:
+def _with_their_map(answer: Answer, request: Request) -> Answer:
     """They return lines dark on white, and straight lines 3 pixels wider. The nets see white lines on black."""
-    conditioner = ask.controls[0].conditioner
+    conditioner = request.controls[0].conditioner
     if conditioner not in ("canny", "scribble", "mlsd"):
         return answer
     (drawn,) = answer.maps

@@ -1,4 +1,4 @@
-"""script/write-signature: controlnet/python/signature.py, the inputs of predict.py as a typed Python function."""
+"""script/write-signature: controlnet/api/signature.py, the inputs of predict.py as a typed Python function."""
 
 import sys
 import textwrap
@@ -9,7 +9,7 @@ from controlnet.request.loras import LORA_INPUTS
 from controlnet.serving.schema import openapi_schema
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "controlnet/python/signature.py"
+TARGET = ROOT / "controlnet/api/signature.py"
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 BY_POSITION = 3
 """How many inputs may be given without their names: prompt, image and conditioner."""
@@ -20,9 +20,9 @@ HEAD = '''"""The inputs of predict.py as a typed Python function. Written by scr
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from controlnet.python.called import calls_make
-from controlnet.python.made import Pictures
-from controlnet.python.sent import LoraWeights, Picture
+from controlnet.api.called import calls_make
+from controlnet.api.made import Pictures
+from controlnet.api.sent import LoraWeights, Picture
 
 '''
 CLASS = '''

@@ -26,10 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *{"conditioners", "weights", "stopwatch", "log"},
     },
     "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},
-    "python": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
+    "api": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
     "serving": {"settings", "weights"},
-    "command": {"settings", "python", "serving", "weights", "startup"},
-    "batch": {"settings", "python", "serving", "weights", "transient"},
+    "command": {"settings", "api", "serving", "weights", "startup"},
+    "batch": {"settings", "api", "serving", "weights", "transient"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -87,7 +87,7 @@ def test_imports_point_one_way(path: Path) -> None:
         "import controlnet\ncontrolnet.generation.job",
         "from random_models import SMALL",
         "import tables",
-        "from support.asks import asked",
+        "from support.requests import asked",
         "import tinyworld.models",
         "from predict import Predictor",
     ],
@@ -108,7 +108,7 @@ def test_every_folder_has_its_place_without_circles() -> None:
         "typing.TYPE_CHECKING",
         "controlnet.weights.files.check_chosen",
         "controlnet.settings.Settings",
-        "controlnet.python.opened.OpenModel",
+        "controlnet.api.opened.OpenModel",
     }
     settled: set[str] = set()
     while settled != set(MAY_IMPORT):
@@ -123,7 +123,7 @@ def test_predict_imports_no_library_of_models() -> None:
 
 
 def test_reading_and_laying_out_requests_imports_no_torch() -> None:
-    code = "import sys, controlnet.request.ask, controlnet.pictures.canvas; sys.exit('torch' in sys.modules)"
+    code = "import sys, controlnet.request.request, controlnet.pictures.canvas; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, cwd=ROOT).returncode == 0
 
 

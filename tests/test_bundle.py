@@ -19,8 +19,9 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
 from controlnet.models.loading import WeightsMismatch, load_pretrained
-from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
+from controlnet.request.reading import read_request
+from controlnet.request.request import Request
 from controlnet.settings import Settings
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
@@ -174,11 +175,11 @@ def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monke
 
 
 def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
-    def read(**sent) -> Ask:
-        return Ask.read(predict.Predictor.predict, {"prompt": "x", "image": predict.Path("x.png")} | sent, bundle)
+    def read(**sent) -> Request:
+        return read_request(predict.Predictor.predict, {"prompt": "x", "image": predict.Path("x.png")} | sent, bundle)
 
-    ask = read(guidance_scale=0.0)
-    assert (ask.resolution, ask.guidance_scale, ask.scheduler) == (128, 0.0, "DDIM")
+    request = read(guidance_scale=0.0)
+    assert (request.resolution, request.guidance_scale, request.scheduler) == (128, 0.0, "DDIM")
     assert list(bundle.conditioners) == list(bundle.annotators()) == list(bundle.controlnets())
     assert all(bundle.knobs(name) == knobs_of(annotator) for name, annotator in bundle.annotators().items())
     assert bundle.unet_calls("HeunDiscrete", 10, 0) == 19 and bundle.unet_calls("DDIM", 10, 8) == 2

@@ -12,9 +12,10 @@ from controlnet.maps.annotators.canny import STRONGEST
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import LARGEST, RESIZE_MODES, SMALLEST
 from controlnet.pictures.output import OUTPUT_FORMATS
-from controlnet.request.ask import INITIAL_STRENGTH, NO_CONDITIONER, SEEDS, UPSCALE_STRENGTH
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.request.pose import POSE_PARTS
+from controlnet.request.reading import NO_CONDITIONER
+from controlnet.request.request import INITIAL_STRENGTH, SEEDS, UPSCALE_STRENGTH
 from controlnet.weights.manifest import Manifest
 
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}

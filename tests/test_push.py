@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.asks import FakeBundle, asked
+from support.requests import FakeBundle, asked
 
 from controlnet.pictures.images import ImageError, open_image
 from controlnet.request.combinations import RequestError, check_combinations

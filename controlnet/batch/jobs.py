@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from controlnet.api.sent import FETCHED
 from controlnet.batch.folder import files_in, is_folder, join, parent, read, stamp
 from controlnet.batch.tables import TableError, read_table
-from controlnet.python.sent import FETCHED
 
 Json = dict[str, Any]
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}

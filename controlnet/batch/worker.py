@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
 
+from controlnet.api.sent import FETCHED, MOST_BYTES
 from controlnet.batch.folder import DONE, FAILED, PICTURES, URI, Folder, FolderError, read_file
-from controlnet.python.sent import FETCHED, MOST_BYTES
 from controlnet.settings import Settings
 from controlnet.transient import Transient
 
@@ -19,7 +19,7 @@ class Worker:
 
     def __init__(self, bundle: str, out: str, files: frozenset[str], stopped: Callable[[], bool]) -> None:
         """`files` are the names of the inputs that are files. Once `stopped` says so, jobs are left for another run."""
-        from controlnet.python.opened import OpenModel  # only here, for it imports torch, which the driver does without
+        from controlnet.api.opened import OpenModel  # only here, for it imports torch, which the driver does without
 
         self.folder, self.files, self.stopped = Folder(out), files, stopped
         self.model = OpenModel(Settings.read(bundle=bundle))

@@ -33,7 +33,7 @@ def make(inputs: Json, display: Display) -> tuple[list[File], Json]:
         settings = Settings.read()
         with display.loading(*choose_bundle(settings.bundle)):
             from controlnet import startup  # only now, for it imports torch
-            from controlnet.python.opened import OpenModel
+            from controlnet.api.opened import OpenModel
 
             model = OpenModel(settings, log=True)
             startup.hide_what_is_loaded()

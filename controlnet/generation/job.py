@@ -6,13 +6,13 @@ from typing import Any
 from controlnet.conditioners import ENLARGING
 from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import InitialPicture, Layout
-from controlnet.request.ask import SEEDS, UPSCALE_STRENGTH, Ask, steps_taken
+from controlnet.request.request import SEEDS, UPSCALE_STRENGTH, Request, steps_taken
 from controlnet.weights.lora_files import Lora
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the generator makes pictures from. It is not checked: Ask.read has refused what cannot be made."""
+    """What the generator makes pictures from. It is not checked: read_request has refused what cannot be made."""
 
     prompt: str
     negative_prompt: str
@@ -98,24 +98,24 @@ class Job:
         }
 
 
-def make_job(ask: Ask, controls: tuple[Control, ...], layout: Layout, loras: tuple[Lora, ...] = ()) -> Job:
+def make_job(request: Request, controls: tuple[Control, ...], layout: Layout, loras: tuple[Lora, ...] = ()) -> Job:
     """The job of a request whose control maps are drawn and whose LoRAs are fetched."""
     return Job(
-        prompt=ask.prompt,
-        negative_prompt=ask.negative_prompt,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
         controls=controls,
-        num_outputs=ask.num_outputs,
-        num_inference_steps=ask.num_inference_steps,
-        guidance_scale=ask.guidance_scale,
-        scheduler=ask.scheduler,
-        seed=ask.seed,
-        control_mode=ask.control_mode,
-        clip_skip=ask.clip_skip,
-        eta=ask.eta,
+        num_outputs=request.num_outputs,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        scheduler=request.scheduler,
+        seed=request.seed,
+        control_mode=request.control_mode,
+        clip_skip=request.clip_skip,
+        eta=request.eta,
         loras=loras,
-        go_fast=ask.go_fast,
+        go_fast=request.go_fast,
         initial=layout.initial,
-        upscale=ask.upscale,
-        upscale_strength=ask.upscale_strength,
+        upscale=request.upscale,
+        upscale_strength=request.upscale_strength,
         original=layout.original,
     )

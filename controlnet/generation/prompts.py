@@ -54,7 +54,7 @@ def encode_prompts(
     encoder. The final layer norm is always applied. (diffusers counts from 0, so its clip_skip=1 is 2 here.) Most anime
     models are trained with 2, and the lineart_anime ControlNet is meant for them.
 
-    Ask.read has already refused prompts and values of clip_skip that have a tokens.prompt_fault.
+    read_request has already refused prompts and values of clip_skip that have a tokens.prompt_fault.
     """
     chunks = [chunks_of(text, tokenizer) for text in (prompt, negative_prompt)]
     longest = max(len(own) for own in chunks)

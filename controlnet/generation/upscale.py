@@ -1,7 +1,7 @@
 """The second pass of a job that enlarges its pictures: img2img at the larger size, under the tile ControlNet.
 
-The tile net sees the picture of the first pass, enlarged, and keeps its colours and shapes while details are painted
-anew (github.com/lllyasviel/ControlNet-v1-1-nightly). The controls of the first pass act again where they can.
+The tile net sees the picture of the first pass, enlarged, and keeps its colours and shapes while details are repainted
+(github.com/lllyasviel/ControlNet-v1-1-nightly). The controls of the first pass act again where they can.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from controlnet.maps.controls import Control
 from controlnet.maps.resizing import resize_map
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.pictures.geometry import fit, upscaled_size
-from controlnet.request.ask import steps_taken
+from controlnet.request.request import steps_taken
 
 
 class Upscale:

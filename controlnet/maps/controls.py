@@ -14,8 +14,8 @@ from controlnet.maps.drawing import draw_control_map
 from controlnet.maps.transparency import opaque
 from controlnet.pictures.canvas import ControlArea, Layout
 from controlnet.pictures.geometry import extend, filled, reshape
-from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.pose import FOUND_PARTS, POSE_PARTS, SENT_PARTS, Pose, poses_to_json
+from controlnet.request.request import Request, RequestedControl
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class _Shown:
 
 
 def draw_controls(
-    ask: Ask, layout: Layout, annotators: Mapping[str, Annotator], cache: MapCache | None = None
+    request: Request, layout: Layout, annotators: Mapping[str, Annotator], cache: MapCache | None = None
 ) -> tuple[Control, ...]:
     """Every control of the request, in order, with its map and region of the canvas' size.
 
     `annotators` are the bundle's, by conditioner.
     """
-    drawer = _Drawer(ask, layout, annotators, cache)
-    return tuple(drawer.control(*each) for each in zip(ask.controls, layout.controls, strict=True))
+    drawer = _Drawer(request, layout, annotators, cache)
+    return tuple(drawer.control(*each) for each in zip(request.controls, layout.controls, strict=True))
 
 
 def found_poses(controls: Sequence[Control]) -> str | None:
@@ -76,12 +76,12 @@ def found_poses(controls: Sequence[Control]) -> str | None:
 class _Drawer:
     """Draws the controls of one request."""
 
-    ask: Ask
+    request: Request
     layout: Layout
     annotators: Mapping[str, Annotator]
     cache: MapCache | None
 
-    def control(self, control: AskedControl, area: ControlArea) -> Control:
+    def control(self, control: RequestedControl, area: ControlArea) -> Control:
         if control.made_of == "holes":
             shown = self._with_holes()
         elif area.people is not None:
@@ -89,7 +89,7 @@ class _Drawer:
         else:
             shown = self._of_picture(control, area)
         control_map, people, blank = shown.control_map, shown.people, BY_NAME[control.conditioner].blank
-        parts = self.ask.knobs.pose_parts or (FOUND_PARTS if area.people is None else SENT_PARTS)
+        parts = self.request.knobs.pose_parts or (FOUND_PARTS if area.people is None else SENT_PARTS)
         on_map, outside = (None, 0) if people is None else _count(people, area.size, parts)
         return Control(
             conditioner=control.conditioner,
@@ -99,7 +99,7 @@ class _Drawer:
             end=control.end,
             region=area.region,
             holes=shown.holes,
-            pose_json=None if people is None or not self.ask.return_pose_json else poses_to_json(people, area.size),
+            pose_json=None if people is None or not self.request.return_pose_json else poses_to_json(people, area.size),
             people=on_map,
             outside=outside,
         )
@@ -112,13 +112,13 @@ class _Drawer:
         return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
 
     def _of_sent_people(self, people: Sequence[Pose], area: ControlArea) -> _Shown:
-        return _Shown(draw_poses(people, area.size, self.ask.knobs.pose_parts or SENT_PARTS), people=tuple(people))
+        return _Shown(draw_poses(people, area.size, self.request.knobs.pose_parts or SENT_PARTS), people=tuple(people))
 
-    def _of_picture(self, control: AskedControl, area: ControlArea) -> _Shown:
-        ask, name, mode = self.ask, control.conditioner, self.layout.canvas.mode
+    def _of_picture(self, control: RequestedControl, area: ControlArea) -> _Shown:
+        request, name, mode = self.request, control.conditioner, self.layout.canvas.mode
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
-        knobs = {knob: value for knob, value in ask.knobs.sent().items() if knob in taken}
-        detect_resolution = ask.detect_resolution if control.drawn else None
+        knobs = {knob: value for knob, value in request.knobs.sent().items() if knob in taken}
+        detect_resolution = request.detect_resolution if control.drawn else None
         picture = opaque(area.sent.open(), BY_NAME[name], control.drawn)
         free = filled(picture.size, area.size) if mode == "fill" else None
         settings = (control.preprocess, self.annotators, knobs, detect_resolution, self.cache)

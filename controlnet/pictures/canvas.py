@@ -23,9 +23,9 @@ from controlnet.pictures.geometry import (
     upscaled_size,
 )
 from controlnet.pictures.images import ImageError, open_image, sent_size
-from controlnet.request.ask import Ask, AskedControl
 from controlnet.request.combinations import RequestError
 from controlnet.request.pose import Pose, SentPoses
+from controlnet.request.request import Request, RequestedControl
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Layout:
     """If a part is repainted and the pictures are enlarged: `initial` at the final size, from the sent pictures."""
 
 
-def lay_out(ask: Ask, most_pixels: int, most_upscaled: int) -> Layout:
+def lay_out(request: Request, most_pixels: int, most_upscaled: int) -> Layout:
     """Open the request's pictures and place them. Everything that depends on their pixels is refused here.
 
     Raises ImageError for a file that is no picture, naming its input unless that is image; SizeError for more than
@@ -151,22 +151,28 @@ def lay_out(ask: Ask, most_pixels: int, most_upscaled: int) -> Layout:
     pose_json with people far beyond the canvas.
     """
     # One picture is opened at a time, and reduced to what is needed of it before the next: a large one takes 100 MB.
-    first = open_input(ask.controls[0].image, ask.controls[0].input("image"))
-    begun = first if ask.init_image is None else open_input(ask.init_image, "init_image")
-    margins = in_steps(Margins(ask.outpaint_left, ask.outpaint_top, ask.outpaint_right, ask.outpaint_bottom))
-    canvas = Canvas(canvas_size(begun.size, ask.resolution, ask.width, ask.height), margins, ask.resize_mode)
-    by_resolution = ask.width is None and ask.height is None and not margins
-    check_pixels(canvas.size, ask.num_outputs, most_pixels, by_resolution)
-    check_upscaled(canvas.size, ask.upscale, ask.num_outputs, most_upscaled)
-    mask = None if ask.mask is None else open_mask(ask.mask, "mask")
-    initial = _initial_picture(ask, begun, mask, canvas, ask.mask_feather)
+    first = open_input(request.controls[0].image, request.controls[0].input("image"))
+    begun = first if request.init_image is None else open_input(request.init_image, "init_image")
+    margins = in_steps(
+        Margins(request.outpaint_left, request.outpaint_top, request.outpaint_right, request.outpaint_bottom)
+    )
+    canvas = Canvas(
+        canvas_size(begun.size, request.resolution, request.width, request.height), margins, request.resize_mode
+    )
+    by_resolution = request.width is None and request.height is None and not margins
+    check_pixels(canvas.size, request.num_outputs, most_pixels, by_resolution)
+    check_upscaled(canvas.size, request.upscale, request.num_outputs, most_upscaled)
+    mask = None if request.mask is None else open_mask(request.mask, "mask")
+    initial = _initial_picture(request, begun, mask, canvas, request.mask_feather)
     size, original = canvas.size, None
-    if ask.upscale > 1:
-        size = upscaled_size(canvas.size, ask.upscale)
-        if ask.repaints:
-            original = _initial_picture(ask, begun, mask, canvas.upscaled(size), round(ask.mask_feather * ask.upscale))
+    if request.upscale > 1:
+        size = upscaled_size(canvas.size, request.upscale)
+        if request.repaints:
+            original = _initial_picture(
+                request, begun, mask, canvas.upscaled(size), round(request.mask_feather * request.upscale)
+            )
     del begun, mask
-    areas = tuple(_area(ask, control, first, canvas) for control in ask.controls)
+    areas = tuple(_area(request, control, first, canvas) for control in request.controls)
     return Layout(canvas, areas, initial, size, original)
 
 
@@ -187,20 +193,20 @@ def open_mask(file: Path, name: str) -> Image.Image:
 
 
 def _initial_picture(
-    ask: Ask, picture: Image.Image, mask: Image.Image | None, canvas: Canvas, feathered: int
+    request: Request, picture: Image.Image, mask: Image.Image | None, canvas: Canvas, feathered: int
 ) -> InitialPicture | None:
     """The initial picture: init_image, or the image itself if it is repainted or painted beyond its edges.
 
     `picture` and `mask` are those that were sent. `feathered` is the mask_feather of this canvas.
     """
-    if ask.init_image is None and not ask.repaints:
+    if request.init_image is None and not request.repaints:
         return None
     laid = extend(canvas.lay(lay_on(picture, WHITE), canvas.kept), canvas.margins)
-    if not ask.repaints:
-        return InitialPicture(laid, ask.prompt_strength)
+    if not request.repaints:
+        return InitialPicture(laid, request.prompt_strength)
     inside = Image.new("L", canvas.kept) if mask is None else canvas.lay_mask(mask, canvas.kept, "mask")
     repainted = feather(extend(inside, canvas.margins, blank=255), feathered)
-    return InitialPicture(laid, ask.prompt_strength, repainted)
+    return InitialPicture(laid, request.prompt_strength, repainted)
 
 
 def feather(mask: Image.Image, pixels: int) -> Image.Image:
@@ -215,24 +221,26 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
     return Image.fromarray(cv2.GaussianBlur(np.asarray(mask), (window, window), pixels / 2))
 
 
-def _area(ask: Ask, control: AskedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
+def _area(request: Request, control: RequestedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
     """The area of one control. `first` is the first control's picture, which is used unless this one has its own."""
     name = control.input("mask")
     region = None if control.mask is None else canvas.lay_mask(open_mask(control.mask, name), canvas.size, name)
     margins, size = Margins(), canvas.size
-    shows_initial = ask.init_image is None and not control.has_own_image
+    shows_initial = request.init_image is None and not control.has_own_image
     if canvas.margins and shows_initial and control.made_of != "holes":
         # The picture of this map does not have the margins, so the net does not act there.
         margins, size = canvas.margins, canvas.kept
         inside = extend(Image.new("L", size, 255), margins, blank=0)
         region = ImageChops.multiply(region, inside) if region else inside
-    if ask.annotates(control):
-        detect_size(size, ask.detect_resolution)  # refuses too many pixels
-    people = _sent_people(ask.pose_json, control, size) if ask.pose_json and control.made_of == "poses" else None
+    if request.annotates(control):
+        detect_size(size, request.detect_resolution)  # refuses too many pixels
+    people = (
+        _sent_people(request.pose_json, control, size) if request.pose_json and control.made_of == "poses" else None
+    )
     return ControlArea(_sent_picture(control, first), margins, size, region, people)
 
 
-def _sent_people(poses: SentPoses, control: AskedControl, size: tuple[int, int]) -> tuple[Pose, ...]:
+def _sent_people(poses: SentPoses, control: RequestedControl, size: tuple[int, int]) -> tuple[Pose, ...]:
     """The people of a pose_json in pixels of the canvas. The log names the size of theirs if it had to be assumed and
     does not hold all of them."""
     if poses.canvas is not None:
@@ -249,7 +257,7 @@ def _sent_people(poses: SentPoses, control: AskedControl, size: tuple[int, int])
     return people
 
 
-def _sent_picture(control: AskedControl, first: Image.Image) -> SentPicture:
+def _sent_picture(control: RequestedControl, first: Image.Image) -> SentPicture:
     name = control.input("image")
     picture = open_input(control.image, name) if control.has_own_image else first
     is_small = picture.width * picture.height <= MOST_KEPT

@@ -1,4 +1,4 @@
-"""What Ask.read needs to know about the bundle. controlnet.bundle.Bundle implements it."""
+"""What read_request needs to know about the bundle. controlnet.bundle.Bundle implements it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol

@@ -13,7 +13,7 @@ NOWHERE = Inline(b"")
 
 
 @dataclass(frozen=True)
-class AskedLora:
+class RequestedLora:
     """One LoRA of a request."""
 
     source: LoraSource
@@ -26,12 +26,12 @@ class AskedLora:
     """The name of the input of its strength."""
 
 
-def read_loras(inputs: Mapping[str, Any], locate: Callable[[str], LoraSource]) -> tuple[AskedLora, ...]:
+def read_loras(inputs: Mapping[str, Any], locate: Callable[[str], LoraSource]) -> tuple[RequestedLora, ...]:
     """The LoRAs of the request, in the order of their inputs. Nothing is fetched.
 
     `locate` reads the text that says where a file is. If it raises a LoraError, so does this, with the input's name.
     """
-    loras: list[AskedLora] = []
+    loras: list[RequestedLora] = []
     for name, scale in LORA_INPUTS:
         if inputs[name] is None:
             continue
@@ -39,5 +39,5 @@ def read_loras(inputs: Mapping[str, Any], locate: Callable[[str], LoraSource]) -
             source = locate(inputs[name])
         except LoraError as error:
             raise LoraError(f"{name}: {error}") from error
-        loras.append(AskedLora(source, 1.0 if inputs[scale] is None else inputs[scale], name, scale))
+        loras.append(RequestedLora(source, 1.0 if inputs[scale] is None else inputs[scale], name, scale))
     return tuple(loras)

@@ -24,7 +24,7 @@ from speed_clock import Clock
 from controlnet.model import Model
 from controlnet.models.schedulers import make_scheduler
 from controlnet.pictures.output import write_pictures
-from controlnet.request.ask import Ask
+from controlnet.request.reading import read_request
 from predict import Predictor
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
@@ -111,11 +111,11 @@ def ours(model: Model, case: Case, setting: Setting) -> list[Path]:
             f"preprocess{suffix}": case.drawn,
             f"control_end{suffix}": case.end,
         }
-    ask = Ask.read(Predictor.predict, inputs, model.bundle)
+    request = read_request(Predictor.predict, inputs, model.bundle)
     if case.drawn:
         model.maps = type(model.maps)()  # none is kept from the last run
-    answer = model.answer(ask, lambda name, value: None)
-    files = write_pictures(answer.maps, answer.pictures, ask.output_format, ask.output_quality)
+    answer = model.answer(request, lambda name, value: None)
+    files = write_pictures(answer.maps, answer.pictures, request.output_format, request.output_quality)
     return [Path(file) for file in files]
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from support.batches import FILES, contents, good_lines, jobs_in, results
 
+from controlnet.api.opened import OpenModel
 from controlnet.batch.cluster import ROOT, ray
 from controlnet.batch.jobs import Batch, Job
 from controlnet.batch.run import run
-from controlnet.python.opened import OpenModel
 from controlnet.settings import Settings
 
 # After controlnet.batch.cluster, which makes Ray's settings.

@@ -9,12 +9,12 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 from support.batches import ASK, BAD, FILES, bad_lines, contents, good_lines, jobs_in, results
 
+from controlnet.api.opened import OpenModel
 from controlnet.batch import folder
 from controlnet.batch.folder import Folder, NotReached
 from controlnet.batch.jobs import Job
 from controlnet.batch.results import BROKEN, LOST, write_results
 from controlnet.batch.worker import Worker
-from controlnet.python.opened import OpenModel
 from controlnet.settings import Settings
 from controlnet.weights.lora_files import LoraNotFetched
 
@@ -27,7 +27,7 @@ def model() -> Iterator[OpenModel]:
 
 @pytest.fixture
 def worker(model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    monkeypatch.setattr("controlnet.python.opened.OpenModel", lambda bundle: model)
+    monkeypatch.setattr("controlnet.api.opened.OpenModel", lambda bundle: model)
     return Worker("tiny", str(tmp_path / "out"), FILES, stopped=lambda: False)
 
 

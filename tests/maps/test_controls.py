@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.asks import laid_out, noise
+from support.requests import laid_out, noise
 
 from controlnet.maps.controls import Control, draw_controls
 
@@ -19,8 +19,8 @@ ANNOTATORS = {"canny": invert, "depth": lambda picture: picture.copy(), "inpaint
 
 
 def controls(folder: Path, pictures: dict[str, Image.Image], **sent) -> tuple[Control, ...]:
-    ask, layout = laid_out(folder, pictures, **sent)
-    return draw_controls(ask, layout, ANNOTATORS)
+    request, layout = laid_out(folder, pictures, **sent)
+    return draw_controls(request, layout, ANNOTATORS)
 
 
 def test_one_control_has_what_was_sent(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_fill_adds_no_lines_but_continues_depth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "lit"), [("fill", range(48, 80)), ("crop", range(128)), ("stretch", range(128))])
 def test_lines_in_margins_that_fill_added_are_left_out(tmp_path: Path, mode: str, lit: range) -> None:
     """An annotator sees lines where the picture's edges were continued. Other modes add no margins."""
-    ask, layout = laid_out(tmp_path, {"image": noise(128, 64)}, width=64, height=128, resize_mode=mode)
+    request, layout = laid_out(tmp_path, {"image": noise(128, 64)}, width=64, height=128, resize_mode=mode)
     lines = {"canny": lambda picture: Image.new("RGB", picture.size, "white")}
-    (control,) = draw_controls(ask, layout, lines)
+    (control,) = draw_controls(request, layout, lines)
     drawn = np.asarray(control.control_map)[..., 0]
     assert [y for y in range(128) if drawn[y].any()] == [*lit] and drawn[lit].all()
 

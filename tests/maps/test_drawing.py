@@ -149,23 +149,23 @@ CHANGES = {
 def test_every_part_of_the_cache_key_separates_maps(part: str) -> None:
     recorder, cache = Recorder(), MapCache()
     annotator = loaded(recorder, "strength", "short_side")
-    ask = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)
+    request = dict(KEY, annotators={"depth": annotator, "normal": annotator}, cache=cache)
     if part == "preprocess":  # without it there are no settings, so nothing else may differ
-        ask |= {"size": PICTURE.size, "knobs": {}, "detect_resolution": None}
-    first = draw_control_map(**ask)
-    assert draw_control_map(**ask).tobytes() == first.tobytes()
+        request |= {"size": PICTURE.size, "knobs": {}, "detect_resolution": None}
+    first = draw_control_map(**request)
+    assert draw_control_map(**request).tobytes() == first.tobytes()
     assert (cache.misses, cache.hits, len(recorder.calls)) == (1, 1, 1)
-    draw_control_map(**dict(ask, **{part: CHANGES[part]}))
+    draw_control_map(**dict(request, **{part: CHANGES[part]}))
     assert (cache.misses, cache.hits) == (2, 1)
 
 
 def test_a_cached_map_is_equal_and_safe_to_write_to() -> None:
     for preprocess in (True, False):
         cache = MapCache()
-        ask = ("canny", PICTURE, (96, 64), preprocess, CANNY)
-        plain = draw_control_map(*ask).tobytes()
+        request = ("canny", PICTURE, (96, 64), preprocess, CANNY)
+        plain = draw_control_map(*request).tobytes()
         for _ in range(3):
-            control_map = draw_control_map(*ask, cache=cache)
+            control_map = draw_control_map(*request, cache=cache)
             assert control_map.tobytes() == plain
             control_map.paste("red", (0, 0, 96, 64))
         assert (cache.misses, cache.hits) == (1, 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from support.asks import laid_out, noise
+from support.requests import laid_out, noise
 
 from controlnet.conditioners import BY_NAME, CONDITIONERS, Conditioner
 from controlnet.maps.annotators.normal_bae import normal_map
@@ -156,9 +156,9 @@ def test_one_picture_has_a_ground_for_each_of_its_roles(tmp_path: Path) -> None:
         "depth": lambda picture: pytest.fail("a ready-made map was annotated"),
     }
     pictures = {"image": photo(), "image_2": photo(), "mask": Image.new("L", (64, 64), 255)}
-    ask, layout = laid_out(tmp_path, pictures, conditioner_2="depth", preprocess_2=False)
-    depth = draw_controls(ask, layout, annotators)[1]
+    request, layout = laid_out(tmp_path, pictures, conditioner_2="depth", preprocess_2=False)
+    depth = draw_controls(request, layout, annotators)[1]
     assert shown["canny"].getpixel((40, 9)) == WHITE and depth.control_map.getpixel((40, 9)) == BLACK
     assert layout.initial and layout.initial.picture.getpixel((40, 9)) == WHITE
-    ask, layout = laid_out(tmp_path, {"image": photo()}, conditioner_2="depth", preprocess_2=False)
-    assert draw_controls(ask, layout, annotators)[1].control_map == depth.control_map, "the image is shared"
+    request, layout = laid_out(tmp_path, {"image": photo()}, conditioner_2="depth", preprocess_2=False)
+    assert draw_controls(request, layout, annotators)[1].control_map == depth.control_map, "the image is shared"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.asks import asked, laid_out, noise
+from support.requests import asked, laid_out, noise
 
 from controlnet.pictures.canvas import Canvas, lay_out
 from controlnet.pictures.geometry import Margins, SizeError, check_pixels

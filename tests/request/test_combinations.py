@@ -1,7 +1,7 @@
 """Inputs that do not go together, or not with the bundle, are refused with one sentence each."""
 
 import pytest
-from support.asks import FILE, FakeBundle, asked
+from support.requests import FILE, FakeBundle, asked
 
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.request.combinations import RequestError
@@ -105,9 +105,9 @@ ALLOWED: list[dict] = [
 
 @pytest.mark.parametrize("sent", ALLOWED, ids=lambda sent: "-".join(sent))
 def test_inputs_that_go_together_pass_and_none_is_ignored(sent: dict) -> None:
-    ask = asked(**sent)
-    assert set(sent) == set(ask.sent) - {"prompt", "image"}
-    assert ask.ignored == ()
+    request = asked(**sent)
+    assert set(sent) == set(request.sent) - {"prompt", "image"}
+    assert request.ignored == ()
 
 
 def test_a_bundle_without_a_tile_net_refuses_to_upscale() -> None:

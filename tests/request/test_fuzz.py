@@ -10,11 +10,11 @@ from typing import Any
 
 import cog
 from support import ROOT
-from support.asks import FILE, FakeBundle, asked
+from support.requests import FILE, FakeBundle, asked
 
 import predict
-from controlnet.request.ask import SUFFIXES
 from controlnet.request.combinations import RequestError
+from controlnet.request.request import SUFFIXES
 from controlnet.weights.manifest import Manifest
 
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
@@ -147,11 +147,11 @@ def test_a_request_equals_one_without_its_ignored_inputs() -> None:
     """So an ignored input changes no byte of the answer, and no picture file of it is opened."""
     ignored = Counter[str]()
     for sent in drawn(obedient=True):
-        ask = asked(FullBundle(), **sent | {"seed": 1})
-        names = [name for each in ask.ignored for name in each.names]
-        assert len(names) == len({*names}) and {*names} <= {*sent} | {"seed"} and not {*names} & {*ask.sent}
+        request = asked(FullBundle(), **sent | {"seed": 1})
+        names = [name for each in request.ignored for name in each.names]
+        assert len(names) == len({*names}) and {*names} <= {*sent} | {"seed"} and not {*names} & {*request.sent}
         kept = {name: value for name, value in (sent | {"seed": 1}).items() if name not in names}
-        assert replace(ask, ignored=(), seed=0) == replace(asked(FullBundle(), **kept), seed=0)
+        assert replace(request, ignored=(), seed=0) == replace(asked(FullBundle(), **kept), seed=0)
         ignored.update(names)
     of_rules = {"image_2", "resolution", "scheduler", "prompt_strength", "mask_feather", "hed_safe", "output_quality"}
     assert of_rules | {"return_pose_json", "detect_resolution", "preprocess"} <= {*ignored}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.asks import FILE, asked, laid_out, noise
+from support.requests import FILE, asked, laid_out, noise
 
-from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
+from controlnet.request.request import Request
 
 NOBODY = '{"people": []}'
 INPAINT: dict[str, Any] = {"conditioner": "inpaint", "mask": FILE}
@@ -64,21 +64,21 @@ IGNORED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 """Inputs that act, inputs that do not act next to them, and what the log says of those."""
 
 
-def unseeded(ask: Ask) -> Ask:
-    return replace(ask, ignored=(), seed=0)
+def unseeded(request: Request) -> Request:
+    return replace(request, ignored=(), seed=0)
 
 
 @pytest.mark.parametrize(("kept", "ignored", "said"), IGNORED, ids=[f"{'-'.join(each[1])}" for each in IGNORED])
 def test_what_has_no_effect_is_ignored_with_a_reason(kept: dict, ignored: dict, said: str) -> None:
-    ask = asked(**kept, **ignored)
-    assert {name for each in ask.ignored for name in each.names} == {*ignored}
-    assert said in "; ".join(map(str, ask.ignored))
-    assert unseeded(ask) == unseeded(asked(**kept))
+    request = asked(**kept, **ignored)
+    assert {name for each in request.ignored for name in each.names} == {*ignored}
+    assert said in "; ".join(map(str, request.ignored))
+    assert unseeded(request) == unseeded(asked(**kept))
 
 
 def test_a_knob_is_used_if_any_drawn_control_takes_it() -> None:
-    ask = asked(conditioner_2="depth", low_threshold=50, preprocess_2=False)
-    assert ask.ignored == () and ask.knobs.low_threshold == 50
+    request = asked(conditioner_2="depth", low_threshold=50, preprocess_2=False)
+    assert request.ignored == () and request.knobs.low_threshold == 50
     assert asked(conditioner_2="canny", preprocess=False, low_threshold=50).ignored == ()
     assert asked(conditioner="depth", detect_resolution=96, conditioner_2="openpose", pose_json=NOBODY).ignored == ()
 
@@ -99,6 +99,6 @@ def test_an_ignored_picture_is_not_opened(tmp_path: Path) -> None:
     broken.write_bytes(b"not a picture")
     sent = dict.fromkeys(("image_2", "control_mask_2", "control_mask", "mask"), type(FILE)(broken))
     pictures: dict[str, Image.Image] = {"image": noise(64, 64)}
-    ask, layout = laid_out(tmp_path, pictures, map_only=True, **sent)
-    assert {name for each in ask.ignored for name in each.names} == {*sent}
+    request, layout = laid_out(tmp_path, pictures, map_only=True, **sent)
+    assert {name for each in request.ignored for name in each.names} == {*sent}
     assert len(layout.controls) == 1 and layout.initial is None

@@ -1,10 +1,10 @@
 """The inputs of LoRAs and of go_fast, as a request is read."""
 
 import pytest
-from support.asks import FakeBundle, asked
+from support.requests import FakeBundle, asked
 
 from controlnet.request.combinations import RequestError
-from controlnet.request.loras import AskedLora
+from controlnet.request.loras import RequestedLora
 from controlnet.weights.lora_files import LoraError
 from controlnet.weights.lora_sources import HubRepo
 from controlnet.weights.manifest import Fast
@@ -19,10 +19,10 @@ def ignored(**sent) -> list[str]:
 
 
 def test_each_lora_has_its_own_scale() -> None:
-    ask = asked(lora_weights="a/b", lora_weights_2="c/d", lora_scale_2=-0.5)
-    assert ask.loras == (
-        AskedLora(HubRepo("a/b"), 1.0, "lora_weights", "lora_scale"),
-        AskedLora(HubRepo("c/d"), -0.5, "lora_weights_2", "lora_scale_2"),
+    request = asked(lora_weights="a/b", lora_weights_2="c/d", lora_scale_2=-0.5)
+    assert request.loras == (
+        RequestedLora(HubRepo("a/b"), 1.0, "lora_weights", "lora_scale"),
+        RequestedLora(HubRepo("c/d"), -0.5, "lora_weights_2", "lora_scale_2"),
     )
     assert asked(lora_weights_2="c/d").loras[0].name == "lora_weights_2"
 
@@ -44,10 +44,10 @@ def test_a_refusal_names_the_input() -> None:
 
 
 def test_go_fast_has_the_bundles_values() -> None:
-    ask = asked(FastBundle(), go_fast=True)
-    assert (ask.num_inference_steps, ask.guidance_scale, ask.scheduler) == (4, 1.5, "LCM")
-    ask = asked(FastBundle(), go_fast=True, num_inference_steps=8, guidance_scale=1, scheduler="LCM")
-    assert (ask.num_inference_steps, ask.guidance_scale) == (8, 1)
+    request = asked(FastBundle(), go_fast=True)
+    assert (request.num_inference_steps, request.guidance_scale, request.scheduler) == (4, 1.5, "LCM")
+    request = asked(FastBundle(), go_fast=True, num_inference_steps=8, guidance_scale=1, scheduler="LCM")
+    assert (request.num_inference_steps, request.guidance_scale) == (8, 1)
     assert asked(FastBundle()).num_inference_steps == FakeBundle.defaults.num_inference_steps
 
 

@@ -1,11 +1,11 @@
-"""controlnet/python/signature.py has the inputs of predict.py, with their types, defaults and descriptions."""
+"""controlnet/api/signature.py has the inputs of predict.py, with their types, defaults and descriptions."""
 
 import inspect
 import typing
 
 import signature
 
-from controlnet.python.opened import OpenModel
+from controlnet.api.opened import OpenModel
 from controlnet.request.inputs import declared_defaults
 from predict import Predictor
 

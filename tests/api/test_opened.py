@@ -20,8 +20,8 @@ from support.requests_to_tiny import CAT, FAST, encoded, url
 from support.server import Server
 
 from controlnet import open_model
+from controlnet.api.opened import OpenModel
 from controlnet.pictures.temporary import home
-from controlnet.python.opened import OpenModel
 from controlnet.request.inputs import InputError
 
 SMALL = CAT.resize((226, 150))

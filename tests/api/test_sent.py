@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnet.python.sent import as_file, lora_as_text
+from controlnet.api.sent import as_file, lora_as_text
 from controlnet.request.inputs import InputError
 from controlnet.transient import Transient
 
@@ -68,7 +68,7 @@ def test_no_more_is_taken_than_the_server_takes(tmp_path: Path, monkeypatch: pyt
         file.truncate(512 * 2**20 + 1)
     with pytest.raises(InputError, match=r"mask: expected a file of at most 512 MB; .*large.png' is larger"):
         as_file("mask", tmp_path / "large.png", tmp_path)
-    monkeypatch.setattr("controlnet.python.sent.MOST_BYTES", 10 * 2**20)
+    monkeypatch.setattr("controlnet.api.sent.MOST_BYTES", 10 * 2**20)
     with endless() as url, pytest.raises(InputError, match="of at most 10 MB; the URL has a larger one") as caught:
         as_file("mask", url, tmp_path)
     assert not isinstance(caught.value, Transient)
@@ -134,4 +134,4 @@ def test_a_path_of_a_lora_as_a_text_is_refused(tmp_path: Path, monkeypatch: pyte
     assert "pass pathlib.Path('examples/a.safetensors')" in str(refused.value)
     assert lora_as_text("lora_weights", "https://example.com/examples/a.safetensors").startswith("https")
     for text in ("\0.safetensors", "\ud800.safetensors", "a" * 5000 + ".safetensors", 5, None):
-        assert lora_as_text("lora_weights", text) == text, "what it is, Ask.read says"
+        assert lora_as_text("lora_weights", text) == text, "what it is, read_request says"

@@ -1,26 +1,16 @@
-"""A request as a typed value, read once from the arguments of predict(): checked, with every default filled in."""
+"""A request as a typed value, which reading.py makes of the arguments of predict()."""
 
-import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from controlnet.conditioners import BY_NAME, Source
-from controlnet.request.bundle_facts import BundleFacts
-from controlnet.request.combinations import check_combinations
-from controlnet.request.ignored import USUAL_ETA, Ignored, find_ignored
-from controlnet.request.inputs import check_inputs, declared_defaults
-from controlnet.request.knobs import KNOBS, Knobs
-from controlnet.request.loras import LORA_INPUTS, NOWHERE, AskedLora, read_loras
-from controlnet.request.pose import SentPoses, read_poses
-from controlnet.weights.lora_sources import LoraSource, read_source
+from controlnet.request.knobs import Knobs
+from controlnet.request.loras import RequestedLora
+from controlnet.request.pose import SentPoses
 
 SUFFIXES = ("", "_2", "_3")
 """The endings of the input names of the first, second and third control."""
-NO_CONDITIONER = "none"
-"""The choice of conditioner_2 and conditioner_3 that means the same as leaving them out; a form can send it."""
 CONTROL_INPUTS: Mapping[str, str] = {
     "conditioner": "conditioner",
     "image": "image",
@@ -30,10 +20,9 @@ CONTROL_INPUTS: Mapping[str, str] = {
     "end": "control_end",
     "mask": "control_mask",
 }
-"""For each field of AskedControl that comes from an input, the name of that input, without its suffix."""
+"""For each field of RequestedControl that comes from an input, the name of that input, without its suffix."""
 SEEDS = 2**32
 """Seeds are 0 to 2³² − 1. The one after the last is 0."""
-NOBODY = SentPoses((), None)
 INITIAL_STRENGTH = 0.8
 """Default of prompt_strength if only init_image is sent: the picture keeps its layout, and much else changes."""
 UPSCALE_STRENGTH = 0.4
@@ -41,7 +30,19 @@ UPSCALE_STRENGTH = 0.4
 
 
 @dataclass(frozen=True)
-class AskedControl:
+class Ignored:
+    """Inputs that have no effect, all for one reason."""
+
+    names: tuple[str, ...]
+    reason: str
+    """A few words for the log, such as "only for canny"."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names)} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class RequestedControl:
     """One control of a request."""
 
     conditioner: str
@@ -79,14 +80,14 @@ class AskedControl:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """A whole request. Each field has the name of its input; `controls` and `knobs` group the inputs that they hold."""
 
     prompt: str
     """What the picture should show; may hold weights such as (word:1.3)."""
     negative_prompt: str
     """What it should not show. Empty means nothing in particular."""
-    controls: tuple[AskedControl, ...]
+    controls: tuple[RequestedControl, ...]
     """One to three, in the order of their inputs. A control without a conditioner is left out."""
     knobs: Knobs
     """Settings for the annotators."""
@@ -138,7 +139,7 @@ class Ask:
     """0–1: how much noise DDIM adds at each step. 1 is as much as DDPM, of which it is a generalisation. TCD: γ."""
     go_fast: bool
     """Whether to paint in few steps, as the bundle's Fast says."""
-    loras: tuple[AskedLora, ...]
+    loras: tuple[RequestedLora, ...]
     """Up to two, in the order of their inputs."""
     seed: int
     """0 to 2³² − 1, drawn by the operating system if none is sent. Picture i, counted from 0, has seed + i."""
@@ -163,28 +164,7 @@ class Ask:
     ignored: tuple[Ignored, ...] = ()
     """Inputs that were sent and have no effect. All other fields are those of a request without them."""
 
-    @classmethod
-    def read(cls, predict: Callable[..., Any], values: Mapping[str, Any], bundle: BundleFacts) -> "Ask":
-        """Read a request from `values`, the locals() of `predict`. Checks it against signature, rules and bundle.
-
-        Inputs that have no effect are left out: the result is that of a request without them, apart from `ignored`.
-        Raises InputError for values that the signature does not allow, PoseError for a pose_json that cannot be read,
-        LoraError for a LoRA named in a form or on a host that is not allowed, and RequestError for inputs that do not
-        go together or that the bundle cannot serve. InputError and RequestError name all faults at once. What depends
-        on pixels is refused later, when the pictures are opened.
-        """
-        inputs, declared = check_inputs(predict, values), declared_defaults(predict)
-        inputs |= {name: None for suffix in SUFFIXES if inputs[name := f"conditioner{suffix}"] == NO_CONDITIONER}
-        inputs |= {name: None for name, _ in LORA_INPUTS if inputs[name] is not None and not inputs[name].strip()}
-        # First without reading a pose_json and LoRAs, which may be among the ignored inputs.
-        ignored = find_ignored(_fill(inputs, declared, bundle, lambda text: NOBODY, lambda text: NOWHERE), bundle)
-        inputs |= {name: declared[name] for each in ignored for name in each.names}
-        read_lora = partial(read_source, hosts=bundle.lora_hosts)
-        ask = replace(_fill(inputs, declared, bundle, read_poses, read_lora), ignored=ignored)
-        check_combinations(ask, bundle)
-        return ask
-
-    def annotates(self, control: AskedControl) -> bool:
+    def annotates(self, control: RequestedControl) -> bool:
         """Whether an annotator sees the control's picture: not if its map is ready-made, or made of what is sent."""
         return control.drawn and not (control.made_of == "poses" and self.pose_json is not None)
 
@@ -211,60 +191,3 @@ class Ask:
 def steps_taken(num_inference_steps: int, strength: float) -> int:
     """How many steps are taken if that share of the steps, 0–1, changes an initial picture; as diffusers counts."""
     return min(int(num_inference_steps * strength), num_inference_steps)
-
-
-def _fill(
-    inputs: Mapping[str, Any],
-    declared: Mapping[str, Any],
-    bundle: BundleFacts,
-    read: Callable[[str], SentPoses],
-    locate: Callable[[str], LoraSource],
-) -> Ask:
-    """The request with all defaults. `inputs` already has those that predict() declares; the bundle has the others.
-
-    `read` reads a pose_json, `locate` the text that says where a LoRA is.
-    """
-    of_bundle = asdict(bundle.defaults)
-    if inputs["go_fast"] and bundle.fast:
-        of_bundle |= {name: value for name, value in asdict(bundle.fast).items() if name in of_bundle}
-    values: dict[str, Any] = {name: of_bundle.get(name) if v is None else v for name, v in inputs.items()}
-    values |= {
-        "controls": _controls(inputs, declared),
-        "knobs": Knobs(**{name: inputs[name] for name in KNOBS}),
-        "pose_json": None if inputs["pose_json"] is None else read(inputs["pose_json"]),
-        "prompt_strength": 1.0,
-        "loras": read_loras(inputs, locate),
-        "seed": secrets.randbelow(SEEDS) if inputs["seed"] is None else inputs["seed"],
-        "sent": tuple(name for name, value in inputs.items() if value != declared[name]),
-        "orphans": _orphans(inputs),
-    }
-    if values["eta"] is None:
-        values["eta"] = USUAL_ETA.get(values["scheduler"], 0.0)
-    ask = Ask(**{field.name: values[field.name] for field in fields(Ask) if field.name in values})
-    if ask.init_image is None and not ask.repaints:
-        return ask
-    usual = 1.0 if ask.repaints else INITIAL_STRENGTH
-    return replace(ask, prompt_strength=usual if inputs["prompt_strength"] is None else inputs["prompt_strength"])
-
-
-def _controls(inputs: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[AskedControl, ...]:
-    """The controls that have a conditioner. The second and third have the defaults that the first one declares."""
-    controls: list[AskedControl] = []
-    for suffix in SUFFIXES:
-        sent = {field: inputs[name + suffix] for field, name in CONTROL_INPUTS.items()}
-        if sent["conditioner"] is None:
-            continue
-        usual = {field: declared[name] for field, name in CONTROL_INPUTS.items()} | {"image": inputs["image"]}
-        values: dict[str, Any] = usual | {field: value for field, value in sent.items() if value is not None}
-        has_own_image = suffix != "" and sent["image"] is not None
-        controls.append(AskedControl(**values, suffix=suffix, has_own_image=has_own_image))
-    return tuple(controls)
-
-
-def _orphans(inputs: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Inputs of controls that are not there, because their conditioner is not sent."""
-    absent = [suffix for suffix in SUFFIXES if inputs[f"conditioner{suffix}"] is None]
-    names = [(f"conditioner{suffix}", [name + suffix for name in CONTROL_INPUTS.values()]) for suffix in absent]
-    names += [(file, [scale]) for file, scale in LORA_INPUTS if inputs[file] is None]
-    found = [(missing, tuple(name for name in own if inputs[name] is not None)) for missing, own in names]
-    return tuple((missing, sent) for missing, sent in found if sent)

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
+from controlnet.api.declared import declared_predict
+from controlnet.api.made import FileKind, Pictures
+from controlnet.api.sent import as_file, lora_as_text
+from controlnet.api.signature import Signature
+from controlnet.api.turns import Turns
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.log import silence
 from controlnet.model import Model
 from controlnet.pictures.temporary import home
-from controlnet.python.declared import declared_predict
-from controlnet.python.made import FileKind, Pictures
-from controlnet.python.sent import as_file, lora_as_text
-from controlnet.python.signature import Signature
-from controlnet.python.turns import Turns
-from controlnet.request.ask import Ask
 from controlnet.request.inputs import InputError, file_inputs
 from controlnet.request.loras import LORA_INPUTS
+from controlnet.request.reading import read_request
 from controlnet.settings import Settings
 
 
@@ -114,7 +114,7 @@ class OpenModel(Signature):
             else:
                 metrics[name] = value
 
-        ask = Ask.read(self._predict, inputs, model.bundle)
-        answer = model.answer(ask, record)
-        kind = FileKind(ask.output_format, ask.output_quality)
+        request = read_request(self._predict, inputs, model.bundle)
+        answer = model.answer(request, record)
+        kind = FileKind(request.output_format, request.output_quality)
         return Pictures(answer.pictures, answer.maps, answer.poses, metrics, kind)

@@ -9,27 +9,27 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from support.asks import FILE, FakeBundle, asked
+from support.requests import FILE, FakeBundle, asked
 
 import predict
-from controlnet.request.ask import CONTROL_INPUTS, SUFFIXES, Ask, AskedControl
 from controlnet.request.inputs import InputError
 from controlnet.request.knobs import KNOBS, Knobs
-from controlnet.request.loras import LORA_INPUTS, AskedLora
+from controlnet.request.loras import LORA_INPUTS, RequestedLora
 from controlnet.request.pose import PoseError
+from controlnet.request.request import CONTROL_INPUTS, SUFFIXES, Request, RequestedControl
 
 OTHER = Path("other.png")
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
 GROUPED = {"controls", "knobs", "loras", "sent", "orphans", "ignored"}
-"""Fields of Ask that are not inputs."""
+"""Fields of Request that are not inputs."""
 
 
 def test_fields_are_the_inputs_of_predict_name_for_name() -> None:
-    own = {field.name for field in fields(Ask)} - GROUPED
+    own = {field.name for field in fields(Request)} - GROUPED
     of_controls = {name + suffix for suffix in SUFFIXES for name in CONTROL_INPUTS.values()}
     of_loras = [name for pair in LORA_INPUTS for name in pair]
     assert sorted([*own, *of_controls, *KNOBS, *of_loras]) == sorted(PARAMETERS)
-    assert set(CONTROL_INPUTS) == {field.name for field in fields(AskedControl)} - {"suffix", "has_own_image"}
+    assert set(CONTROL_INPUTS) == {field.name for field in fields(RequestedControl)} - {"suffix", "has_own_image"}
 
 
 def docstrings(module: str, name: str) -> dict[str, str]:
@@ -46,16 +46,31 @@ def docstrings(module: str, name: str) -> dict[str, str]:
 
 
 def test_every_field_has_a_docstring_and_no_any() -> None:
-    for module, dataclass in (("ask", Ask), ("ask", AskedControl), ("knobs", Knobs), ("loras", AskedLora)):
+    for module, dataclass in (
+        ("request", Request),
+        ("request", RequestedControl),
+        ("knobs", Knobs),
+        ("loras", RequestedLora),
+    ):
         assert list(docstrings(module, dataclass.__name__)) == [field.name for field in fields(dataclass)]
 
 
 def test_absent_inputs_get_the_bundles_or_declared_default() -> None:
-    ask = asked()
-    assert (ask.resolution, ask.num_inference_steps, ask.guidance_scale, ask.scheduler) == (64, 4, 4.0, "DDIM")
-    assert (ask.control_mode, ask.num_outputs, ask.output_format, ask.width) == ("balanced", 1, "webp", None)
-    assert ask.knobs == Knobs() and ask.sent == ("prompt", "image") and ask.ignored == ()
-    assert ask.controls == (AskedControl("canny", FILE, True, 1.0, 0.0, 1.0, None, "", has_own_image=False),)
+    request = asked()
+    assert (request.resolution, request.num_inference_steps, request.guidance_scale, request.scheduler) == (
+        64,
+        4,
+        4.0,
+        "DDIM",
+    )
+    assert (request.control_mode, request.num_outputs, request.output_format, request.width) == (
+        "balanced",
+        1,
+        "webp",
+        None,
+    )
+    assert request.knobs == Knobs() and request.sent == ("prompt", "image") and request.ignored == ()
+    assert request.controls == (RequestedControl("canny", FILE, True, 1.0, 0.0, 1.0, None, "", has_own_image=False),)
 
 
 @pytest.mark.parametrize("name", ["conditioner_2", "conditioner_3"])
@@ -66,24 +81,24 @@ def test_the_conditioner_none_means_no_control(name: str) -> None:
 
 def test_a_second_control_defaults_to_what_the_first_declares() -> None:
     """Not to what was sent for the first."""
-    ask = asked(conditioning_scale=0.3, control_end=0.5, preprocess=False, conditioner_3="depth")
-    third = AskedControl("depth", FILE, True, 1.0, 0.0, 1.0, None, "_3", has_own_image=False)
-    assert ask.controls[1:] == (third,)
+    request = asked(conditioning_scale=0.3, control_end=0.5, preprocess=False, conditioner_3="depth")
+    third = RequestedControl("depth", FILE, True, 1.0, 0.0, 1.0, None, "_3", has_own_image=False)
+    assert request.controls[1:] == (third,)
     own = asked(conditioner_2="depth", image_2=OTHER, control_mask_2=FILE, control_start_2=0.25).controls[1]
-    assert own == AskedControl("depth", OTHER, True, 1.0, 0.25, 1.0, FILE, "_2", has_own_image=True)
+    assert own == RequestedControl("depth", OTHER, True, 1.0, 0.25, 1.0, FILE, "_2", has_own_image=True)
 
 
 def test_a_control_knows_the_names_of_its_inputs() -> None:
-    ask = asked(conditioner_2="depth", image_2=OTHER, conditioner_3="hed")
-    assert ask.controls[1].input("image") == "image_2"
-    assert [control.input("scale") for control in ask.controls] == [
+    request = asked(conditioner_2="depth", image_2=OTHER, conditioner_3="hed")
+    assert request.controls[1].input("image") == "image_2"
+    assert [control.input("scale") for control in request.controls] == [
         "conditioning_scale", "conditioning_scale_2", "conditioning_scale_3",
     ]  # fmt: skip
 
 
 def test_ranges_in_docstrings_are_those_of_the_signature() -> None:
     checked = 0
-    for module, name in (("ask", "Ask"), ("ask", "AskedControl"), ("knobs", "Knobs")):
+    for module, name in (("request", "Request"), ("request", "RequestedControl"), ("knobs", "Knobs")):
         for field, text in docstrings(module, name).items():
             declared = PARAMETERS.get(CONTROL_INPUTS.get(field, field))
             ranges = re.findall(r"(\d+)–(\d+)", text)
@@ -95,8 +110,8 @@ def test_ranges_in_docstrings_are_those_of_the_signature() -> None:
 
 
 def test_sent_names_the_inputs_that_differ_from_their_default() -> None:
-    ask = asked(conditioning_scale=1.0, seed=0, conditioner_2="depth", preprocess_2=True, num_outputs=2)
-    assert ask.sent == ("prompt", "image", "num_outputs", "seed", "conditioner_2", "preprocess_2")
+    request = asked(conditioning_scale=1.0, seed=0, conditioner_2="depth", preprocess_2=True, num_outputs=2)
+    assert request.sent == ("prompt", "image", "num_outputs", "seed", "conditioner_2", "preprocess_2")
 
 
 @pytest.mark.parametrize(
@@ -113,15 +128,15 @@ def test_sent_names_the_inputs_that_differ_from_their_default() -> None:
     ],
 )
 def test_prompt_strength_depends_on_how_the_request_begins(sent: dict, strength: float, taken: int) -> None:
-    ask = asked(**sent)
-    assert (ask.prompt_strength, ask.steps_taken) == (strength, taken)
-    assert ask.repaints == ("mask" in sent or "outpaint_left" in sent)
+    request = asked(**sent)
+    assert (request.prompt_strength, request.steps_taken) == (strength, taken)
+    assert request.repaints == ("mask" in sent or "outpaint_left" in sent)
 
 
 def test_knobs_are_grouped_and_none_is_not_sent() -> None:
-    ask = asked(low_threshold=0, high_threshold=50)
-    assert ask.knobs == Knobs(low_threshold=0, high_threshold=50)
-    assert ask.knobs.sent() == {"low_threshold": 0, "high_threshold": 50}
+    request = asked(low_threshold=0, high_threshold=50)
+    assert request.knobs == Knobs(low_threshold=0, high_threshold=50)
+    assert request.knobs.sent() == {"low_threshold": 0, "high_threshold": 50}
 
 
 def test_seed_0_is_a_seed() -> None:

@@ -11,8 +11,9 @@ import predict
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.models.schedulers import unet_calls
 from controlnet.pictures.canvas import Layout, lay_out
-from controlnet.request.ask import Ask
 from controlnet.request.knobs import KnobValue
+from controlnet.request.reading import read_request
+from controlnet.request.request import Request
 from controlnet.settings import Settings
 from controlnet.weights.manifest import Defaults, Fast
 
@@ -57,18 +58,18 @@ class FakeBundle:
         return unet_calls(scheduler, {}, num_inference_steps, skipped)
 
 
-def asked(bundle: FakeBundle = FakeBundle(), /, **sent) -> Ask:
+def asked(bundle: FakeBundle = FakeBundle(), /, **sent) -> Request:
     """The request with these inputs. Prompt and image are sent if `sent` does not have them."""
-    return Ask.read(predict.Predictor.predict, {"prompt": "a red ball", "image": FILE} | sent, bundle)
+    return read_request(predict.Predictor.predict, {"prompt": "a red ball", "image": FILE} | sent, bundle)
 
 
-def laid_out(folder: Path, pictures: Mapping[str, Image.Image], **sent) -> tuple[Ask, Layout]:
+def laid_out(folder: Path, pictures: Mapping[str, Image.Image], **sent) -> tuple[Request, Layout]:
     """The request with these pictures, by their inputs, and other inputs, and its layout."""
     files = {name: cog.Path(folder / f"{name}.png") for name in pictures}
     for name, picture in pictures.items():
         picture.save(files[name])
-    ask = asked(**files, **sent)
-    return ask, lay_out(ask, most_pixels=2**20, most_upscaled=2**22)
+    request = asked(**files, **sent)
+    return request, lay_out(request, most_pixels=2**20, most_upscaled=2**22)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

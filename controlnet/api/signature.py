@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from controlnet.python.called import calls_make
-from controlnet.python.made import Pictures
-from controlnet.python.sent import LoraWeights, Picture
+from controlnet.api.called import calls_make
+from controlnet.api.made import Pictures
+from controlnet.api.sent import LoraWeights, Picture
 
 Conditioner = Literal[
     "canny",
