@@ -318,7 +318,7 @@ def use_threads(threads: int | None, device: torch.device) -> None:
 
 def _make_present(manifest: Manifest, root: Path, in_container: bool) -> None:
     """Check a bundle's files, and in the container fetch what is absent. Raises WeightsError."""
-    layers = [layer for layer in manifest.layers if not layer.embedded]
+    layers = [layer for layer in manifest.manifests if not layer.embedded]
     if in_container and (unlocked := [layer.name for layer in layers if read_lock(layer, root) is None]):
         raise WeightsError(
             f"The container starts with locked weights only, and {unlocked[0]} has no lock: run script/lock-weights "

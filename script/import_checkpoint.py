@@ -102,7 +102,7 @@ def _check_free(wanted: Wanted, root: Path) -> None:
         if "sha256" not in manifest.made or not wanted.replace:
             raise CheckpointError(f"There is a bundle named {wanted.name}: take another, or --replace one of your own.")
         imported = manifest.made.get("parts", [*CHECKPOINT, "scheduler"])
-        files = {file for part in manifest.layers[-1].parts if part.name in imported for file in part.paths}
+        files = {file for part in manifest.manifests[-1].parts if part.name in imported for file in part.paths}
         if added := sorted(_files(folder) - files):
             raise CheckpointError(
                 f"{root.name}/{wanted.name}/{added[0]} was not imported and would be lost: move it elsewhere, or take "

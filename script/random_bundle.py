@@ -48,7 +48,7 @@ def write_bundle(
     manifest = Manifest.read(source)
     left_out = parts_of_others(manifest, conditioners or manifest.conditioners)
     others = manifest.conditioners.keys() - (conditioners or manifest.conditioners)
-    for layer in manifest.layers:
+    for layer in manifest.manifests:
         folder = root / layer.name
         if folder.exists() or root.resolve() == WEIGHTS:
             raise FileExistsError(f"{folder} exists or is for real weights: name another folder.")

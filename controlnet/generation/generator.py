@@ -89,7 +89,7 @@ class Generator:
         with timed("encode"):
             embeddings = self._embeddings(job, base)
         # The nets of all passes together, since any other set would free some of them.
-        nets = dict(zip(job.conditioners, self.controlnets.together(job.conditioners, timed), strict=True))
+        nets = dict(zip(job.conditioners, self.controlnets.prepare(job.conditioners, timed), strict=True))
         with self.speedups.lent(base, nets, job.guided) as models:
             yield from Painting(job, models, embeddings, timed, self.bundle.settings.batch_outputs).pictures(progress)
 

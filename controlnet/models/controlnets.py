@@ -43,7 +43,7 @@ class ControlNets(Mapping[str, ControlNetModel]):
         }
         self._copies: dict[str, ControlNetModel] = {}
 
-    def together(self, names: Sequence[str], timed: Stopwatch | None = None) -> list[ControlNetModel]:
+    def prepare(self, names: Sequence[str], timed: Stopwatch | None = None) -> list[ControlNetModel]:
         """The nets of one request, in the order of `names`. The same name gives the same net.
 
         Copies of other nets are freed first, so memory never holds more copies than one request needs. `timed` records
@@ -63,7 +63,7 @@ class ControlNets(Mapping[str, ControlNetModel]):
         return net.on(self._device) if isinstance(net, Packed) else cast(net, self._dtype)
 
     def __getitem__(self, name: str) -> ControlNetModel:
-        return self.together([name])[0]
+        return self.prepare([name])[0]
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored  # Mapping's own method would make the net ready

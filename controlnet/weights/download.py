@@ -42,7 +42,7 @@ def download(
     are replaced. A new lock is described to `say`; `require_lock` forbids to write one. What is not on the hub
     (embedded and imported files) is only checked. The bundle that it extends comes first. Raises WeightsError.
     """
-    for layer in manifest.layers:
+    for layer in manifest.manifests:
         _download(layer, root, require_lock, progress, say)
 
 
@@ -87,7 +87,7 @@ def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> 
     Only files whose sha256 the hub does not list are fetched for it; they are small. The bundle that it extends keeps
     its own lock. Returns the lock.
     """
-    manifest = manifest.layers[-1]
+    manifest = manifest.manifests[-1]
     if not any(part.repo for part in manifest.parts):
         written = Lock(manifest.name, (), _files_on_disk(manifest, root))
     else:
@@ -99,7 +99,7 @@ def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> 
 
 def describe(lock: Lock, manifest: Manifest, root: Path) -> str:
     """A new lock in words: its size, and which of its files nobody here knew beforehand."""
-    manifest = manifest.layers[-1]
+    manifest = manifest.manifests[-1]
     size, count = sum(file.size for file in lock.files) / 1e9, len(lock.files)
     text = f"{manifest.name}: {count} files, {size:.2f} GB, locked in {root.name}/{lock_path(manifest, root).name}."
     count = sum(len(part.paths) for part in manifest.parts if part.repo)

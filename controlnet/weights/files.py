@@ -33,14 +33,14 @@ def check(manifest: Manifest, root: Path = WEIGHTS) -> None:
 
     Without a lock, an empty file is the only one whose size is known to be wrong.
     """
-    layers = manifest.layers
+    layers = manifest.manifests
     _raise_faults(manifest, root, [(layer, _size_faults(layer, root, read_lock(layer, root))) for layer in layers])
 
 
 def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
     """Raise WeightsError with all faults unless every needed file has the locked size and sha256."""
     faults = []
-    for layer in manifest.layers:
+    for layer in manifest.manifests:
         lock = read_lock(layer, root)
         if lock is None:
             raise WeightsError(

@@ -121,7 +121,7 @@ class Manifest:
         return tuple(path for part in self.needed_parts for path in part.paths)
 
     @property
-    def layers(self) -> "tuple[Manifest, ...]":
+    def manifests(self) -> "tuple[Manifest, ...]":
         """The bundle as one manifest for each folder that has files of it, the base first.
 
         Each has the parts of one folder and a lock of its own; the base's without the parts that are replaced.

@@ -158,7 +158,7 @@ class Plain:
 
     def nets(self, names: Sequence[str]) -> list[ControlNetModel]:
         """The ControlNets of a request."""
-        return self.model.generator.controlnets.together(names)
+        return self.model.generator.controlnets.prepare(names)
 
     @cached_property
     def fast_networks(self) -> dict[str, Any]:

@@ -51,16 +51,16 @@ def test_a_cast_controlnet_keeps_its_config() -> None:
     small = {"block_out_channels": (8, 16), "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "DownBlock2D")}
     stored = {name: ControlNetModel(**small, global_pool_conditions=name == "b").half() for name in ("a", "b")}
     nets = ControlNets(stored, torch.float32)
-    assert [net.config["global_pool_conditions"] for net in nets.together(["a", "b", "a"])] == [False, True, False]
+    assert [net.config["global_pool_conditions"] for net in nets.prepare(["a", "b", "a"])] == [False, True, False]
 
 
 @on_cpu
 def test_memory_holds_the_controlnets_of_one_request_only(nets: ControlNets) -> None:
-    first, second = nets.together(["canny", "scribble"])
-    assert first is not second and nets.together(["scribble", "canny", "scribble"]) == [second, first, second]
+    first, second = nets.prepare(["canny", "scribble"])
+    assert first is not second and nets.prepare(["scribble", "canny", "scribble"]) == [second, first, second]
     gone = weakref.ref(first)
     del first
-    assert nets.together(["scribble"]) == [second], "a net of the last request was cast again"
+    assert nets.prepare(["scribble"]) == [second], "a net of the last request was cast again"
     assert gone() is None, "the copy of a net that no request uses is still held"
 
 
@@ -101,7 +101,7 @@ def test_a_cast_controlnet_shares_no_memory_with_the_stored_one() -> None:
 def test_an_unknown_controlnet_is_a_key_error_and_changes_nothing(nets: ControlNets) -> None:
     held = nets["canny"]
     with pytest.raises(KeyError):
-        nets.together(["canny", "nothing"])
+        nets.prepare(["canny", "nothing"])
     assert nets["canny"] is held
     assert "nothing" not in nets and len(nets) == len(list(nets))
 

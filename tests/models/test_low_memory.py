@@ -182,7 +182,7 @@ def test_only_controlnets_of_the_request_are_moved_and_timed(low: Bundle, monkey
     def moves(*names: str) -> list[str]:
         moved.clear()
         timed.clear()
-        swapping.together(names, Stopwatch(lambda *figure: timed.append(figure)))
+        swapping.prepare(names, Stopwatch(lambda *figure: timed.append(figure)))
         assert [name for name, _ in timed] == ["timing.swap"] * bool(moved)
         assert all(seconds >= 0 for _, seconds in timed)
         return [name for net in moved for name, stored in swapping._stored.items() if stored is net]
@@ -206,14 +206,14 @@ def test_cancelling_a_swap_at_any_point_keeps_controlnets_intact() -> None:
     expected = {name: bits(net) for name, net in small.items()}
     swapping = ControlNets({name: Packed(net, torch.float32) for name, net in small.items()}, torch.float32)
     for instruction in range(1, 100_000):
-        swapping.together(["hed", "canny"])
+        swapping.prepare(["hed", "canny"])
         try:
             with cancelled_at(instruction, controlnets, packed):
-                swapping.together(["canny", "scribble"])  # one stays, one goes, one comes
+                swapping.prepare(["canny", "scribble"])  # one stays, one goes, one comes
         except TooFew:
             break
         names = ["scribble", "hed"] if instruction % 2 else ["canny"]
-        assert [bits(net) for net in swapping.together(names)] == [expected[name] for name in names], instruction
+        assert [bits(net) for net in swapping.prepare(names)] == [expected[name] for name in names], instruction
         assert swapping._copies.keys() == set(names)
         assert all(swapping[name] is not swapping._stored[name].model for name in names), (
             "the net in main memory was moved"
@@ -236,6 +236,6 @@ def test_out_of_memory_in_a_swap_keeps_controlnets_intact(low: Bundle, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to", full)
         with pytest.raises(torch.OutOfMemoryError):
-            swapping.together(["hed", "scribble"])
+            swapping.prepare(["hed", "scribble"])
     assert held not in swapping._copies.values(), "a net that the request did not name was not freed"
     assert bits(swapping["scribble"]) == expected and list(swapping._copies) == ["scribble"]

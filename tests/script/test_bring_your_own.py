@@ -39,7 +39,7 @@ def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch
         for kind, text in BLOCKS:
             if kind == "toml":
                 (root / f"{tomllib.loads(text)['name']}.toml").write_text(text)
-                prepare(Manifest.read(root / f"{tomllib.loads(text)['name']}.toml").layers[-1].parts[0], root, hub)
+                prepare(Manifest.read(root / f"{tomllib.loads(text)['name']}.toml").manifests[-1].parts[0], root, hub)
                 continue
             for command, arguments, environ in commands(text):
                 if command == "predict":

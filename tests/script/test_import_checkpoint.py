@@ -68,7 +68,7 @@ def test_a_checkpoint_becomes_a_bundle_on_its_base(root: Path, models: Path, che
     assert (bundle.defaults.clip_skip, manifest.part("unet").licence) == (2, "MIT")
     assert [part.name for part in manifest.parts if part.bundle == "realistic"] == list(PARTS)
     assert [part.name for part in manifest.parts] == [part.name for part in Manifest.read(root / "sd15.toml").parts]
-    verify(manifest.layers[1], root)
+    verify(manifest.manifests[1], root)
     for part in PARTS:
         assert (bundle.folder(part) / "config.json").read_text() == (models / part / "config.json").read_text()
         assert_same(root / "realistic" / part, models / part)
@@ -207,7 +207,7 @@ def test_a_controlnet_takes_the_place_of_one(root: Path, net: Path, tmp_path: Pa
     assert main([str(file), "--name", "realistic", "--conditioner", "canny"], root) == 0
     assert_same(root / "realistic/controlnet/canny", net)
     bundle = opened(root)
-    verify(bundle.manifest.layers[1], root)
+    verify(bundle.manifest.manifests[1], root)
     assert [part.name for part in bundle.manifest.parts if part.bundle == "realistic"] == ["controlnet/canny"]
     assert picture(bundle) != picture(opened(root, "sd15"))
     assert picture(opened(root), "scribble") == picture(opened(root, "sd15"), "scribble")

@@ -61,14 +61,14 @@ def test_what_is_not_named_is_the_base_s(root: Path) -> None:
 
 
 def test_each_layer_needs_the_files_of_one_folder(root: Path) -> None:
-    below, above = read(root).layers
+    below, above = read(root).manifests
     assert (below.name, below.needed_paths) == ("small", ("annotator/hed/hed.pth",))
     assert below.paths == Manifest.read(root / "small.toml").paths, "the base's lock has all of its files"
     assert (above.name, above.needed_paths) == (
         "own",
         ("unet/config.json", "unet/better.safetensors", "vae/vae.safetensors"),
     )
-    assert [layer.name for layer in Manifest.read(root / "small.toml").layers] == ["small"]
+    assert [layer.name for layer in Manifest.read(root / "small.toml").manifests] == ["small"]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class Graphs:
         """
         return Graphed(network, self, place)
 
-    def run(self, network: nn.Module, given: "Given", place: int = 0, scale: float = 1.0) -> Any:
+    def run(self, network: nn.Module, given: "CallArguments", place: int = 0, scale: float = 1.0) -> Any:
         """The network's result for these arguments, times `scale`."""
         graph = self._graph(network, given, place) if given.fits else None
         if graph is None:
@@ -92,14 +92,14 @@ class Graphs:
             self._free()
         return graph.replay(given.tensors, scale)
 
-    def _graph(self, network: nn.Module, given: "Given", place: int) -> "Captured | None":
+    def _graph(self, network: nn.Module, given: "CallArguments", place: int) -> "Captured | None":
         own, key = self._captured.setdefault(network, {}), (place, given.key)
         graph = own.get(key, self._request)
         if isinstance(graph, int) and graph <= self._request and not self._is_full:
             graph = own[key] = self._capture(network, given)
         return graph if isinstance(graph, Captured) else None
 
-    def _capture(self, network: nn.Module, given: "Given") -> "Captured | int":
+    def _capture(self, network: nn.Module, given: "CallArguments") -> "Captured | int":
         """The graph of a call. If it has to run without one: the number of the request that tries again."""
         name, later = type(network).__name__, f"without for {AGAIN_AFTER} requests"
         try:
@@ -143,12 +143,12 @@ class Graphed:
     def __call__(self, *args: Any, conditioning_scale: float | None = None, **named: Any) -> Any:
         """As the network. A ControlNet's scale is not part of the graph, which would always use the first one."""
         if conditioning_scale is None:
-            return self._graphs.run(self.network, Given(args, named), self._place)
-        given = Given(args, {**named, "conditioning_scale": 1.0})
+            return self._graphs.run(self.network, CallArguments(args, named), self._place)
+        given = CallArguments(args, {**named, "conditioning_scale": 1.0})
         return self._graphs.run(self.network, given, self._place, conditioning_scale)
 
 
-class Given:
+class CallArguments:
     """The arguments of a call, as tensors and the rest."""
 
     def __init__(self, args: Sequence[Any], named: Mapping[str, Any]) -> None:
@@ -214,7 +214,7 @@ class Captured:
     used: int | None = None
     """When it was last replayed, as the number of a call."""
 
-    def __init__(self, network: nn.Module, given: Given, recorder: Recorder) -> None:
+    def __init__(self, network: nn.Module, given: CallArguments, recorder: Recorder) -> None:
         """Raises OutOfMemoryError, and RuntimeError for an operation that cannot be captured."""
         self._inputs = inputs = [tensor.to(recorder.device).clone() for tensor in given.tensors]
         self._sources: list[tuple[weakref.ref[torch.Tensor], int] | None] = [None] * len(inputs)
