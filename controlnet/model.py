@@ -71,7 +71,7 @@ class Model:
 
         width, height = layout.size
         say(f"seed: {ask.seed}")
-        self._say_large(layout.size)
+        self._say_large(layout.canvas.size)
         if loras:
             metrics.put(lora_sha256=[lora.sha256 for lora in loras])
         metrics.put(seed=ask.seed, steps=ask.num_inference_steps, width=width, height=height)
@@ -82,12 +82,12 @@ class Model:
         return Answer(maps if ask.return_control_map else [], poses, allowed)
 
     def _say_large(self, size: tuple[int, int]) -> None:
-        """Say in the log if a picture of this width and height is larger than those that the bundle was trained on."""
+        """Say in the log if a picture of this width and height, not yet enlarged, is above the bundle's size."""
         trained, (width, height) = self.bundle.defaults.resolution, size
         if min(size) > trained:
             say(
-                f"size: {width}×{height} is above the short side of {trained} that {self.bundle.manifest.name} was trained "
-                f"for, so things may blur or repeat: upscale paints a picture of {trained} larger"
+                f"size: {width}×{height} is above the short side of {trained} that {self.bundle.manifest.name} was "
+                f"trained for, so things may blur or repeat: upscale paints a picture of {trained} larger"
             )
 
     def _fetch_loras(self, ask: Ask, timed: Stopwatch) -> tuple[Lora, ...]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from strip import STRIPS, UNCONVINCING
+
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.serving.schema import openapi_schema
@@ -82,6 +84,16 @@ def _description(bundle: Manifest, name: str) -> str:
     return f"{kind.help.rstrip('.')} ({', '.join(sorted(licences)) or 'no weights'})"
 
 
+def strips() -> str:
+    """The strip of each conditioner, with its prompts and the command that makes it."""
+    rows = [
+        f"![{name}](../examples/strip-{name}.jpg)\n\n`{name}`: {'; '.join(prompts)} (`script/make-strip {name}`)."
+        for name, (_, prompts) in STRIPS.items()
+        if name not in UNCONVINCING
+    ]
+    return "\n\n".join(rows)
+
+
 def bundles() -> str:
     """All bundles and what they need."""
     rows = []
@@ -142,6 +154,7 @@ def enlarged() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "conditioners": conditioners,
+    "strips": strips,
     "bundles": bundles,
     "quality": quality,
     "together": together,
