@@ -121,6 +121,7 @@ def middle() -> str:
 
 
 LORA_SCALES = (0, 0.5, 1, -0.5)
+LORA_PROMPT = "a yellow house with a brown roof on grass under a blue sky"
 """Of the strip of examples/night.safetensors."""
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Additional inputs for a conditioner's strip."""
@@ -130,7 +131,7 @@ def night() -> tuple[str, str, list[dict[str, object]]]:
     """The conditioner, the picture and the inputs of the strip that shows a LoRA at several scales."""
     lora = base64.b64encode((EXAMPLES / "night.safetensors").read_bytes()).decode()
     inputs: dict[str, object] = {
-        "prompt": "a yellow house with a brown roof on grass under a blue sky",
+        "prompt": LORA_PROMPT,
         "lora_weights": f"data:application/octet-stream;base64,{lora}",
     }
     return "scribble", "doodle.png", [inputs | {"lora_scale": scale} for scale in LORA_SCALES]

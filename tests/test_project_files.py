@@ -143,8 +143,10 @@ def test_bootstrap_reinstalls_only_after_a_change_or_interruption(clone: Path) -
 
 def test_git_ignores_the_bundles_of_the_examples() -> None:
     """What else they write, tests/product/test_snippets.py sees."""
-    code = "\n".join(block.text for block in blocks("docs/bring-your-own.md"))
-    names = {*re.findall(r"--name (\S+)", code), *re.findall(r'^name = "([a-z0-9-]+)"$', code, re.MULTILINE)}
+    code = [block.text for block in blocks("docs/bring-your-own.md")]
+    names = {
+        name for text in code for found in re.findall(r'--name (\S+)|\Aname = "(.+?)"', text) for name in found
+    } - {""}
     assert {"realistic", "mine"} <= names
     written = [f"weights/{name}.{ending}" for name in names for ending in ("toml", "lock")]
     shown = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True, text=True)
