@@ -22,11 +22,12 @@ def open_model(bundle: str | None = None, *, log: bool = False) -> "OpenModel":
     Raises ManifestError for a bundle that is not known, and WeightsError, with the command that repairs it, if its
     files are missing.
     """
+    from controlnet.settings import Settings
     from controlnet.weights.files import check_chosen
-    from controlnet.weights.manifest import environ_with
 
-    check_chosen(environ_with(bundle))
+    settings = Settings.read(bundle=bundle)
+    check_chosen(settings)
 
     from controlnet.python.opened import OpenModel  # only now, for it imports torch
 
-    return OpenModel(bundle, log=log)
+    return OpenModel(settings, log=log)

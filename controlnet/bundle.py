@@ -3,7 +3,6 @@
 Every bundle loads through this code, the embedded tiny one and the full-size ones alike.
 """
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +16,23 @@ from transformers.utils.logging import disable_progress_bar
 from controlnet.conditioners import BY_NAME
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
-from controlnet.models.attention import asked_attention, use_attention
+from controlnet.models.attention import check_attention, use_attention
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
 from controlnet.models.lora_reader import read_lora
-from controlnet.models.low_memory import LOW_MEMORY, asked_mode, choose_mode, needed_memory
+from controlnet.models.low_memory import LOW_MEMORY, choose_mode, needed_memory
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.models.schedulers import unet_calls
-from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
-from controlnet.speedups import exact_speedups
-from controlnet.speedups.cuda.graphs import asked_graphs, room
-from controlnet.speedups.cuda.kernels import HALVES, asked_kernels
+from controlnet.settings import Settings
+from controlnet.speedups.cuda.graphs import room
+from controlnet.speedups.cuda.kernels import HALVES
 from controlnet.speedups.cuda.trial import TriedKernels, open_kernels
 from controlnet.weights.download import download
-from controlnet.weights.files import DOWNLOAD, check, sha256
+from controlnet.weights.files import check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
@@ -67,21 +65,19 @@ class Bundle:
         device: torch.device,
         dtype: torch.dtype,
         low_memory: bool = False,
-        attention: str = "sdpa",
+        settings: Settings = Settings(),
         kernels: TriedKernels | None = None,
         graphs: bool = False,
     ) -> None:
-        """`attention` is a value of CONTROLNET_ATTENTION (controlnet/models/attention.py).
-
-        `kernels` are those for a GPU (controlnet/speedups/cuda/kernels.py), for which models have their channels last
-        in memory. `graphs`: whether there is room for CUDA graphs (controlnet/speedups/cuda/graphs.py).
+        """`kernels` are those for a GPU (controlnet/speedups/cuda/kernels.py): models then have their channels last in
+        memory. `graphs`: whether there are to be CUDA graphs, and there is room (controlnet/speedups/cuda/graphs.py).
         """
         self.manifest = manifest
         self.root = root
         self.device = device
         self.dtype = dtype
         self.low_memory = low_memory
-        self.attention = attention
+        self.settings = settings
         self.kernels = kernels
         self.graphs = graphs
         self.log = LoadLog(root)
@@ -109,6 +105,14 @@ class Bundle:
 
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return prompt_fault(prompts, clip_skip, self.tokenizer, self._text_layers)
+
+    @property
+    def forbids_unsafe(self) -> bool:
+        return self.settings.forbid_unsafe
+
+    @property
+    def lora_hosts(self) -> Sequence[str]:
+        return self.settings.lora_hosts
 
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         key = scheduler, num_inference_steps, skipped
@@ -198,7 +202,7 @@ class Bundle:
 
     def _with_attention(self, model: Any) -> Any:
         if isinstance(model, UNet2DConditionModel | ControlNetModel):
-            use_attention(model, self.attention)
+            use_attention(model, self.settings.attention)
         return model
 
     def read_ahead(self) -> None:
@@ -263,51 +267,52 @@ class Bundle:
             return LoadedAnnotator(kind, kind.load(self.folder, self.device))
 
 
-def open_bundle(environ: Mapping[str, str] = os.environ, root: Path = WEIGHTS) -> Bundle:
-    """The bundle that the environment chooses, its files checked for presence and size; on the GPU if there is one.
+def open_bundle(settings: Settings | None = None, root: Path = WEIGHTS) -> Bundle:
+    """The bundle that the settings choose, its files checked for presence and size; on the GPU if there is one.
+
+    Without settings, those of the environment are read.
 
     Raises WeightsError with every fault and the command that repairs them. If CONTROLNET_DOWNLOAD is 1, absent weights
-    are fetched first, and an unlocked manifest is refused. Raises PrecisionError, LowMemoryError, AttentionError,
-    and SwitchError for environment variables, before anything is fetched.
+    are fetched first, and an unlocked manifest is refused. Raises SettingsError for environment variables,
+    before anything is fetched.
     """
-    name, reason = choose_bundle(environ, root)
-    manifest = Manifest.read(root / f"{name}.toml", environ)
+    settings = Settings.read() if settings is None else settings
+    name, reason = choose_bundle(settings.bundle, root)
+    manifest = Manifest.read(root / f"{name}.toml", settings.annotators)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, asked = working_dtype(device, environ), asked_mode(environ)
-    attention = asked_attention(device, environ)
-    exact = exact_speedups(environ)
-    kernels, graphs = asked_kernels(environ), asked_graphs(environ)
-    is_on(BATCH_OUTPUTS, environ, default=False)
-    use_threads(manifest.cpu_threads, device, environ)
-    _make_present(manifest, root, in_container=environ.get(DOWNLOAD) == "1")
+    dtype = working_dtype(device, settings.dtype)
+    check_attention(settings.attention, device)
+    if not settings.threads:
+        use_threads(manifest.cpu_threads, device)
+    _make_present(manifest, root, settings.download)
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
     precision = str(dtype).removeprefix("torch.")
     say(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}")
-    low_memory = False
+    low_memory, graphs = False, settings.graphs
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         needed = needed_memory(manifest, root, dtype)
-        low_memory, why = choose_mode(asked, free, needed)
+        low_memory, why = choose_mode(settings.low_memory, free, needed)
         say(why)
         graphs = graphs and not low_memory
         if graphs and free - needed < room(dtype):
             say(f"no CUDA graphs, which would need {room(dtype) / 1e9:.1f} GB more, so requests take longer")
             graphs = False
-    elif asked:
+    elif settings.low_memory:
         say(f"{LOW_MEMORY}=1 changes nothing without a GPU: ControlNets stay in their files until used")
-    # Without the exact speedups every layer runs as diffusers runs it.
-    fits = device.type == "cuda" and dtype in HALVES and exact
-    tried = open_kernels(device, dtype) if kernels and fits else None
-    return Bundle(manifest, root, device, dtype, low_memory, attention, tried, graphs)
+    # Without the speedups every layer runs as diffusers runs it.
+    fits = device.type == "cuda" and dtype in HALVES and settings.speedups
+    kernels = open_kernels(device, dtype) if settings.kernels and fits else None
+    return Bundle(manifest, root, device, dtype, low_memory, settings, kernels, graphs)
 
 
-def use_threads(threads: int | None, device: torch.device, environ: Mapping[str, str]) -> None:
-    """Let PyTorch use no more than `threads` threads if it computes on the CPU, unless OMP_NUM_THREADS is set.
+def use_threads(threads: int | None, device: torch.device) -> None:
+    """Let PyTorch use no more than `threads` threads if it computes on the CPU.
 
     The sums in a picture depend on the number of threads, so a bundle that fixes it gives the same bytes on any
     number of cores.
     """
-    if threads and device.type == "cpu" and not environ.get("OMP_NUM_THREADS"):
+    if threads and device.type == "cpu":
         torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 

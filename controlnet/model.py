@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -13,12 +14,13 @@ from controlnet.generation.safety import open_safety_checker, withhold
 from controlnet.log import say
 from controlnet.maps.cache import MapCache
 from controlnet.maps.controls import Control, draw_controls, found_poses
+from controlnet.models.lora import check_fit
 from controlnet.pictures.canvas import lay_out
 from controlnet.request.ask import Ask
 from controlnet.request.literal import literal_marks
 from controlnet.stopwatch import Stopwatch
-from controlnet.weights.lora_cache import LoraCache
-from controlnet.weights.lora_files import Lora, LoraError
+from controlnet.weights.lora_files import Lora
+from controlnet.weights.lora_store import LoraStore
 
 Record = Callable[[str, Any], None]
 """Takes the name and the value of one metric, like Cog's record_metric."""
@@ -45,7 +47,7 @@ class Model:
         self.generator = Generator(bundle)
         self.annotators = bundle.annotators()
         self.maps = MapCache()
-        self.loras = LoraCache()
+        self.loras = LoraStore(bundle.settings)
         self.safety_checker = open_safety_checker(bundle)
         bundle.log.summarise()
         self.generator.warm_up()
@@ -92,14 +94,10 @@ class Model:
 
     def _fetch_loras(self, ask: Ask, timed: Stopwatch) -> tuple[Lora, ...]:
         """The files of the request's LoRAs. Raises LoraError, which names the input."""
-        fetched = []
+        check, fetched = partial(check_fit, self.generator.base), []
         for asked in ask.loras:
-            try:
-                with timed("lora_fetch"):
-                    file, digest = self.loras.fetch(asked.source, asked.name)
-            except LoraError as error:
-                raise type(error)(f"{asked.name}: {error}") from error
-            fetched.append(Lora(file, digest, asked.scale, asked.name, str(asked.source)))
+            with timed("lora_fetch"):
+                fetched.append(self.loras.fetch(asked.source, asked.name, asked.scale, check))
         return tuple(fetched)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from controlnet.serving.output_files import decode_data_url
+from controlnet.serving.api import decode_data_url
 from controlnet.serving.server import Server
 from controlnet.weights.manifest import BUNDLE
 from tinyworld.sheets import square

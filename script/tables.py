@@ -1,7 +1,11 @@
 """script/write-tables: the tables in docs/ and the README, made from predict.py, controlnet/ and weights/*.toml."""
 
+import ast
+import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from strip import STRIPS, UNCONVINCING
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.serving.schema import openapi_schema
-from controlnet.weights.entries import choice_variable
+from controlnet.settings import Settings, variable_of
 from controlnet.weights.manifest import WEIGHTS, Manifest, bundle_names
 
 BUNDLES = [name for name in bundle_names() if Manifest.read(WEIGHTS / f"{name}.toml").base is None]
@@ -74,7 +78,7 @@ def _annotator(bundle: Manifest, conditioner: str) -> str:
         return "not in this bundle"
     drawn = _description(bundle, entry.annotator)
     others = entry.others.items()
-    variable = choice_variable(conditioner)
+    variable = variable_of(conditioner)
     return "; ".join([drawn, *(f"with `{variable}={word}`: {_description(bundle, kind)}" for word, kind in others)])
 
 
@@ -151,6 +155,22 @@ def enlarged() -> str:
     return table(("`upscale_strength`", *head), rows)
 
 
+def settings() -> str:
+    """The environment variables, with what controlnet/settings.py says below each."""
+    (declared,) = (node for node in ast.parse(inspect.getsource(Settings)).body if isinstance(node, ast.ClassDef))
+    said = {
+        ast.unparse(above.target): inspect.cleandoc(ast.literal_eval(below.value)).replace("\n", " ")
+        for above, below in itertools.pairwise(declared.body)
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    rows = [
+        (f"`{each.metadata['variable']}`", each.metadata["values"], each.metadata["usual"], said[each.name])
+        for each in fields(Settings)
+        if each.metadata
+    ]
+    return table(("variable", "values", "if unset", "what it does"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "conditioners": conditioners,
@@ -159,6 +179,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "together": together,
     "enlarged": enlarged,
+    "settings": settings,
 }
 
 

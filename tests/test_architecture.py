@@ -13,21 +13,23 @@ PACKAGE = ROOT / "controlnet"
 LEAVES = {"conditioners", "errors", "log", "startup", "stopwatch", "transient"}
 """They import nothing of ours."""
 MAY_IMPORT: dict[str, set[str]] = {
-    "weights": {"log", "transient"},
-    "models": {"weights", "stopwatch", "log"},
+    "settings": {"conditioners"},
+    "weights": {"settings", "log", "transient"},
+    "models": {"settings", "weights", "stopwatch", "log"},
     "request": {"conditioners", "weights"},
     "pictures": {"request", "conditioners", "log"},
     "maps": {"pictures", "request", "models", "conditioners"},
     "speedups": {"models", "log"},
-    "bundle": {"speedups", "maps", "request", "models", "conditioners", "weights", "log"},
+    "bundle": {"settings", "speedups", "maps", "request", "models", "conditioners", "weights", "log"},
     "generation": {
         *{"bundle", "maps", "pictures", "request", "models", "speedups"},
         *{"conditioners", "weights", "stopwatch", "log"},
     },
-    "model": {"bundle", "generation", "maps", "pictures", "request", "weights", "stopwatch", "log"},
-    "python": {"model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
-    "serving": {"weights"},
-    "batch": {"python", "serving", "weights", "transient"},
+    "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},
+    "python": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
+    "serving": {"settings", "weights"},
+    "command": {"settings", "python", "serving", "weights", "startup"},
+    "batch": {"settings", "python", "serving", "weights", "transient"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -105,7 +107,7 @@ def test_every_folder_has_its_place_without_circles() -> None:
     assert names == {
         "typing.TYPE_CHECKING",
         "controlnet.weights.files.check_chosen",
-        "controlnet.weights.manifest.environ_with",
+        "controlnet.settings.Settings",
         "controlnet.python.opened.OpenModel",
     }
     settled: set[str] = set()

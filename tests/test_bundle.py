@@ -19,13 +19,9 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
 from controlnet.maps.annotators import knobs_of
 from controlnet.models.loading import WeightsMismatch, load_pretrained
-from controlnet.models.switch import BATCH_OUTPUTS, SwitchError
 from controlnet.request.ask import Ask
 from controlnet.request.combinations import RequestError
-from controlnet.speedups import EXACT
-from controlnet.speedups.cuda.graphs import GRAPHS
-from controlnet.speedups.cuda.kernels import KERNELS
-from controlnet.weights.files import DOWNLOAD
+from controlnet.settings import Settings
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
@@ -39,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle(root: Path) -> Bundle:
-    return open_bundle({"CONTROLNET_BUNDLE": "small"}, root)
+    return open_bundle(Settings(bundle="small"), root)
 
 
 def copy_of(bundle: Bundle, folder: Path) -> Bundle:
@@ -158,7 +154,7 @@ def test_missing_files_are_named_at_once_with_the_repair(root: Path, tmp_path: P
     for file in ("unet/config.json", "vae/config.json"):
         (tmp_path / "weights/small" / file).unlink()
     with pytest.raises(WeightsError, match=r"(?s)unet/config.json: missing.*vae/config.json: missing.*Repair: "):
-        open_bundle({"CONTROLNET_BUNDLE": "small"}, tmp_path / "weights")
+        open_bundle(Settings(bundle="small"), tmp_path / "weights")
 
 
 def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monkeypatch) -> None:
@@ -166,15 +162,15 @@ def test_the_container_refuses_to_fetch_an_unlocked_bundle(tmp_path: Path, monke
     shutil.copy(manifest, tmp_path / "sd15.toml")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(WeightsError, match="script/lock-weights sd15"):
-        open_bundle({"CONTROLNET_BUNDLE": "sd15", DOWNLOAD: "1"}, tmp_path)
+        open_bundle(Settings(bundle="sd15", download=True), tmp_path)
     for path in Manifest.read(manifest).paths:  # also if files of unknown content are there
         (tmp_path / "sd15" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sd15" / path).write_bytes(b"x")
     with pytest.raises(WeightsError, match="script/lock-weights sd15"):
-        open_bundle({"CONTROLNET_BUNDLE": "sd15", DOWNLOAD: "1"}, tmp_path)
+        open_bundle(Settings(bundle="sd15", download=True), tmp_path)
     shutil.rmtree(tmp_path / "sd15")
     with pytest.raises(WeightsError, match="script/download-weights sd15"):
-        open_bundle({"CONTROLNET_BUNDLE": "sd15"}, tmp_path)
+        open_bundle(Settings(bundle="sd15"), tmp_path)
 
 
 def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
@@ -204,7 +200,7 @@ def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
 
 def test_an_unknown_bundle_is_refused_with_the_known_names(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no bundle named 'large'.*small"):
-        open_bundle({"CONTROLNET_BUNDLE": "large"}, root)
+        open_bundle(Settings(bundle="large"), root)
 
 
 def test_the_small_test_bundle_has_tinys_manifest(root: Path) -> None:
@@ -216,7 +212,7 @@ def test_the_small_test_bundle_has_tinys_manifest(root: Path) -> None:
     ("cmu", "openpose_cmu"), ("dwpose", "openpose_dwpose"), ("", "openpose"),
 ])  # fmt: skip
 def test_a_chosen_annotator_replaces_the_first(value: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    manifest = Manifest.read(WEIGHTS / "sd15.toml", {"CONTROLNET_OPENPOSE": value})
+    manifest = Manifest.read(WEIGHTS / "sd15.toml", {"openpose": value})
     bundle = Bundle(manifest, WEIGHTS, torch.device("cpu"), torch.float32)
     monkeypatch.setattr(bundle, "_annotator", lambda name: name)
     assert bundle.annotators()["openpose"] == kind
@@ -228,11 +224,3 @@ def test_a_chosen_annotator_replaces_the_first(value: str, kind: str, monkeypatc
     assert capsys.readouterr().out == said and ("non-commercial" in said) == bool(value)
     read = [str(file.relative_to(WEIGHTS / "sd15")) for file in bundle.files()]
     assert read == list(manifest.needed_paths)
-
-
-@pytest.mark.parametrize("name", [GRAPHS, KERNELS, EXACT, BATCH_OUTPUTS])
-def test_a_switch_with_another_value_is_refused_before_anything_is_fetched(name: str, tmp_path: Path) -> None:
-    """There are no weights in this folder: looking for them would be another error."""
-    shutil.copy(WEIGHTS / "tiny.toml", tmp_path)
-    with pytest.raises(SwitchError, match=f"{name}: expected 1 .*got 'on'"):
-        open_bundle({"CONTROLNET_BUNDLE": "tiny", name: "on"}, tmp_path)

@@ -34,7 +34,7 @@ def test_scripts_parse_and_are_executable(script: Path) -> None:
 
 PYTHON_SCRIPTS = [script for script in SCRIPTS if "exec python" in script.read_text()]
 WITHOUT_ARGUMENTS = {"make-strip", "write-signature", "write-tables"}
-TAKES_PATHS = {"batch", "make-random-bundle", "setup", "full-size", "predict"}
+TAKES_PATHS = {"batch", "make-random-bundle", "setup", "predict"}
 """Scripts whose paths are relative to the caller's folder."""
 
 

@@ -171,7 +171,7 @@ def test_push_with_the_interface_of_another_model(tmp_path: Path) -> None:
     """Everything but the predictor is that of cog.yaml, and the file is gone afterwards."""
     result = pushed(tmp_path, "--interface", "jagilley-canny", "r8.im/owner/model")
     assert "push --file cog-jagilley-canny.yaml r8.im/owner/model" in result.stdout
-    assert 'predict: "interfaces/jagilley_canny.py:Predictor"' in result.stdout
+    assert 'predict: "interfaces/jagilley.py:Canny"' in result.stdout
     assert not list(tmp_path.glob("cog-*.yaml"))
     wrong = pushed(tmp_path, "--interface", "jagilley")
     assert wrong.returncode == 1

@@ -16,7 +16,8 @@ from PIL import Image
 from controlnet.bundle import open_bundle
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
-from controlnet.weights.manifest import BUNDLE, WEIGHTS, Manifest
+from controlnet.settings import Settings
+from controlnet.weights.manifest import WEIGHTS, Manifest
 from tinyworld.cases import held_out, shows_people
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS
@@ -42,7 +43,7 @@ def test_every_conditioner_with_a_reading_is_measured() -> None:
 @cache
 def world() -> SimpleNamespace:
     """The bundle, and noisy latents of held-out scenes with the correct prediction for them."""
-    bundle = open_bundle({BUNDLE: "tiny"})
+    bundle = open_bundle(Settings(bundle="tiny"))
     base, cases = bundle.base(), list(islice(held_out(128, shows_people), COUNT))
     generator = torch.Generator().manual_seed(0)
     pixels = torch.from_numpy(np.stack([case.sample.picture for case in cases])).permute(0, 3, 1, 2) / 127.5 - 1

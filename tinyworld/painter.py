@@ -11,7 +11,8 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.maps.drawing import draw_control_map
-from controlnet.weights.manifest import BUNDLE, WEIGHTS
+from controlnet.settings import Settings
+from controlnet.weights.manifest import WEIGHTS
 from tinyworld.cases import Case
 from tinyworld.hints import HINTS, draw_from_truth
 
@@ -24,7 +25,7 @@ class Painter:
 
         `go_fast`: in few steps, as a request with go_fast. Raises ValueError if the bundle has no LoRA for it.
         """
-        self.bundle = open_bundle({BUNDLE: bundle_name}, weights)
+        self.bundle = open_bundle(Settings(bundle=bundle_name), weights)
         self.generator = Generator(self.bundle)
         self.annotators = self.bundle.annotators()
         self.maps = maps

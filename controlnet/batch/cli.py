@@ -10,6 +10,7 @@ from controlnet.batch.jobs import Batch, BatchError, read_jobs
 from controlnet.batch.leader import RayLost, lead
 from controlnet.serving.arguments import typed_value
 from controlnet.serving.schema import openapi_schema
+from controlnet.settings import Settings
 from controlnet.weights.files import check
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, choose_bundle
@@ -63,7 +64,7 @@ def _positive(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     schemas = openapi_schema((ROOT / "predict.py").read_text("utf-8"))["components"]["schemas"]
-    bundle, reason = choose_bundle(os.environ)
+    bundle, reason = choose_bundle(Settings.read().bundle)
     if reason:
         print(f"bundle {bundle}: {reason}", file=sys.stderr)
     manifest = Manifest.read(WEIGHTS / f"{bundle}.toml")

@@ -10,6 +10,7 @@ from typing import Any
 
 from controlnet.batch.folder import DONE, FAILED, PICTURES, URI, Folder, FolderError, read_file
 from controlnet.python.sent import FETCHED, MOST_BYTES
+from controlnet.settings import Settings
 from controlnet.transient import Transient
 
 
@@ -21,7 +22,7 @@ class Worker:
         from controlnet.python.opened import OpenModel  # only here, for it imports torch, which the driver does without
 
         self.folder, self.files, self.stopped = Folder(out), files, stopped
-        self.model = OpenModel(bundle)
+        self.model = OpenModel(Settings.read(bundle=bundle))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make the files of a job and then its record, unless the record is there. Returns how it ended."""

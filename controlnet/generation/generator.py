@@ -5,9 +5,7 @@ those that it would get again. The pictures are painted by painting.py. What mak
 controlnet/speedups.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -19,7 +17,6 @@ from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_p
 from controlnet.log import say
 from controlnet.maps.controls import Control
 from controlnet.models.lora import AdaptedBase, Base
-from controlnet.models.switch import BATCH_OUTPUTS, is_on
 from controlnet.pictures.geometry import SMALLEST
 from controlnet.speedups import Speedups
 from controlnet.stopwatch import Stopwatch
@@ -29,13 +26,11 @@ from controlnet.weights.lora_files import LoraError
 class Generator:
     """Generates pictures with a bundle's base model and ControlNets, loaded once and shared by all requests."""
 
-    def __init__(self, bundle: Bundle, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises SwitchError for a value of an environment variable that is not 1 or 0."""
-        self.together = is_on(BATCH_OUTPUTS, environ, default=False)
+    def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
-        self.speedups = Speedups.chosen(self.base["unet"].device, environ, bundle.graphs)
+        self.speedups = Speedups(self.base["unet"].device, bundle.settings.speedups, bundle.graphs)
         self._adapted = AdaptedBase(self.base)
         self._fast_lora = bundle.fast_lora(self.base["unet"].config.cross_attention_dim)
         self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
@@ -96,7 +91,7 @@ class Generator:
         # The nets of all passes together, since any other set would free some of them.
         nets = dict(zip(job.conditioners, self.controlnets.together(job.conditioners, timed), strict=True))
         with self.speedups.lent(base, nets, job.guided) as models:
-            yield from Painting(job, models, embeddings, timed, self.together).pictures(progress)
+            yield from Painting(job, models, embeddings, timed, self.bundle.settings.batch_outputs).pictures(progress)
 
     def _base(self, job: Job, timed: Stopwatch) -> Base:
         """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""
@@ -109,5 +104,4 @@ class Generator:
     def _embeddings(self, job: Job, base: Base) -> Embeddings:
         if base is self.base:
             return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
-        models: Any = base["tokenizer"], base["text_encoder"]
-        return encode_prompts(job.prompt, job.negative_prompt, *models, job.clip_skip)
+        return encode_prompts(job.prompt, job.negative_prompt, base["tokenizer"], base["text_encoder"], job.clip_skip)

@@ -15,7 +15,7 @@ class _OnOneDevice:
     """All models of a pipeline are on one device here, and nothing moves them while it runs.
 
     To know where it computes, diffusers asks every module for hooks that would move it. With the models of sd15, this
-    takes 7 ms for each picture (docs/speed.md).
+    takes 7 ms for each picture.
     """
 
     text_encoder: Any

@@ -32,13 +32,18 @@ class LogLines:
         sys.stderr.flush()
 
 
+class _Bar(tqdm):
+    def __del__(self) -> None:
+        """Not closed, since PictureBar closes it. One that a cancellation has left half made cannot be."""
+
+
 class PictureBar:
     """The bar of one picture, over all its passes: each of a pipeline's own bars moves it on."""
 
     def __init__(self, name: str, total: int, shown: bool) -> None:
         # The name comes after the bar, because replicate's clients read progress from lines that begin with the
         # percentage.
-        self._bar = tqdm(total=total, postfix=name, leave=True, disable=not shown, file=LogLines())
+        self._bar = _Bar(total=total, postfix=name, leave=True, disable=not shown, file=LogLines())
 
     def __enter__(self) -> "PictureBar":
         return self

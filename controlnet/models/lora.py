@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors import safe_open
 
+from controlnet.models.lora_fit import fit_fault
 from controlnet.models.lora_reader import NETWORKS, layer_of, read_lora
 from controlnet.models.lora_strength import Strength, header_strengths
 from controlnet.models.packed import tensors_of, with_tensors
@@ -27,7 +28,6 @@ from controlnet.weights.lora_files import Header, Lora, LoraError, Reading
 Base = Mapping[str, Any]
 """The base model's parts, by the names that diffusers' pipelines give them."""
 _ADAPTER = "of_the_request"
-_ADVICE = "Send a LoRA that was made for this kind of model."
 
 
 class AdaptedBase:
@@ -61,13 +61,23 @@ def adapted(base: Base, loras: Sequence[Lora]) -> Base:
     """A base with `loras`, whose networks share all unchanged tensors with those of `base`. Raises LoraError."""
     networks = {name: _copy(base[name]) for name in NETWORKS}
     for lora in loras:
-        header, reading = read_lora(lora, base["unet"].config.cross_attention_dim)
-        parts = [_Part(lora, header, reading, name, networks[name]) for name in NETWORKS if reading.tensors[name]]
-        _attach(lora, parts)
-        tensors = load_file(lora.file)
-        for part in parts:
-            part.merge(tensors)
+        for part in _fitting(lora, networks):
+            part.attach()
+            part.merge()
     return {**base, **networks}
+
+
+def check_fit(base: Base, lora: Lora) -> None:
+    """Raise LoraError unless all of a file would act on this base. Reads its header alone."""
+    _fitting(lora, base)
+
+
+def _fitting(lora: Lora, networks: Mapping[str, Any]) -> "list[_Part]":
+    """What a LoRA does to each network. Raises LoraError unless each of its tensors has its place there."""
+    header, reading = read_lora(lora, networks["unet"].config.cross_attention_dim)
+    if fault := fit_fault(header, reading, networks):
+        raise LoraError(f"{lora.name}: {fault}")
+    return [_Part(lora, header, reading, name, networks[name]) for name in NETWORKS if reading.tensors[name]]
 
 
 def _copy(network: Any) -> Any:
@@ -95,11 +105,8 @@ class _Part:
         """Those that it changes, by their names in the network."""
         return {layer_of(name) for name in self.shapes}
 
-    def attach(self) -> set[str]:
-        """Let peft add the LoRA's layers, without numbers. Returns those that are not as the file has them.
-
-        Raises ValueError, and what else peft raises, if the network has no such layers.
-        """
+    def attach(self) -> None:
+        """Let peft add the LoRA's layers, without numbers."""
         usual = Counter(self.ranks.values()).most_common(1)[0][0]
         config = LoraConfig(
             r=usual,
@@ -112,26 +119,16 @@ class _Part:
         )
         names: Any = self.shapes  # peft looks at names alone
         inject_adapter_in_model(config, self.network, _ADAPTER, low_cpu_mem_usage=True, state_dict=names)
-        # A DoRA's magnitudes are with and without the ending.
-        given = {name.removesuffix(".weight"): shape for name, shape in self.shapes.items()}
-        made = {
-            name.replace(f".{_ADAPTER}", "").removesuffix(".weight"): tuple(tensor.shape)
-            for name, tensor in self.network.state_dict().items()
-            if f".{_ADAPTER}" in name
-        }
-        return {layer_of(name) for name, _ in made.items() ^ given.items()}
 
-    def merge(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Add what the layers compute to the weights, and remove these layers. Raises LoraError.
-
-        `tensors` are those of the file, by their names there.
-        """
-        # In float32, because peft computes the products in the precision of the file.
-        own = {peft: tensors[of].float() for peft, of in self.names.items()}
+    def merge(self) -> None:
+        """Add what the layers compute to the weights, and remove these layers. Raises LoraError."""
+        with safe_open(self.lora.file, "pt") as opened:
+            # In float32, because peft computes the products in the precision of the file.
+            own = {peft: opened.get_tensor(of).float() for peft, of in self.names.items()}
+            alphas = {layer: Strength(float(opened.get_tensor(of))) for layer, of in self.alphas.items()}
         set_peft_model_state_dict(self.network, own, _ADAPTER, low_cpu_mem_usage=True)
-        strengths = self.strengths | {layer: Strength(float(tensors[of].float())) for layer, of in self.alphas.items()}
         try:
-            for name, strength in strengths.items():
+            for name, strength in (self.strengths | alphas).items():
                 layer = self.network.get_submodule(name)
                 layer.lora_alpha[_ADAPTER], layer.use_rslora[_ADAPTER] = strength.alpha, strength.stabilized
                 layer.set_scale(_ADAPTER, self.lora.scale)
@@ -142,14 +139,3 @@ class _Part:
             raise LoraError(message) from error
         recurse_remove_peft_layers(self.network)
         del self.network.peft_config
-
-
-def _attach(lora: Lora, parts: Sequence[_Part]) -> None:
-    """Let peft add the LoRA's layers to its networks. Raises LoraError unless each tensor has its place."""
-    try:
-        unfit = [part.attach() for part in parts]
-    except (ValueError, KeyError, RuntimeError, IndexError) as error:
-        raise LoraError(f"{lora.name}: its layers do not fit this base model. {_ADVICE}") from error
-    found = sum(len(part.layers) for part in parts)
-    if wrong := sum(map(len, unfit)):
-        raise LoraError(f"{lora.name}: only {found - wrong} of its {found} layers fit this base model. {_ADVICE}")

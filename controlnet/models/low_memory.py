@@ -5,19 +5,16 @@ is estimated from its files and from the largest picture that it allows. For sd1
 of 24 GB holds everything, and a smaller one gets low-memory mode.
 """
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from controlnet.models.loading import stored_dtype
+from controlnet.settings import Settings
 from controlnet.weights.files import TENSOR_FILES
 from controlnet.weights.manifest import Manifest
 
-LOW_MEMORY = "CONTROLNET_LOW_MEMORY"
-"""Environment variable: 1 turns low-memory mode on, 0 turns it off. If unset or empty, the free memory decides."""
-_CHOICES = {"": None, "1": True, "0": False}
+LOW_MEMORY = Settings.variable("low_memory")
 
 ACTIVATIONS = 768
 """The most numbers held at once per pixel of the picture, in the working precision.
@@ -27,20 +24,6 @@ by adding up live tensors. A step of UNet and ControlNet with guidance holds 338
 """
 LIBRARIES = 1_000_000_000
 """Bytes that CUDA's libraries take for kernels and workspaces, in addition to weights and activations."""
-
-
-class LowMemoryError(ValueError):
-    """CONTROLNET_LOW_MEMORY is set to something other than 1 or 0."""
-
-
-def asked_mode(environ: Mapping[str, str] = os.environ) -> bool | None:
-    """Whether CONTROLNET_LOW_MEMORY turns the mode on or off. None means it is not set. Raises LowMemoryError."""
-    value = environ.get(LOW_MEMORY, "")
-    if value not in _CHOICES:
-        raise LowMemoryError(
-            f"{LOW_MEMORY}: expected 1 (on), 0 (off) or nothing (the free memory decides), got {value!r}."
-        )
-    return _CHOICES[value]
 
 
 def choose_mode(asked: bool | None, free: int, needed: int) -> tuple[bool, str]:

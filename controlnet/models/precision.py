@@ -1,21 +1,15 @@
 """The precision of the base model, the ControlNets and the safety checker. Annotators always work in float32."""
 
-import os
-from collections.abc import Mapping
-
 import torch
 
-DTYPE = "CONTROLNET_DTYPE"
-"""Environment variable: fp16, bf16 or fp32. If unset or empty, working_dtype() chooses."""
+from controlnet.settings import Settings, SettingsError
+
+DTYPE = Settings.variable("dtype")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class PrecisionError(ValueError):
-    """CONTROLNET_DTYPE is not the name of a precision, or the GPU does not have that precision."""
-
-
-def working_dtype(device: torch.device, environ: Mapping[str, str] = os.environ) -> torch.dtype:
-    """fp16 on a GPU and fp32 on a CPU, unless CONTROLNET_DTYPE says otherwise. Raises PrecisionError.
+def working_dtype(device: torch.device, name: str = "") -> torch.dtype:
+    """fp16 on a GPU and fp32 on a CPU, unless `name` says otherwise (Settings.dtype). Raises SettingsError.
 
     bf16 is never the default. It is as large as fp16 and, on a GPU that has it (compute capability 8.0 or later), as
     fast, so the choice depends on the model only. Stable Diffusion 1.5 and its ControlNets are published in fp16 and
@@ -26,14 +20,11 @@ def working_dtype(device: torch.device, environ: Mapping[str, str] = os.environ)
     A CPU without instructions for half precision is slow in it. GTX 16 cards may give NaN in fp16 (PyTorch issue
     77955), which is an error then. They need CONTROLNET_DTYPE=fp32.
     """
-    name = environ.get(DTYPE)
     if not name:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise PrecisionError(f"{DTYPE}: expected {', '.join(DTYPES)} or nothing, got {name!r}.")
     # On an older card PyTorch emulates bf16, which takes more time and memory than fp32.
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise PrecisionError(
+        raise SettingsError(
             f"{DTYPE}=bf16: this GPU does not support bf16, which needs compute capability 8.0. Use fp16."
         )
     return DTYPES[name]

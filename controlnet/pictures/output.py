@@ -41,7 +41,7 @@ class _Format:
 # 10% larger. Lossless WebP with method 1 takes 35 ms instead of 120 ms, and the file is 6% larger.
 _PNG = {"compress_level": 1}
 _WEBP_MAP = {"lossless": True, "method": 1, "quality": 20}
-# For a picture at quality 80, method 2 takes 9 ms instead of 21 ms by default. The file is 4% larger (docs/speed.md).
+# For a picture at quality 80, method 2 takes 9 ms instead of 21 ms by default. The file is 4% larger.
 _WEBP = {"method": 2}
 OUTPUT_FORMATS = {
     "webp": _Format("WEBP", lambda quality: _WEBP_MAP, lambda quality: _WEBP | {"quality": quality}),

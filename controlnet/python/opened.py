@@ -23,7 +23,7 @@ from controlnet.python.turns import Turns
 from controlnet.request.ask import Ask
 from controlnet.request.inputs import InputError, file_inputs
 from controlnet.request.loras import LORA_INPUTS
-from controlnet.weights.manifest import environ_with
+from controlnet.settings import Settings
 
 
 class Closed(RuntimeError):
@@ -37,14 +37,13 @@ class OpenModel(Signature):
     `with` block.
     """
 
-    def __init__(self, bundle: str | None = None, *, log: bool = False) -> None:
+    def __init__(self, settings: Settings, *, log: bool = False) -> None:
         """Load the bundle: see controlnet.open_model."""
-        environ = environ_with(bundle)
         self._predict = declared_predict()
         self._log = log
         self._turns = Turns()
         with silence(not log):
-            self._model: Model | None = Model(open_bundle(environ))
+            self._model: Model | None = Model(open_bundle(settings))
         manifest = self._model.bundle.manifest
         self.bundle: str = manifest.name
         """The bundle's name."""

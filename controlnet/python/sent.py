@@ -13,8 +13,8 @@ from PIL import Image
 from controlnet.pictures.temporary import MOST_DOWNLOADED as MOST_BYTES
 from controlnet.request.inputs import HALVED, HALVES, InputError
 from controlnet.transient import Transient
+from controlnet.weights.lora_files import MOST_BYTES as MOST_BYTES_OF_LORA
 from controlnet.weights.lora_files import shown
-from controlnet.weights.lora_sources import MOST_BYTES as MOST_BYTES_OF_LORA
 
 LoraWeights = str | os.PathLike[str]
 """A text as lora_weights takes it, or a path object."""

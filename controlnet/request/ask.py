@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ class Ask:
         # First without reading a pose_json and LoRAs, which may be among the ignored inputs.
         ignored = find_ignored(_fill(inputs, declared, bundle, lambda text: NOBODY, lambda text: NOWHERE), bundle)
         inputs |= {name: declared[name] for each in ignored for name in each.names}
-        ask = replace(_fill(inputs, declared, bundle, read_poses, read_source), ignored=ignored)
+        read_lora = partial(read_source, hosts=bundle.lora_hosts)
+        ask = replace(_fill(inputs, declared, bundle, read_poses, read_lora), ignored=ignored)
         check_combinations(ask, bundle)
         return ask
 

@@ -37,6 +37,16 @@ class BundleFacts(Protocol):
         """A sentence that says why the text encoder cannot read these prompts at this clip_skip; None if it can."""
         ...
 
+    @property
+    def forbids_unsafe(self) -> bool:
+        """Whether requests that skip the safety checker are refused: whoever runs the container decides."""
+        ...
+
+    @property
+    def lora_hosts(self) -> Sequence[str]:
+        """Where LoRAs may be fetched from, as Settings.lora_hosts."""
+        ...
+
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         """How often the UNet is called. Some samplers call it more than once for each of the steps asked for.
 

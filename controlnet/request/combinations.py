@@ -6,7 +6,6 @@ rule runs before any picture is opened.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:  # ask.py runs the rules, and so imports this module
 
 DISTILLED, DISTILLED_STEPS = ("LCM", "TCD"), 50
 """Samplers for models that were distilled to few steps, and of how many steps theirs are a choice in diffusers."""
-FORBID_UNSAFE = "CONTROLNET_FORBID_UNSAFE"
-"""Environment variable of the container: if it is 1, no request may skip the safety checker."""
 
 
 class RequestError(ValueError):
@@ -212,9 +209,7 @@ def _upscale(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
 
 def _safety(ask: "Ask", bundle: BundleFacts) -> Iterator[str]:
     """Whoever runs the container decides. The request would be served with a checker that it asks to skip."""
-    # Every value but an explicit "no" forbids it, so a typing error cannot switch the checker off.
-    forbidden = os.environ.get(FORBID_UNSAFE, "").lower() not in ("", "0", "false", "no")
-    if ask.disable_safety_checker and forbidden:
+    if ask.disable_safety_checker and bundle.forbids_unsafe:
         yield "disable_safety_checker is not allowed here: leave it out or send false."
 
 

@@ -1,1 +1,1 @@
-"""Cog's HTTP server without Docker: the schema it needs, the server process, and the command-line client."""
+"""Cog's HTTP server without Docker: the schema it needs, the server process, and how a client asks it."""

@@ -1,11 +1,15 @@
 """The HTTP interface of Cog's server, as a client uses it: https://cog.run/http."""
 
+import base64
 import http.client
 import json
+import mimetypes
 import re
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +23,8 @@ EMPTY = {"input": {}}
 """The body of a request that starts no prediction, because a prompt is required."""
 QUESTION_SECONDS = 10
 """How long a server may take to answer anything but a prediction."""
+FETCH_SECONDS = 60
+"""How long a server of uploaded files may be silent."""
 
 Json = dict[str, Any]
 FAILURES = (OSError, http.client.HTTPException)
@@ -201,3 +207,30 @@ def describe_faults(answer: Any) -> list[str]:
     """Return a readable line for each fault in the body of a 422 response."""
     faults = answer["detail"] if isinstance(answer, dict) and "detail" in answer else []
     return [f"{fault['loc'][-1]}: {fault['msg']}" for fault in faults] or [str(answer)]
+
+
+# ---- the files of an answer
+
+
+def decode_data_url(url: str) -> tuple[bytes, str]:
+    """Return the content of a data URL and the suffix for its type, such as ".webp"."""
+    header, _, payload = url.partition(",")
+    mime = header.removeprefix("data:").split(";")[0]
+    content = base64.b64decode(payload) if header.endswith(";base64") else payload.encode()
+    return content, mimetypes.guess_extension(mime, strict=False) or ".bin"
+
+
+def read_output(url: str) -> tuple[bytes, str]:
+    """Return the content and the suffix of an output. A server with --upload-url answers with http(s) URLs.
+
+    Raises ServerError if it cannot be fetched, or is neither such a URL nor a data URL.
+    """
+    if url.startswith("data:"):
+        return decode_data_url(url)
+    if urlsplit(url).scheme not in ("http", "https"):  # such as file:, which would copy a file of this machine
+        raise ServerError(f"The server sent neither a file nor an http(s) URL: {url[:100]}")
+    try:
+        with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as response:
+            return response.read(), PurePosixPath(urlsplit(url).path).suffix or ".bin"
+    except FAILURES as error:
+        raise ServerError(f"Cannot fetch {url}: {error}.") from error

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from controlnet.serving.openapi import Json, document
 
+PREDICTOR = "predict.py:Predictor"
+"""A file and the class in it that Cog runs, as cog.yaml names them."""
 SCHEMA_PATH = Path(".cog/openapi_schema.json")
 """The file that the server reads the document from, relative to its working directory."""
 TYPES: dict[str, Json] = {
@@ -56,9 +58,15 @@ def openapi_schema(source: str, class_name: str = "Predictor", cog_version: str 
     return document(*_Reader(source).read(class_name), cog_version)
 
 
-def write_schema(root: Path, cog_version: str, source: str = "predict.py") -> Path:
-    """Write the document for root/source to root/SCHEMA_PATH, where the server reads it. Returns the path."""
-    text = json.dumps(openapi_schema((root / source).read_text("utf-8"), cog_version=cog_version), indent=1)
+def schema_of(root: Path, target: str = PREDICTOR, cog_version: str = "") -> Json:
+    """openapi_schema() of a predictor in the folder `root`, such as PREDICTOR."""
+    file, _, class_name = target.partition(":")
+    return openapi_schema((root / file).read_text("utf-8"), class_name, cog_version)
+
+
+def write_schema(root: Path, cog_version: str, target: str = PREDICTOR) -> Path:
+    """Write the document of a predictor to root/SCHEMA_PATH, where the server reads it. Returns the path."""
+    text = json.dumps(schema_of(root, target, cog_version), indent=1)
     path = root / SCHEMA_PATH
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
@@ -84,6 +92,16 @@ class _Reader:
             if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
         }
         """What the names of the module stand for."""
+        self.shared = {
+            f"{holder.name}.{statement.targets[0].id}": statement.value
+            for holder in self.module.body
+            if isinstance(holder, ast.ClassDef)
+            for statement in holder.body
+            if isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        }
+        """What the attributes of its classes stand for. Cog, too, reads those that are an Input()."""
 
     def refuse(self, node: ast.AST, problem: str) -> NoReturn:
         raise SchemaError(f"predict.py line {getattr(node, 'lineno', 1)}: {self.subject}: {problem}")
@@ -157,6 +175,8 @@ class _Reader:
         """The values of Input()'s keywords, by their names in the document."""
         if default is None:
             return {}
+        if isinstance(default, ast.Attribute) and isinstance(shared := self.shared.get(self.text(default)), ast.Call):
+            default = shared
         if not isinstance(default, ast.Call):
             return {"default": self._literal(default)}
         if self.text(default.func) != "Input" or default.args:

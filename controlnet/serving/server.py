@@ -9,17 +9,19 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from controlnet.serving.api import Api, ServerError, is_starting
-from controlnet.serving.schema import SchemaError, write_schema
+from controlnet.serving.schema import PREDICTOR, SchemaError, write_schema
+from controlnet.settings import Settings
 from controlnet.weights.manifest import BUNDLE, choose_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +41,8 @@ def free_port() -> int:
 # ---- becoming the server
 
 
-def serve(
-    host: str, port: int, upload_url: str | None = None, announced: bool = True, source: str = "predict.py"
-) -> None:
-    """Replace this process with a server of ./predict.py, or of the interface in `source`.
+def serve(host: str, port: int, upload_url: str | None = None, announced: bool = True, target: str = PREDICTOR) -> None:
+    """Replace this process with a server of ./predict.py, or of the interface in `target`.
 
     Raises ServerError or SchemaError.
 
@@ -50,15 +50,15 @@ def serve(
     server's own URL is printed if `announced`.
     """
     _check_port(host, port)
-    name, reason = choose_bundle(os.environ)
+    name, reason = choose_bundle(Settings.read().bundle)
     if reason:
         print(f"bundle {name}: {reason}", file=sys.stderr, flush=True)
-    write_schema(Path.cwd(), importlib.metadata.version("cog"), source)
+    write_schema(Path.cwd(), importlib.metadata.version("cog"), target)
     if announced:
         print(f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}", flush=True)
     os.environ |= {
         BUNDLE: name,
-        "COG_PREDICT_TYPE_STUB": f"{source}:Predictor",
+        "COG_PREDICT_TYPE_STUB": target,
         "PORT": str(port),
         "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
         # The server starts its worker as `python` from PATH, not with the interpreter that it runs under.
@@ -69,9 +69,13 @@ def serve(
 
 
 def interfaces_in(root: Path) -> dict[str, str]:
-    """The file of each interface in root/interfaces, by its name."""
-    files = [file for file in sorted(root.glob("interfaces/*.py")) if "\nclass Predictor(" in file.read_text("utf-8")]
-    return {file.stem.replace("_", "-", 1): str(file.relative_to(root)) for file in files}
+    """Each interface in root/interfaces by its name, as Cog names a predictor: interfaces/jagilley.py:Canny."""
+    found = {}
+    for file in sorted(root.glob("interfaces/*.py")):
+        for name in re.findall(r"^class (\w+)\(BasePredictor\):", file.read_text("utf-8"), re.MULTILINE):
+            own = "" if name == "Predictor" else f"-{name.lower()}"
+            found[f"{file.stem}{own}"] = f"{file.relative_to(root)}:{name}"
+    return found
 
 
 def _check_port(host: str, port: int) -> None:
@@ -120,39 +124,34 @@ def main(arguments: list[str] | None = None) -> None:
     if options.end_with_stdin:
         _end_with_stdin()
     try:
-        source = interfaces.get(options.interface, "predict.py")
-        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin, source=source)
+        target = interfaces.get(options.interface, PREDICTOR)
+        serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin, target=target)
     except (SchemaError, ServerError) as error:
         sys.exit(str(error))
 
 
 # ---- the server as a child
 
-LogHandler = Callable[[str, str], None]
-
 
 class Server(Api):
     """A server of root/predict.py as a child process, on a free port of 127.0.0.1. Leaving the block stops it.
 
-    Entering does not wait until the server is ready: call wait_ready(). `log_handler` is called on another thread with
-    the source and text of each log line. The source is "setup", "prediction" or "user" for what predict.py prints
-    (every update of a progress bar is a line), "coglet" for the server's own log, and "server" for the rest.
+    Entering does not wait until the server is ready: call wait_ready().
     """
 
     def __init__(
         self,
         environ: Mapping[str, str] = os.environ,
         root: Path = ROOT,
-        log_handler: LogHandler = lambda source, text: None,
         interface: str | None = None,
     ) -> None:
         self.environ = dict(environ)
         self.root = root
-        self.log_handler = log_handler
         self.interface = interface
         super().__init__(f"http://{LOCALHOST}:{free_port()}")
         self.lines: list[tuple[str, str]] = []
-        """Every (source, text) so far."""
+        """The (source, text) of each line of the log so far. The source is "setup", "prediction" or "user" for what
+        predict.py prints, "coglet" for the server's own log, and "server" for the rest."""
 
     def __enter__(self) -> "Server":
         search = [str(ROOT), self.environ.get("PYTHONPATH", "")]
@@ -194,9 +193,7 @@ class Server(Api):
     def _read_log(self) -> None:
         assert self.process.stdout is not None
         for raw in self.process.stdout:
-            source, text = _log_line(raw.decode(errors="replace").rstrip("\n"))
-            self.lines.append((source, text))
-            self.log_handler(source, text)
+            self.lines.append(_log_line(raw.decode(errors="replace").rstrip("\n")))
 
     def wait_ready(self) -> None:
         """Wait until setup() has finished. Raises ServerError with its message if it failed or the server stopped."""

@@ -5,7 +5,6 @@
 - cuda/graphs.py: on a GPU, UNet and ControlNets run as CUDA graphs.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +14,8 @@ import torch
 from torch import nn
 
 from controlnet.models.schedulers import keep_times_in_main_memory
-from controlnet.models.switch import is_on
 from controlnet.speedups.cuda.graphs import Graphs, open_graphs
 from controlnet.speedups.forms import in_fast_forms
-
-EXACT = "CONTROLNET_EXACT_SPEEDUPS"
-"""Environment variable: 0 runs every layer as diffusers does. If unset, empty or 1, repeated work is left out."""
-
-
-def exact_speedups(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether repeated work is left out. Raises SwitchError."""
-    return is_on(EXACT, environ, default=True)
 
 
 @dataclass(frozen=True)
@@ -62,14 +52,9 @@ class Lent:
 class Speedups:
     """Lends the networks of requests. One for all requests, made at setup."""
 
-    def __init__(self, exact: bool, graphs: Graphs | None) -> None:
-        """`exact`: whether layers have fast forms."""
-        self._exact, self._graphs = exact, graphs
-
-    @classmethod
-    def chosen(cls, device: torch.device, environ: Mapping[str, str], room: bool) -> "Speedups":
-        """Those that the environment chooses. `room`: whether a GPU has any for CUDA graphs. Raises SwitchError."""
-        return cls(exact_speedups(environ), open_graphs(device, environ) if room else None)
+    def __init__(self, device: torch.device, exact: bool, graphs: bool) -> None:
+        """`exact`: whether layers have fast forms. `graphs`: whether a GPU is to have CUDA graphs, and has room."""
+        self._exact, self._graphs = exact, open_graphs(device) if graphs else None
 
     def warm_up_side(self, smallest: int, usual: int) -> int:
         """The side of the picture that is painted at setup: the usual one if graphs are captured for it."""

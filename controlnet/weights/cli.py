@@ -5,8 +5,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from controlnet.weights.download import describe, download, lock
 from controlnet.weights.files import verify
 from controlnet.weights.lockfile import WeightsError
@@ -16,7 +14,7 @@ from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle
 def _download(manifest: Manifest, root: Path) -> str:
     if manifest.embedded:
         return f"{manifest.name} is embedded: its files are in git, and there is nothing to download."
-    download(manifest, root, say=tqdm.write)
+    download(manifest, root, say=print)
     return f"{manifest.name}: {len(manifest.needed_paths)} files in place and verified."
 
 
@@ -52,7 +50,7 @@ def main(arguments: list[str] | None = None, root: Path = WEIGHTS) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The bytes fetched so far are kept: run the same command again to continue.", file=sys.stderr)
+        print("Stopped. Files that are whole are kept: run the same command again to continue.", file=sys.stderr)
         return 130
     return 0
 

@@ -2,36 +2,30 @@
 
 A file is fetched into a staging folder inside the bundle's folder, checked there, and moved into place only if it is
 right. So every file in place was either verified or there before. The staging folder is on the same file system as the
-files in place, so the move is a rename.
+files in place, so the move is a rename. After a kill or Ctrl-C, the next run keeps whole files and begins the one that
+it was in again.
 """
 
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
-
-from tqdm import tqdm
 
 from controlnet.weights.files import TENSOR_FILES, check, repair_command, sha256
-from controlnet.weights.hub import RemoteFile, Stopped, Transfer, fetch, repo_files
+from controlnet.weights.hub import RemoteFile, fetch, repo_files
 from controlnet.weights.lockfile import Lock, LockedFile, LockedRepo, WeightsError, lock_path, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest
 from controlnet.weights.published import read_published
 
 STAGING = ".download"
-"""Folder in the bundle's folder for files not yet verified. It is kept after a failure: the next run resumes there."""
-_WORKERS = 8
+"""Folder in the bundle's folder for files not yet verified. The next run empties what a killed one left there."""
 _LISTED = 10
 """How many of a repo's weight files an error lists."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def download(
@@ -46,8 +40,7 @@ def download(
 
     Files come from the locked commits and must have the locked hashes. Right files are not fetched again, wrong files
     are replaced. A new lock is described to `say`; `require_lock` forbids to write one. What is not on the hub
-    (embedded and imported files) is only checked. The bundle that it extends comes first. Raises WeightsError; the next
-    run resumes.
+    (embedded and imported files) is only checked. The bundle that it extends comes first. Raises WeightsError.
     """
     for layer in manifest.layers:
         _download(layer, root, require_lock, progress, say)
@@ -66,19 +59,24 @@ def _download(manifest: Manifest, root: Path, require_lock: bool, progress: bool
     folder = root / manifest.name
     with _must_be_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive_use(folder, manifest), _transfer(manifest, progress) as transfer:
+    with _exclusive_use(folder, manifest):
+        shutil.rmtree(folder / STAGING, ignore_errors=True)
         if pinned is None:
-            pinned = _lock_on_hub(manifest, root, folder, transfer)
+            pinned = _lock_on_hub(manifest, root, folder, progress)
             pinned.write(lock_path(manifest, root))
             say(f"{manifest.name} had no lock, so it was locked first. {describe(pinned, manifest, root)}")
         needed = set(manifest.needed_paths)
-        to_fetch = _missing_or_wrong([file for file in _locked_files(manifest, pinned) if file.path in needed], folder)
+        locked = [file for file in _locked_files(manifest, pinned) if file.path in needed]
+        to_fetch = [file for file in locked if file.fault(folder / file.path)]
         if to_fetch:
             with _must_be_writable(folder), tempfile.TemporaryFile(dir=folder):
                 pass
         _check_space(to_fetch, folder)
-        transfer.bar.reset(total=sum(file.size for file in to_fetch))
-        _in_parallel(lambda file: _fetch_verified(file, folder, transfer), to_fetch, transfer)
+        for number, file in enumerate(to_fetch, 1):
+            if progress:
+                count = f"{number} of {len(to_fetch)}"
+                print(f"{manifest.name}: {file.path}, {file.size / 1e6:.1f} MB ({count})", file=sys.stderr)
+            _move(_stage(file, folder, progress), folder / file.path)
         shutil.rmtree(folder / STAGING, ignore_errors=True)
     check(manifest, root)  # for files that are not on the hub
 
@@ -93,8 +91,8 @@ def lock(manifest: Manifest, root: Path = WEIGHTS, *, progress: bool = True) -> 
     if not any(part.repo for part in manifest.parts):
         written = Lock(manifest.name, (), _files_on_disk(manifest, root))
     else:
-        with _transfer(manifest, progress) as transfer, tempfile.TemporaryDirectory() as folder:
-            written = _lock_on_hub(manifest, root, Path(folder), transfer)
+        with tempfile.TemporaryDirectory() as folder:
+            written = _lock_on_hub(manifest, root, Path(folder), progress)
     written.write(lock_path(manifest, root))
     return written
 
@@ -119,18 +117,15 @@ def describe(lock: Lock, manifest: Manifest, root: Path) -> str:
     return "\n".join([text, *(f"  {path}" for path in unknown)])
 
 
-def _lock_on_hub(manifest: Manifest, root: Path, folder: Path, transfer: Transfer) -> Lock:
+def _lock_on_hub(manifest: Manifest, root: Path, folder: Path, progress: bool) -> Lock:
     """The lock of the hub's current files, compared with what is known beforehand. Stages the small ones in `folder`.
 
     Raises WeightsError if a file is not as known.
     """
     published = read_published(manifest, root)
-    files = _files_on_hub(manifest, transfer)
+    files = _files_on_hub(manifest)
     published.compare(files, manifest)
-    small = [file for file in files if file.sha256 is None]
-    transfer.bar.reset(total=sum(file.size for file in small))
-    _in_parallel(lambda file: _stage(file, folder, transfer), small, transfer)
-    files = [file if file.sha256 else replace(file, sha256=sha256(_staged(file, folder))) for file in files]
+    files = [file if file.sha256 else replace(file, sha256=sha256(_stage(file, folder, progress))) for file in files]
     published.compare(files, manifest)
     commits = {file.repo: file.commit for file in files}
     sources = sorted({(part.repo, part.revision) for part in manifest.parts if part.repo})
@@ -152,11 +147,10 @@ def _locked_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
     ]
 
 
-def _files_on_hub(manifest: Manifest, transfer: Transfer) -> list[RemoteFile]:
+def _files_on_hub(manifest: Manifest) -> list[RemoteFile]:
     """The files of the manifest at the current commits of its revisions, one commit per repo."""
     sources = sorted({(part.repo, part.revision) for part in manifest.parts if part.repo})
-    found = _in_parallel(lambda source: repo_files(*source, transfer), sources, transfer)
-    listings = dict(zip(sources, found, strict=True))
+    listings = {source: repo_files(*source) for source in sources}
     files, missing, present = [], [], {}
     for part in (part for part in manifest.parts if part.repo):
         listing = listings[part.repo, part.revision]
@@ -183,34 +177,14 @@ def _weight_files(listing: Iterable[str], folder: str) -> str:
     return f"these weight files: {', '.join(names[:_LISTED])}{more}" if names else "no weight files"
 
 
-def _missing_or_wrong(files: list[RemoteFile], folder: Path) -> list[RemoteFile]:
-    """The files that must be fetched."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = pool.map(lambda file: file.fault(folder / file.path), files)
-        return [file for file, fault in zip(files, faults, strict=True) if fault]
-
-
-def _fetch_verified(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
-    """Fetch one file, check it, and move it into place."""
-    _stage(file, folder, transfer)
-    _move(_staged(file, folder), folder / file.path)
-
-
-def _staged(file: RemoteFile, folder: Path) -> Path:
-    # The commit is in the path, so a partial file of another commit is never resumed.
-    return folder / STAGING / file.commit / file.path
-
-
-def _stage(file: RemoteFile, folder: Path, transfer: Transfer) -> None:
-    """Fetch one file into the staging folder, unless it is there already, and check it."""
-    staged = _staged(file, folder)
-    transfer.advance(staged.stat().st_size if staged.exists() else 0)
-    for _ in range(2):
-        fetch(file, staged, transfer)
+def _stage(file: RemoteFile, folder: Path, progress: bool) -> Path:
+    """Fetch one file into the staging folder, unless it is there already, and check it. Returns where it is."""
+    fault = None
+    for again in (False, True):
+        staged = fetch(file, folder / STAGING / file.commit, again=again, progress=progress)
         fault = file.fault(staged)
         if fault is None:
-            return
-        transfer.advance(-staged.stat().st_size)
+            return staged
         staged.unlink()
     raise WeightsError(
         f"{file.path}: {fault}. It was fetched twice from {file.repo} at {file.commit}, the second time from scratch,"
@@ -226,41 +200,9 @@ def _move(staged: Path, target: Path) -> None:
     os.replace(staged, target)
 
 
-def _in_parallel(work: Callable[[T], U], items: Iterable[T], transfer: Transfer) -> list[U]:
-    """Results of `work`, in order. The first failure stops the other threads, and is raised."""
-    pool = ThreadPoolExecutor(_WORKERS)
-    futures: list[Future[U]] = []
-    finished = False
-    try:
-        futures.extend(pool.submit(work, item) for item in items)
-        wait(futures, return_when=FIRST_EXCEPTION)
-        finished = all(future.done() and not future.exception() for future in futures)
-    finally:  # also after Ctrl-C
-        if not finished:
-            transfer.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-    if errors := [error for future in futures if (error := _failure(future))]:
-        raise _combined(errors)
-    return [future.result() for future in futures]
-
-
-def _failure(future: Future) -> BaseException | None:
-    """The error of a finished call, unless another failure stopped or cancelled it."""
-    error = None if future.cancelled() else future.exception()
-    return None if isinstance(error, Stopped) else error
-
-
-def _combined(errors: list[BaseException]) -> BaseException:
-    """One error with the messages of all, or the first if one of them is a bug rather than a WeightsError."""
-    if len(errors) > 1 and all(isinstance(error, WeightsError) for error in errors):
-        return WeightsError("\n".join(str(error) for error in errors))
-    return errors[0]
-
-
 def _check_space(files: list[RemoteFile], folder: Path) -> None:
-    """Raise WeightsError if the disk is too small for the bytes that are not staged yet."""
-    staged = sum(file.stat().st_size for file in (folder / STAGING).rglob("*") if file.is_file())
-    needed, free = sum(file.size for file in files) - staged, shutil.disk_usage(folder).free
+    """Raise WeightsError if the disk is too small for the files."""
+    needed, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if needed > free:
         raise WeightsError(
             f"{folder.name} needs {needed / 1e9:.1f} GB more on disk, but only {free / 1e9:.1f} GB are free."
@@ -303,9 +245,3 @@ def _exclusive_use(folder: Path, manifest: Manifest) -> Iterator[None]:
         raise WeightsError(f"Another download of {manifest.name} is running. Wait until it ends.") from None
     finally:
         os.close(claim)
-
-
-@contextmanager
-def _transfer(manifest: Manifest, progress: bool) -> Iterator[Transfer]:
-    with tqdm(total=0, desc=manifest.name, unit="B", unit_scale=True, disable=not progress) as bar:
-        yield Transfer(bar)

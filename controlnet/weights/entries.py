@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from controlnet.settings import variable_of
 from controlnet.weights.toml_table import ManifestError, Table
-
-_OLD_VARIABLES = {"openpose": ("CONTROLNET_OPENPOSE_CMU", "cmu")}
-"""For a conditioner, a variable that is 1 to choose its annotator of that name. Used while choice_variable is unset."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,6 @@ class ConditionerEntry:
         return {word: kind for word, kind in self.annotators.items() if kind != self.annotator}
 
 
-def choice_variable(conditioner: str) -> str:
-    """The environment variable that chooses among a conditioner's annotators: CONTROLNET_OPENPOSE for openpose."""
-    return f"CONTROLNET_{conditioner.upper()}"
-
-
 def read_entries(table: Table) -> dict[str, ConditionerEntry]:
     """The table [conditioners]: for each, the name of its annotator, or a table of several. Raises ManifestError."""
     entries = {}
@@ -52,25 +45,22 @@ def _read_annotators(entry: Table) -> dict[str, str]:
     return {word: several.text(word) for word in words}
 
 
-def chosen(entries: Mapping[str, ConditionerEntry], environ: Mapping[str, str]) -> dict[str, str]:
+def chosen(entries: Mapping[str, ConditionerEntry], words: Mapping[str, str]) -> dict[str, str]:
     """For each conditioner whose annotator is not its first, the word that chooses it.
+
+    `words` are those of Settings.annotators.
 
     Raises ManifestError for a word that is none of a conditioner's.
     """
-    words = {}
+    others = {}
     for conditioner, entry in entries.items():
         if not entry.others:
             continue
-        variable, first = choice_variable(conditioner), next(iter(entry.annotators))
-        word = environ.get(variable) or _chosen_by_old_variable(conditioner, entry, environ) or first
+        first = next(iter(entry.annotators))
+        word = words.get(conditioner) or first
         if word not in entry.annotators:
             *most, last = entry.annotators
-            raise ManifestError(f"{variable}: expected {', '.join(most)} or {last}, got {word!r}.")
+            raise ManifestError(f"{variable_of(conditioner)}: expected {', '.join(most)} or {last}, got {word!r}.")
         if word != first:
-            words[conditioner] = word
-    return words
-
-
-def _chosen_by_old_variable(conditioner: str, entry: ConditionerEntry, environ: Mapping[str, str]) -> str | None:
-    variable, word = _OLD_VARIABLES.get(conditioner, ("", ""))
-    return word if word in entry.annotators and environ.get(variable) == "1" else None
+            others[conditioner] = word
+    return others

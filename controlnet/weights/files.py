@@ -6,28 +6,25 @@ that are not chosen are ignored (Manifest.options). A bundle that extends anothe
 """
 
 import hashlib
-import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
+from controlnet.settings import Settings
 from controlnet.weights.lockfile import Lock, WeightsError, read_lock
 from controlnet.weights.manifest import WEIGHTS, Manifest, choose_bundle
 
-DOWNLOAD = "CONTROLNET_DOWNLOAD"
-"""Environment variable: if it is 1, as in the container, setup() fetches locked weights that are absent."""
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt")
 """Suffixes of the files that hold tensors of PyTorch."""
 
 
-def check_chosen(environ: Mapping[str, str], root: Path = WEIGHTS) -> None:
-    """Raise ManifestError or WeightsError if the bundle that the environment chooses cannot be opened.
+def check_chosen(settings: Settings, root: Path = WEIGHTS) -> None:
+    """Raise ManifestError or WeightsError if the bundle that the settings choose cannot be opened.
 
     That takes milliseconds, and importing what opens a bundle takes many seconds. If absent files are fetched when it
     is opened, only its manifest is read.
     """
-    manifest = Manifest.read(root / f"{choose_bundle(environ, root)[0]}.toml", environ)
-    if environ.get(DOWNLOAD) != "1":
+    manifest = Manifest.read(root / f"{choose_bundle(settings.bundle, root)[0]}.toml", settings.annotators)
+    if not settings.download:
         check(manifest, root)
 
 
@@ -55,15 +52,12 @@ def verify(manifest: Manifest, root: Path = WEIGHTS) -> None:
 
 def _content_faults(manifest: Manifest, root: Path, lock: Lock) -> dict[str, str]:
     faults = _size_faults(manifest, root, lock)
-    right_size = [path for path in manifest.needed_paths if path not in faults]
-
-    def hash_fault(path: str) -> str | None:
-        expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
-        return None if got == expected else f"wrong content, expected sha256 {expected}, got {got}"
-
-    # hashlib releases the interpreter's lock, so threads hash in parallel.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return faults | _only_faults(zip(right_size, pool.map(hash_fault, right_size), strict=True))
+    for path in manifest.needed_paths:
+        if path not in faults:
+            expected, got = lock.file(path).sha256, sha256(root / manifest.name / path)
+            if got != expected:
+                faults[path] = f"wrong content, expected sha256 {expected}, got {got}"
+    return faults
 
 
 def sha256(path: Path) -> str:

@@ -8,8 +8,9 @@ decides (controlnet/models/lora_reader.py). The lists here only name what it can
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -57,6 +58,18 @@ _ARCHITECTURES = (
 )
 """Families by the beginning of what kohya's scripts and others write into a file's metadata."""
 _METADATA = ("modelspec.architecture", "ss_base_model_version")
+MOST_BYTES = 500 * 2**20
+"""Of a file. The largest in use for Stable Diffusion 1.5 have 270 MB."""
+MOST_HEADER = 8 * 2**20
+"""Bytes of a file's header: names, and what trainers write into the metadata. Parsing takes up to 2 s then."""
+MOST_TENSORS = 10_000
+"""Of a file. LoRAs of every layer of Stable Diffusion XL have 5,000."""
+LONGEST_NAME = 500
+"""Characters of a tensor's name."""
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Types of numbers that matrices may have, as safetensors names them."""
+MOST_MEMORY = 1.5e9
+"""Bytes of all tensors in float32, in which they are computed with."""
 LONGEST_SHOWN = 80
 """Characters of a text that an error repeats."""
 
@@ -67,6 +80,10 @@ class LoraError(ValueError):
 
 class LoraNotFetched(LoraError, Transient):
     """A LoRA could not be fetched or saved. Another time it may succeed."""
+
+
+class FileRefused(LoraError):
+    """What lies at an address is no file that can be used. Until it is another one, to fetch it again is no use."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ class Lora:
 
     source: str = ""
     """Its address, for the metadata of pictures. Without a query, which may hold a token."""
+    held: Any = field(default=None, repr=False, compare=False)
+    """What keeps the file from being removed, for as long as this is referred to."""
 
     def parameters(self) -> dict[str, str | float]:
         """For the metadata of pictures."""
@@ -103,6 +122,8 @@ class Header:
     shapes: Mapping[str, Shape]
     """Of each tensor, by its name."""
     metadata: Mapping[str, str]
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Of each tensor's numbers, as safetensors names it: "F32"."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +142,29 @@ class Reading:
 
 
 def read_header(lora: Lora) -> Header:
-    """The header of a LoRA's file. Raises LoraError for a file that is none."""
+    """The header of a LoRA's file. Raises LoraError for a file that is none, or has more than any LoRA."""
     try:
+        with lora.file.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if MOST_HEADER < length < lora.file.stat().st_size:
+            raise LoraError(_too_much(lora, f"a header of {length / 2**20:.0f} MB", f"{MOST_HEADER // 2**20} MB"))
         with safe_open(lora.file, "pt") as opened:
             names = opened.keys()
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-            return Header(shapes, opened.metadata() or {})
+            if len(names) > MOST_TENSORS:
+                raise LoraError(_too_much(lora, f"{len(names)} tensors", str(MOST_TENSORS)))
+            if (longest := max(map(len, names), default=0)) > LONGEST_NAME:
+                raise LoraError(_too_much(lora, f"a name of {longest} characters", str(LONGEST_NAME)))
+            slices = {name: opened.get_slice(name) for name in names}
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            return Header(shapes, opened.metadata() or {}, {name: each.get_dtype() for name, each in slices.items()})
+    except FileNotFoundError as error:
+        raise LoraNotFetched(f"{lora.name}: its file was removed from this server meanwhile. Send it again.") from error
     except (SafetensorError, OSError) as error:
         raise LoraError(f"{lora.name}: expected a .safetensors file of a LoRA, got a file that is none.") from error
+
+
+def _too_much(lora: Lora, found: str, most: str) -> str:
+    return f"{lora.name}: expected a LoRA, got a file with {found}, and at most {most} are taken."
 
 
 def lora_fault(header: Header, reading: Reading, prompt_width: int) -> str | None:
@@ -152,6 +188,13 @@ def lora_fault(header: Header, reading: Reading, prompt_width: int) -> str | Non
     if strange := [*reading.unread, *(own for own in of_alpha if math.prod(header.shapes[own]) != 1)]:
         found = f"{len(strange)} of its {len(header.shapes)} tensors are something else, such as {shown(strange[0])}"
         return f"expected a LoRA, got a file of which {found}."
+    matrices = [own for tensors in reading.tensors.values() for own in tensors.values()]
+    if strange := [own for own in matrices if header.types.get(own, FLOATS[0]) not in FLOATS]:
+        kind = header.types[strange[0]]
+        return f"expected a LoRA, got a file whose numbers in {shown(strange[0])} are no floating-point ones ({kind})."
+    needed = 4 * sum(map(math.prod, header.shapes.values()))
+    if needed > MOST_MEMORY:
+        return f"expected a LoRA that takes up to {MOST_MEMORY / 1e9} GB in memory, got one of {needed / 1e9:.1f} GB."
     return None
 
 

@@ -5,31 +5,23 @@ The forms are those of Replicate's models that take LoRAs, apart from its own ta
 
 import base64
 import fnmatch
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx2
 from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import build_hf_headers, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
-from controlnet.weights.lora_files import LoraError, shown
+from controlnet.settings import Settings
+from controlnet.weights.lora_files import MOST_BYTES, LoraError, shown
 
-HOSTS = "CONTROLNET_LORA_HOSTS"
-"""Environment variable: the hosts that a LoRA may be fetched from, separated by commas; * stands for any part of a
-name. "none" allows no download. An entry that begins with http:// also allows that host without encryption. A host is
-trusted with its redirects: do not name one that redirects to wherever it is asked to."""
+HOSTS = Settings.variable("lora_hosts")
 HUB, HUB_SHORT = "huggingface.co", "hf.co"
 CIVITAI_HOSTS = ("civitai.com", "civitai.red")
 """CivitAI serves its API at both, and some models at the second one alone."""
-USUAL_HOSTS = (HUB, *CIVITAI_HOSTS, "replicate.delivery", "*.replicate.delivery")
-CIVITAI_TOKEN = "CIVITAI_API_TOKEN"
-"""Environment variable: the token that CivitAI asks for before it serves some files."""
-MOST_BYTES = 500 * 2**20
-"""Of a LoRA file. The largest in use for Stable Diffusion 1.5 have 270 MB."""
 LONGEST = 2000
 """Characters of an address. Signed ones have a few hundred."""
 
@@ -52,13 +44,36 @@ _USUAL_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch with one request."""
+    """A file at a URL."""
 
     url: str
-    headers: Callable[[], Mapping[str, str]] = dict
+    civitai: bool = False
+    """Whether CivitAI's token goes with it."""
 
     def __str__(self) -> str:
         return self.url.partition("?")[0]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the hub. The endpoint and the token are huggingface_hub's."""
+
+    repo: str
+    file: str
+    revision: str = "main"
+    kind: str | None = None
+    """Of the repository: "dataset" or "space", or None for a model."""
+
+    @property
+    def url(self) -> str:
+        return hf_hub_url(self.repo, self.file, repo_type=self.kind, revision=self.revision)
+
+    def at(self, revision: str) -> "HubFile":
+        """The same file at another revision."""
+        return replace(self, revision=revision)
+
+    def __str__(self) -> str:
+        return self.url
 
 
 @dataclass(frozen=True)
@@ -95,11 +110,15 @@ class Inline:
         return "sent with the request"
 
 
-LoraSource = Remote | HubRepo | CivitaiModel | Inline
+RemoteSource = Remote | HubFile | HubRepo | CivitaiModel
+LoraSource = RemoteSource | Inline
 
 
-def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSource:
-    """What the text names. Nothing is fetched. Raises LoraError for another form, or a host that is not allowed."""
+def read_source(text: str, hosts: Sequence[str]) -> LoraSource:
+    """What the text names, if it is on one of the `hosts` (Settings.lora_hosts). Nothing is fetched.
+
+    Raises LoraError for another form, or another host.
+    """
     text = text.strip()
     if text[:5].lower() == "data:":
         return _inline(text)
@@ -108,7 +127,7 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
     if not text.isprintable():
         raise LoraError(f"expected {FORMS}; got an address with a control character in it.")
     if not _SCHEME.match(text) and not _KNOWN_HOST.match(text):
-        return _on_hub(text, environ)
+        return _on_hub(text, hosts)
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         host, port = (parts.hostname or "").removeprefix("www."), parts.port
@@ -119,32 +138,24 @@ def read_source(text: str, environ: Mapping[str, str] = os.environ) -> LoraSourc
     if parts.scheme not in _USUAL_PORTS or not _HOST.fullmatch(host) or parts.username or parts.password:
         raise LoraError(f"expected {FORMS}; got another kind of address.")
     if host in (HUB, HUB_SHORT):
-        return _on_hub(unquote(parts.path).strip("/"), environ)
-    _check_host(host, port, parts.scheme, environ)
+        return _on_hub(unquote(parts.path).strip("/"), hosts)
+    _check_host(host, port, parts.scheme, hosts)
     parts = parts._replace(netloc=parts.netloc.lower(), fragment="")
     if host in CIVITAI_HOSTS:
         if found := _CIVITAI_MODEL.fullmatch(parts.path):
             version = (parse_qs(parts.query).get("modelVersionId") or [None])[0]
             return CivitaiModel(found["model"], version, host)
         if _CIVITAI_FILE.fullmatch(parts.path):
-            return Remote(parts.geturl(), lambda: civitai_headers(environ))
+            return Remote(parts.geturl(), civitai=True)
     if not parts.path.endswith(".safetensors"):
         raise LoraError(f"expected {FORMS}; got an address that ends in none of these.")
     return Remote(parts.geturl())
 
 
-def civitai_headers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def civitai_headers() -> dict[str, str]:
     """The token that the operator has set, if any."""
-    token = environ.get(CIVITAI_TOKEN)
+    token = Settings.read().civitai_token
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def hub_file(repo: str, file: str, revision: str = "main", kind: str | None = None) -> Remote:
-    """A file of a repository on the hub. The endpoint and the token are huggingface_hub's.
-
-    `kind` is that of the repository: "dataset" or "space", or None for a model.
-    """
-    return Remote(hf_hub_url(repo, file, repo_type=kind, revision=revision), build_hf_headers)
 
 
 def _inline(text: str) -> Inline:
@@ -157,7 +168,7 @@ def _inline(text: str) -> Inline:
         raise LoraError("expected a data: URI with base64 of a .safetensors file, got broken base64.") from error
 
 
-def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
+def _on_hub(text: str, hosts: Sequence[str]) -> LoraSource:
     kinds = {prefix: kind for kind, prefix in constants.REPO_TYPES_URL_PREFIXES.items() if kind in constants.REPO_TYPES}
     prefix = next(filter(text.startswith, kinds), "")
     found = _HUB.fullmatch(text.removeprefix(prefix))
@@ -167,7 +178,7 @@ def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
         validate_repo_id(found["repo"])
     except HFValidationError as error:
         raise LoraError(f"expected {FORMS}; got {shown(text)}.") from error
-    _check_host(HUB, None, "https", environ)
+    _check_host(HUB, None, "https", hosts)
     rest = found["rest"] or ""
     if whole := _WHOLE.fullmatch(rest):
         if prefix:
@@ -179,27 +190,12 @@ def _on_hub(text: str, environ: Mapping[str, str]) -> LoraSource:
     revision, file = (at["revision"], at["file"]) if at else ("main", rest[1:])
     if not file.endswith(".safetensors"):
         raise LoraError(f"expected a .safetensors file, got {shown(file)}.")
-    return hub_file(found["repo"], file, revision, kinds.get(prefix))
+    return HubFile(found["repo"], file, revision, kinds.get(prefix))
 
 
-def _check_host(host: str, port: int | None, scheme: str, environ: Mapping[str, str]) -> None:
-    allowed = allowed_hosts(environ)
+def _check_host(host: str, port: int | None, scheme: str, allowed: Sequence[str]) -> None:
     place = host if port in (None, _USUAL_PORTS[scheme]) else f"{host}:{port}"
     names = [f"{scheme}://{place}"] + ([host, place] if scheme == "https" else [])
     if not any(fnmatch.fnmatchcase(name, entry) for entry in allowed for name in names):
         known = f"allowed: {', '.join(allowed)}" if allowed else "no downloads are allowed here, only data: URIs"
         raise LoraError(f"this server fetches no LoRA from {shown(names[0])} ({known}; {HOSTS} changes it).")
-
-
-def allowed_hosts(environ: Mapping[str, str] = os.environ) -> Sequence[str]:
-    """The entries of CONTROLNET_LORA_HOSTS, in small letters and without usual ports; or the usual ones."""
-    written = environ.get(HOSTS, "").strip().lower()
-    if written == "none":
-        return ()
-    entries = (entry.strip().rstrip("/") for entry in written.split(","))
-    return tuple(_without_usual_port(entry) for entry in entries if entry) or USUAL_HOSTS
-
-
-def _without_usual_port(entry: str) -> str:
-    entry = entry.removesuffix(":80" if entry.startswith("http://") else ":443")
-    return HUB if entry == HUB_SHORT else entry

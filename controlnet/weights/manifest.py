@@ -6,14 +6,14 @@ the bundle's folder. No model is imported here, so scripts can choose a bundle b
 A manifest may extend another: it lists only what differs, and shares the files of all other parts with that bundle.
 """
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from controlnet.weights.entries import ConditionerEntry, choice_variable, chosen, read_entries
+from controlnet.settings import Settings, variable_of
+from controlnet.weights.entries import ConditionerEntry, chosen, read_entries
 from controlnet.weights.parts import BUNDLE_NAME, Part, read_parts, replaced
 from controlnet.weights.toml_table import ManifestError, Table
 
@@ -143,14 +143,17 @@ class Manifest:
 
     def choices(self) -> dict[str, str]:
         """The environment variables that choose other annotators than the first, with their values."""
-        return {choice_variable(conditioner): word for conditioner, word in sorted(self.chosen.items())}
+        return {variable_of(conditioner): word for conditioner, word in sorted(self.chosen.items())}
 
     @classmethod
-    def read(cls, path: Path, environ: Mapping[str, str] = os.environ) -> "Manifest":
-        """Read weights/<bundle>.toml, and the one that it extends. `environ` chooses annotators (choice_variable).
+    def read(cls, path: Path, annotators: Mapping[str, str] | None = None) -> "Manifest":
+        """Read weights/<bundle>.toml, and the one that it extends.
+
+        `annotators` are the words that choose them, by conditioner; if it is None, those of the environment's settings.
 
         Raises ManifestError for anything missing, misspelt or of the wrong type.
         """
+        annotators = Settings.read().annotators if annotators is None else annotators
         values = _read_toml(path)
         source = f"{path.parent.name}/{path.name}"
         base = None
@@ -160,9 +163,9 @@ class Manifest:
             inherited = _read_toml(base_path)
             if "extends" in inherited:
                 raise ManifestError(f"{source}: extends: {name} extends {inherited['extends']}: extend that one.")
-            base = cls.read(base_path, environ)
+            base = cls.read(base_path, annotators)
             values = _with_inherited(values, inherited)
-        manifest = _read_manifest(Table(values, source), environ, base)
+        manifest = _read_manifest(Table(values, source), annotators, base)
         if manifest.name != path.stem:
             raise ManifestError(f"{source}: name: expected {path.stem!r}, as the file is named, got {manifest.name!r}.")
         return manifest
@@ -173,18 +176,13 @@ def bundle_names(root: Path = WEIGHTS) -> list[str]:
     return sorted(path.stem for path in root.glob("*.toml"))
 
 
-def environ_with(bundle: str | None) -> dict[str, str]:
-    """The environment, in which `bundle` is chosen if it is named."""
-    return dict(os.environ) | ({BUNDLE: str(bundle)} if bundle else {})
-
-
-def choose_bundle(environ: Mapping[str, str], root: Path = WEIGHTS) -> tuple[str, str]:
-    """The bundle's name, and the reason in one line, which is empty if the environment names the bundle.
+def choose_bundle(named: str, root: Path = WEIGHTS) -> tuple[str, str]:
+    """The bundle's name, and the reason in one line, which is empty if the bundle is `named` (Settings.bundle).
 
     Otherwise it is sd15 if any of its files is on disk, and tiny if not. One file is enough: setup() then reports what
     is missing or wrong, instead of silently using tiny. Raises ManifestError for what is no name, such as a path.
     """
-    if named := environ.get(BUNDLE):
+    if named:
         if not BUNDLE_NAME.fullmatch(named):
             raise ManifestError(f"{BUNDLE}: expected the name of a bundle, such as {_PREFERRED}, got {named!r}.")
         return named, ""
@@ -218,7 +216,7 @@ def _with_inherited(values: Mapping[str, Any], inherited: Mapping[str, Any]) -> 
     return merged
 
 
-def _read_manifest(table: Table, environ: Mapping[str, str], base: Manifest | None) -> Manifest:
+def _read_manifest(table: Table, annotators: Mapping[str, str], base: Manifest | None) -> Manifest:
     embedded = table.take("embedded", bool, False)
     name = table.name("name", BUNDLE_NAME, "sd15")
     own = read_parts(table, name, embedded, extends=base is not None)
@@ -237,7 +235,7 @@ def _read_manifest(table: Table, environ: Mapping[str, str], base: Manifest | No
         parts=replaced(base.parts, own) if base else own,
         made=table.table("made", default={}).take_rest(),
         fast=_read_fast(table.table("fast")) if "fast" in table.remaining_keys() else None,
-        chosen=chosen(conditioners, environ),
+        chosen=chosen(conditioners, annotators),
         cpu_threads=table.number("cpu_threads", 1) if "cpu_threads" in table.remaining_keys() else None,
         base=base,
     )

@@ -24,9 +24,9 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.generation.safety import open_safety_checker
 from controlnet.models.load_log import peak_memory
-from controlnet.models.low_memory import LOW_MEMORY
-from controlnet.models.precision import DTYPE, working_dtype
-from controlnet.weights.manifest import BUNDLE, WEIGHTS, Manifest
+from controlnet.models.precision import working_dtype
+from controlnet.settings import Settings
+from controlnet.weights.manifest import WEIGHTS, Manifest
 
 ROOM = 2e9
 """Bytes of memory that are left for the rest of the machine."""
@@ -75,8 +75,8 @@ def measure(way: str, name: str, root: Path) -> dict[str, Any]:
     """Load in this process. Returns seconds, peak memory, precision, and the place of the ControlNets."""
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        chosen = {variable: os.environ.get(variable, "") for variable in (DTYPE, LOW_MEMORY)}
-        loaded = WAYS[way](open_bundle(chosen | {BUNDLE: name}, root))
+        asked = Settings.read()
+        loaded = WAYS[way](open_bundle(Settings(bundle=name, dtype=asked.dtype, low_memory=asked.low_memory), root))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started

@@ -1,19 +1,12 @@
 """The tables and the chart of docs/speed.md, from the result of script/bench/speed."""
 
 import re
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PHASES = {
-    "before": "opening, map, prompts",
-    "denoising": "denoising",
-    "decoding": "decoding",
-    "after": "pictures to files",
-}
 BAR, WIDTH, LABELS = 22, 720, 290
 """The chart: height of a bar, width of all, and of the labels, in pixels."""
 
@@ -28,7 +21,7 @@ def seconds(side: dict[str, float] | None) -> str:
     """Median, and the shortest and longest run."""
     if side is None:
         return ""
-    return f"{short(side['median'])} ({short(side['min'])} to {short(side['max'])})"
+    return f"{short(side['median'])} ({short(side['min'])}–{short(side['max'])})"
 
 
 def short(value: float) -> str:
@@ -37,39 +30,21 @@ def short(value: float) -> str:
 
 
 def requests(rows: Sequence[dict[str, Any]]) -> str:
-    """Ours next to plain diffusers. The last two columns are those of a GPU."""
+    """Ours next to plain diffusers, and on a GPU next to diffusers with torch.compile."""
     gpu = any("compiled" in row for row in rows)
     head = ["", "ours, s", "plain diffusers, s", "ratio", "largest difference of latents"]
-    head += ["diffusers with torch.compile, s", "arithmetic's share of ours"] if gpu else []
+    head += ["diffusers with torch.compile, s"] if gpu else []
     lines = []
     for row in rows:
         latents = (f"{row['latents']:.0e}" if row["latents"] else "0") if "latents" in row else ""
         line = [row["name"], seconds(row["ours"]), seconds(row["plain"]), f"**{row['ratio']:.2f}**", latents]
-        line += [seconds(row.get("compiled")), f"{row['floor']:.0%}" if "floor" in row else ""] if gpu else []
+        line += [seconds(row.get("compiled"))] if gpu else []
         lines.append(line)
     return table(head, lines)
 
 
-def phases(found: dict[str, dict[str, Sequence[float]]]) -> str:
-    """Medians in milliseconds."""
-    head = ["phase", "plain diffusers, ms", "ours without exact speedups, ms", "ours, ms"]
-    sides = ("plain", "without", "ours")
-    rows = [
-        [words, *(short(1000 * statistics.median(found[side][phase])) for side in sides)]
-        for phase, words in PHASES.items()
-    ]
-    return table(head, rows)
-
-
-def ideas(found: Sequence[dict[str, Any]]) -> str:
-    """Each idea's request as a share of one without any."""
-    none = found[0]["median"]
-    head = ["left out", "request, s", "share"]
-    return table(head, [[each["name"], seconds(each), f"{each['median'] / none:.3f}"] for each in found])
-
-
 def markdown(result: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
-    """All tables of a result, or a table of some rows."""
+    """A result, or a table of some rows."""
     if not isinstance(result, dict):
         return requests(result)
     said = (
@@ -77,15 +52,7 @@ def markdown(result: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
         f" {result['steps']} steps, {result['rounds']} runs of each side: {result['clock']}, median (least to most)."
         f" torch {result['torch']}, diffusers {result['diffusers']}, {result['date']}."
     )
-    parts = [said]
-    parts += [requests(rows)] if (rows := _rows(result)) else []
-    parts += [phases(result["phases"])] if "phases" in result else []
-    parts += [ideas(result["ideas"])] if "ideas" in result else []
-    return "\n\n".join(parts)
-
-
-def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*result.get("rows", []), *result.get("start", [])]
+    return f"{said}\n\n{requests(result['rows'])}"
 
 
 def chart(rows: Sequence[dict[str, Any]], title: str) -> str:
@@ -123,6 +90,5 @@ def write(result: dict[str, Any], docs: Path = DOCS) -> None:
     if not marks.search(text):
         raise ValueError(f"docs/speed.md: expected the marks <!-- {key}:begin --> and <!-- {key}:end -->. Write them.")
     page.write_text(marks.sub(lambda found: f"{found[1]}{markdown(result)}\n{found[2]}", text), encoding="utf-8")
-    rows = _rows(result)
     title = f"{result['bundle']}, {result['device']}: time as a share of plain diffusers'"
-    (docs / f"speed-{key}.svg").write_text(chart(rows, title), encoding="utf-8")
+    (docs / f"speed-{key}.svg").write_text(chart(result["rows"], title), encoding="utf-8")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -230,36 +229,21 @@ def latents_of(model: Model, run: Callable[[], Any]) -> torch.Tensor:
     return torch.cat(given)
 
 
-@dataclass(frozen=True)
-class Phases:
-    """Seconds of a run's parts, in their order."""
-
-    before: float
-    """Files opened, map drawn, prompts encoded: until the first step."""
-    denoising: float
-    decoding: float
-    after: float
-    """From pixels to the file."""
-
-
-def phases_of(model: Model, run: Callable[[], Any], clock: Clock) -> Phases:
-    """The parts of a run with one output, whose sampler is DDIM."""
-    marks = [clock.mark()]
+def denoising_of(model: Model, run: Callable[[], Any], clock: Clock) -> float:
+    """Seconds from a run's first step until its latents are decoded. It has one output, and its sampler is DDIM."""
+    marks: list[Any] = []
     vae = type(model.generator.base["vae"])
     decode, scale = vae.decode, DDIMScheduler.scale_model_input
 
     def begun(*given: Any, **named: Any) -> Any:
-        if len(marks) == 1:
+        if not marks:
             marks.append(clock.mark())
         return scale(*given, **named)
 
-    def marked(*given: Any, **named: Any) -> Any:
+    def ended(*given: Any, **named: Any) -> Any:
         marks.append(clock.mark())
-        decoded = decode(*given, **named)
-        marks.append(clock.mark())
-        return decoded
+        return decode(*given, **named)
 
-    with mock.patch.object(DDIMScheduler, "scale_model_input", begun), mock.patch.object(vae, "decode", marked):
+    with mock.patch.object(DDIMScheduler, "scale_model_input", begun), mock.patch.object(vae, "decode", ended):
         run()
-    marks.append(clock.mark())
-    return Phases(*(clock.seconds(start, end) for start, end in pairwise(marks)))
+    return clock.seconds(*marks)

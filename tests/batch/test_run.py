@@ -15,6 +15,7 @@ from controlnet.batch.cluster import ROOT, ray
 from controlnet.batch.jobs import Batch, Job
 from controlnet.batch.run import run
 from controlnet.python.opened import OpenModel
+from controlnet.settings import Settings
 
 # After controlnet.batch.cluster, which makes Ray's settings.
 from ray.cluster_utils import Cluster  # isort: skip
@@ -48,7 +49,7 @@ def cluster() -> Iterator[Cluster]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     """The files of the jobs that the tests make, by the model in this process."""
     folder = tmp_path_factory.mktemp("expected")
-    with OpenModel("tiny") as model:
+    with OpenModel(Settings(bundle="tiny")) as model:
         made = {
             job.inputs["seed"]: model.make(job.inputs).files() for job in jobs_in(folder, good_lines(COUNT, **STEPS))
         }

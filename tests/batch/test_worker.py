@@ -15,12 +15,13 @@ from controlnet.batch.jobs import Job
 from controlnet.batch.results import BROKEN, LOST, write_results
 from controlnet.batch.worker import Worker
 from controlnet.python.opened import OpenModel
-from controlnet.weights.lockfile import WeightsError
+from controlnet.settings import Settings
+from controlnet.weights.lora_files import LoraNotFetched
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[OpenModel]:
-    with OpenModel("tiny") as opened:
+    with OpenModel(Settings(bundle="tiny")) as opened:
         yield opened
 
 
@@ -91,13 +92,13 @@ def test_what_could_not_be_fetched_is_tried_again_in_the_next_run(
     worker: Worker, tmp_path: Path, monkeypatch, inputs: dict
 ) -> None:
     def silent(*arguments: object, **options: object) -> None:
-        raise WeightsError("its host did not answer")
+        raise LoraNotFetched("it could not be fetched: its host did not answer.")
 
     class Silent:
         def get_file_info(self, path: str) -> None:
             raise OSError("no answer")
 
-    monkeypatch.setattr("controlnet.weights.lora_cache.with_retries", silent)
+    monkeypatch.setattr("controlnet.weights.lora_store.fetch", silent)
     monkeypatch.setattr("controlnet.batch.folder.open_filesystem", opened(lambda place: (Silent(), place)))
     (job,) = jobs_in(tmp_path, good_lines(1, **inputs))
     assert worker(row(job))["status"] == "failed"
@@ -111,7 +112,7 @@ def test_what_could_not_be_fetched_is_tried_again_in_the_next_run(
         ({"lora_weights": "https://elsewhere.example/a.safetensors"}, "this server fetches no LoRA from"),
         ({"image": "file:///dev/zero"}, "'/dev/zero' is no file."),
         ({"image": "pipe"}, "pipe' is no file."),
-        ({"seed": "\ud800"}, "seed: expected an integer"),
+        ({"seed": "\ud800"}, "The line has half a character in it"),
     ],
 )
 def test_what_will_never_be_is_not_tried_again(worker: Worker, tmp_path: Path, inputs: dict, words: str) -> None:

@@ -14,8 +14,8 @@ from support.small_models import SmallBundle, parts
 from controlnet.generation.decoding import NotFinite, decode
 from controlnet.generation.generator import Generator
 from controlnet.generation.windowed import WindowedVae
-from controlnet.models.switch import BATCH_OUTPUTS
 from controlnet.pictures.canvas import InitialPicture
+from controlnet.settings import Settings
 from controlnet.weights.lora_files import Lora, LoraError
 
 NONE, ENDLESS = float("nan"), float("inf")
@@ -46,7 +46,7 @@ def test_the_largest_finite_numbers_are_a_picture() -> None:
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(SmallBundle(), {})
+    return Generator(SmallBundle())
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_lora_of_enormous_numbers_is_refused_by_name(generator: Generator, eno
 
 def test_so_it_is_in_a_batch(enormous: Lora) -> None:
     with pytest.raises(LoraError, match=r"^lora_weights_2: with it"):
-        Generator(SmallBundle(), {BATCH_OUTPUTS: "1"}).generate(job(num_outputs=3, loras=(enormous,)))
+        Generator(SmallBundle(Settings(batch_outputs=True))).generate(job(num_outputs=3, loras=(enormous,)))
 
 
 def test_without_a_lora_it_is_the_servers_fault(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

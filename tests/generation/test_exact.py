@@ -21,18 +21,18 @@ from controlnet.maps.controls import Control
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.request.modes import CONTROL_MODES
-from controlnet.speedups import EXACT
+from controlnet.settings import Settings
 from controlnet.speedups.replaced import OWN_CLASS
 
 
 @pytest.fixture(scope="module")
 def exact() -> Generator:
-    return Generator(SmallBundle(), {})
+    return Generator(SmallBundle())
 
 
 @pytest.fixture(scope="module")
 def plain() -> Generator:
-    return Generator(SmallBundle(), {EXACT: "0"})
+    return Generator(SmallBundle(Settings(speedups=False)))
 
 
 def assert_equal(exact: Generator, plain: Generator, asked: Job) -> None:

@@ -11,8 +11,8 @@ from support.small_models import SmallBundle, parts
 
 from controlnet.generation.decoding import decode
 from controlnet.generation.generator import Generator
-from controlnet.models.switch import BATCH_OUTPUTS
 from controlnet.pictures.canvas import InitialPicture
+from controlnet.settings import Settings
 from controlnet.stopwatch import Stopwatch
 
 
@@ -108,7 +108,7 @@ def test_phases_are_timed_over_all_pictures(generator: Generator) -> None:
 @pytest.mark.parametrize("conditioner", ["canny", "shuffle"])
 def test_outputs_as_one_batch_are_those_of_each_alone(generator: Generator, conditioner: str, changes) -> None:
     """Up to rounding, because products of larger matrices add up in another order."""
-    together = Generator(SmallBundle(), {BATCH_OUTPUTS: "1"})
+    together = Generator(SmallBundle(Settings(batch_outputs=True)))
     asked = job(num_outputs=3, control={"conditioner": conditioner, "scale": 0.7}, **changes)
     alone, batch = generator.generate(asked), together.generate(asked)
     for one, other in zip(alone, batch, strict=True):
@@ -118,7 +118,7 @@ def test_outputs_as_one_batch_are_those_of_each_alone(generator: Generator, cond
 
 
 def test_a_batch_calls_the_unet_once_a_step(monkeypatch) -> None:
-    together = Generator(SmallBundle(), {BATCH_OUTPUTS: "1"})
+    together = Generator(SmallBundle(Settings(batch_outputs=True)))
     calls: list[int] = []
     unet = together.base["unet"]
     unet.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))

@@ -19,12 +19,12 @@ from controlnet.maps.controls import Control
 from controlnet.models.schedulers import SCHEDULERS, keep_times_in_main_memory, make_scheduler
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.request.modes import CONTROL_MODES
-from controlnet.speedups import EXACT
+from controlnet.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def plain() -> Generator:
-    return Generator(SmallBundle(), {})
+    return Generator(SmallBundle())
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def recorded() -> Iterator[list[RecordedGraph]]:
 @pytest.fixture
 def graphed(recorded: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch) -> Generator:
     monkeypatch.setattr(speedups, "open_graphs", open_recorded)
-    return Generator(SmallBundle(), {})
+    return Generator(SmallBundle())
 
 
 def assert_equal(graphed: Generator, plain: Generator, asked: Job, most: float = 0.0) -> None:
@@ -109,9 +109,9 @@ def test_a_net_that_is_named_twice_embeds_each_map_once(graphed, plain, monkeypa
 
 
 def test_without_the_exact_speedups_requests_have_graphs_too(recorded, monkeypatch) -> None:
-    unchanged = Generator(SmallBundle(), {EXACT: "0"})
+    unchanged = Generator(SmallBundle(Settings(speedups=False)))
     monkeypatch.setattr(speedups, "open_graphs", open_recorded)
-    assert_equal(Generator(SmallBundle(), {EXACT: "0"}), unchanged, job())
+    assert_equal(Generator(SmallBundle(Settings(speedups=False))), unchanged, job())
     assert len(recorded) == 2
 
 

@@ -12,6 +12,7 @@ from support.small_models import parts
 from controlnet.bundle import open_bundle
 from controlnet.generation.prompts import encode_prompts
 from controlnet.models.tokens import weighted_parts
+from controlnet.settings import Settings
 from tinyworld.models import TOKENS
 
 LONG = "a red ball " * 40
@@ -127,7 +128,7 @@ def test_bfloat16_embeddings_stay_bfloat16_and_exact() -> None:
 
 
 def test_a_weight_raises_and_lowers_the_effect_of_its_word() -> None:
-    base = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    base = open_bundle(Settings(bundle="tiny")).base()
     far = []
     for weight in (0, 0.5, 1, 1.5, 2, 3):
         red, blue = (f"a ({colour}:{weight}) ball on grass" for colour in ("red", "blue"))

@@ -10,6 +10,7 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import InitialPicture, feather
+from controlnet.settings import Settings
 
 HOUSE = Image.open(ROOT / "examples/house.png").convert("RGB").resize((128, 128), Image.Resampling.LANCZOS)
 INSIDE = (35, 45, 95, 115)
@@ -24,7 +25,7 @@ def masked() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}))
+    return Generator(open_bundle(Settings(bundle="tiny")))
 
 
 def painted(generator: Generator, mask: Image.Image, seed: int) -> np.ndarray:

@@ -21,23 +21,23 @@ from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.pictures.geometry import fit
 from controlnet.request.modes import CONTROL_MODES
-from controlnet.speedups import EXACT
+from controlnet.settings import Settings
 from controlnet.stopwatch import Stopwatch
 
 
 @pytest.fixture(scope="module", params=["exact", "plain"])
 def generator(request: pytest.FixtureRequest) -> Generator:
-    return Generator(SmallBundle(), {EXACT: "1" if request.param == "exact" else "0"})
+    return Generator(SmallBundle(Settings(speedups=request.param == "exact")))
 
 
 @pytest.fixture(scope="module")
 def exact() -> Generator:
-    return Generator(SmallBundle(), {})
+    return Generator(SmallBundle())
 
 
 @pytest.fixture(scope="module")
 def plain() -> Generator:
-    return Generator(SmallBundle(), {EXACT: "0"})
+    return Generator(SmallBundle(Settings(speedups=False)))
 
 
 FIRST = hint(9)

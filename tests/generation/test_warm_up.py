@@ -10,11 +10,12 @@ from support.jobs import job, pixels
 from controlnet.bundle import open_bundle
 from controlnet.generation import painting
 from controlnet.generation.generator import Generator
+from controlnet.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def generator(tiny_root: Path) -> Generator:
-    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root))
+    return Generator(open_bundle(Settings(bundle="tiny"), tiny_root))
 
 
 def test_the_warm_up_changes_no_picture_and_no_random_state(generator: Generator, capsys) -> None:

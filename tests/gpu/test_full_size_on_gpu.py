@@ -25,6 +25,7 @@ from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.models.schedulers import SCHEDULERS, make_scheduler
 from controlnet.request.modes import CONTROL_MODES
+from controlnet.settings import Settings
 
 SIDE = 512
 BASE: dict[str, Any] = {"prompt": "a (red:1.3) ball", "resolution": SIDE, "num_inference_steps": 3, "seed": 1}
@@ -59,8 +60,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def predictor(sd15: Path) -> predict.Predictor:
     with pytest.MonkeyPatch.context() as patch:
-        environ = {"CONTROLNET_BUNDLE": "sd15"}
-        patch.setattr(predict, "open_bundle", lambda: open_bundle(environ, sd15))
+        patch.setattr(predict, "open_bundle", lambda: open_bundle(Settings(bundle="sd15"), sd15))
         made = predict.Predictor()
         made.setup()
     return made
@@ -175,9 +175,8 @@ def test_every_kind_of_request_has_the_same_bytes_after_another(send, inputs: di
 
 
 def test_outputs_as_one_batch_are_those_of_each_alone(sd15: Path, predictor: predict.Predictor) -> None:
-    environ = {"CONTROLNET_BUNDLE": "sd15", "CONTROLNET_BATCH_OUTPUTS": "1"}
     generator = predictor.model.generator
-    together = Generator(generator.bundle, environ)
+    together = Generator(open_bundle(Settings(bundle="sd15", batch_outputs=True), sd15))
     asked = job(squares(4), num_outputs=3)
     with torch.backends.cudnn.flags(allow_tf32=False):
         exact = diffusers_own(generator, asked, torch.float32)
@@ -186,10 +185,9 @@ def test_outputs_as_one_batch_are_those_of_each_alone(sd15: Path, predictor: pre
     assert errors[0] <= 1.3 * errors[1]
 
 
-@pytest.mark.parametrize("choices", [{"CONTROLNET_CUDA_GRAPHS": "0"}, {"CONTROLNET_LOW_MEMORY": "1"}], ids=str)
+@pytest.mark.parametrize("choices", [{"graphs": False}, {"low_memory": True}], ids=str)
 def test_graphs_and_low_memory_mode_change_no_byte(sd15: Path, predictor: predict.Predictor, choices) -> None:
-    environ = {"CONTROLNET_BUNDLE": "sd15"} | choices
-    other = Generator(open_bundle(environ, sd15), environ)
+    other = Generator(open_bundle(Settings(bundle="sd15", **choices), sd15))
     for conditioner in ("canny", "shuffle", "canny"):
         asked = job(squares(3), conditioner, num_outputs=2)
         for made, expected in zip(other.generate(asked), predictor.model.generator.generate(asked), strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import ROOT
 
-from controlnet.serving.schema import openapi_schema
+from controlnet.serving.schema import schema_of
 from controlnet.serving.server import interfaces_in
 
 Fields = dict[str, dict[str, Any]]
@@ -103,7 +103,7 @@ def test_every_original_has_its_interface() -> None:
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_the_inputs_are_those_of_the_original(name: str) -> None:
-    schemas = openapi_schema((ROOT / interfaces_in(ROOT)[name]).read_text())["components"]["schemas"]
+    schemas = schema_of(ROOT, interfaces_in(ROOT)[name])["components"]["schemas"]
     fields: Fields = {}
     for field, properties in schemas["Input"]["properties"].items():
         properties = {key: value for key, value in properties.items() if value is not None}

@@ -6,7 +6,7 @@ from controlnet.pictures.images import ImageError
 from controlnet.request.combinations import RequestError
 from controlnet.request.inputs import InputError
 from interfaces.adapter import _in_their_words
-from interfaces.jagilley import Jagilley
+from interfaces.jagilley_adapter import Jagilley
 
 NAMES = {
     "image": "input_image",

@@ -17,28 +17,26 @@ from torch.nn.functional import scaled_dot_product_attention
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.models import attention, packed
-from controlnet.models.attention import ATTENTION, AttentionError, asked_attention
+from controlnet.models.attention import check_attention
+from controlnet.settings import Settings, SettingsError
 from controlnet.weights.manifest import Manifest
 
 CPU = torch.device("cpu")
 
 
-def test_it_is_sdpa_unless_asked(monkeypatch) -> None:
+def test_what_can_be_had_is_taken(monkeypatch) -> None:
     monkeypatch.setattr(attention, "find_spec", lambda name: object())
     monkeypatch.setattr(attention, "_try_xformers", lambda device: None)
-    assert [asked_attention(CPU, {ATTENTION: value}) for value in ("", "sdpa")] == ["sdpa", "sdpa"]
-    assert asked_attention(CUDA, {}) == "sdpa"
-    assert asked_attention(CUDA, {ATTENTION: "xformers"}) == "xformers"
-    with pytest.raises(AttentionError, match=r"^CONTROLNET_ATTENTION: expected sdpa, xformers or .*got 'flash'\.$"):
-        asked_attention(CUDA, {ATTENTION: "flash"})
+    for name, device in (("sdpa", CPU), ("sdpa", CUDA), ("xformers", CUDA)):
+        check_attention(name, device)
 
 
 def test_xformers_needs_a_gpu_and_the_package(monkeypatch) -> None:
-    with pytest.raises(AttentionError, match=r"^CONTROLNET_ATTENTION=xformers needs a GPU, .* CPU\. Use sdpa\.$"):
-        asked_attention(CPU, {ATTENTION: "xformers"})
+    with pytest.raises(SettingsError, match=r"^CONTROLNET_ATTENTION=xformers needs a GPU, .* CPU\. Use sdpa\.$"):
+        check_attention("xformers", CPU)
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    with pytest.raises(AttentionError, match="the package xformers is not installed"):
-        asked_attention(CUDA, {ATTENTION: "xformers"})
+    with pytest.raises(SettingsError, match="the package xformers is not installed"):
+        check_attention("xformers", CUDA)
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, RuntimeError])
@@ -50,13 +48,13 @@ def test_xformers_without_kernels_for_the_gpu_is_refused(monkeypatch, error: typ
 
     monkeypatch.setattr(attention, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=none))
-    with pretended_cuda(), pytest.raises(AttentionError, match=r"has no kernel for this GPU and .*\. Use sdpa\.$"):
-        asked_attention(CUDA, {ATTENTION: "xformers"})
+    with pretended_cuda(), pytest.raises(SettingsError, match=r"has no kernel for this GPU and .*\. Use sdpa\.$"):
+        check_attention("xformers", CUDA)
 
 
 def test_a_bundle_without_a_gpu_refuses_xformers() -> None:
-    with pytest.raises(AttentionError, match="needs a GPU"):
-        open_bundle({"CONTROLNET_BUNDLE": "tiny", ATTENTION: "xformers"})
+    with pytest.raises(SettingsError, match="needs a GPU"):
+        open_bundle(Settings(bundle="tiny", attention="xformers"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +85,7 @@ def test_unet_and_nets_use_xformers_on_a_pretended_gpu(root: Path, monkeypatch, 
     manifest, made = Manifest.read(root / "sd15.toml", {}), []
     for name in ("sdpa", "xformers"):
         with pretended_cuda():
-            generator = Generator(Bundle(manifest, root, CUDA, torch.float32, low_memory, name), {})
+            generator = Generator(Bundle(manifest, root, CUDA, torch.float32, low_memory, Settings(attention=name)))
             made.append(pixels(generator.generate(job())))
             expected = XFormersAttnProcessor if name == "xformers" else AttnProcessor2_0
             assert used(generator.base["unet"]) == used(generator.controlnets["canny"]) == {expected}

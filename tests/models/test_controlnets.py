@@ -13,13 +13,14 @@ from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.models.controlnets import ControlNets, cast
+from controlnet.settings import Settings
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def generator(tiny_root: Path) -> Generator:
-    return Generator(open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root))
+    return Generator(open_bundle(Settings(bundle="tiny"), tiny_root))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from support import ROOT, memory
 import predict
 from controlnet.bundle import open_bundle
 from controlnet.models.load_log import LoadLog
+from controlnet.settings import Settings
 
 
 def write(path: Path, size: int) -> Path:
@@ -78,7 +79,7 @@ print(during - before, gigabytes() - during)
 
 
 def test_setup_logs_every_part_once_and_then_the_summary(tiny_root: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(predict, "open_bundle", lambda: open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root))
+    monkeypatch.setattr(predict, "open_bundle", lambda: open_bundle(Settings(bundle="tiny"), tiny_root))
     capsys.readouterr()
     predictor = predict.Predictor()
     predictor.setup()

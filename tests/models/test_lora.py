@@ -1,26 +1,29 @@
 """LoRAs act as diffusers' own loader makes them act, on copies, completely or not at all."""
 
 import hashlib
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
 from safetensors.torch import load_file, save_file
-from support.loras import tiny_pipeline
+from support.loras import saved_by_diffusers, tiny_pipeline
 from torch import nn
 
 from controlnet.bundle import open_bundle
-from controlnet.models.lora import AdaptedBase, adapted
+from controlnet.models.lora import AdaptedBase, adapted, check_fit
+from controlnet.settings import Settings
 from controlnet.speedups.forms import in_fast_forms
 from controlnet.weights.lora_files import Lora, LoraError
 
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    return open_bundle(Settings(bundle="tiny")).base()
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +161,86 @@ def test_no_tensor_of_a_file_that_does_not_fit_is_read(
 ) -> None:
     down, up = next(iter(layers["unet"].values()))
     unet = layers["unet"] | {"down_blocks.7.attentions.0.to_q": (down.clone(), up.clone())}
-    monkeypatch.setattr("controlnet.models.lora.load_file", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("controlnet.models.lora.safe_open", lambda *_: pytest.fail("it was read"))
     with pytest.raises(LoraError, match="layers fit"):
         adapted(base, [lora(save_diffusers(tmp_path / "a.safetensors", {"unet": unet}))])
+
+
+def enormous(base: dict, dtype: torch.dtype, size: int) -> dict[str, torch.Tensor]:
+    """A LoRA for one layer, with about `size` numbers."""
+    name = next(name for name, _ in base["unet"].named_modules() if name.endswith("attn2.to_q"))
+    out, inputs = base["unet"].get_submodule(name).weight.shape
+    rank = size // (out + inputs)
+    shapes = {f"unet.{name}.lora_A.weight": (rank, inputs), f"unet.{name}.lora_B.weight": (out, rank)}
+    return {key: torch.zeros(shape, dtype=dtype) for key, shape in shapes.items()}
+
+
+def test_what_takes_too_much_memory_is_refused_before_it_is_read(tmp_path: Path, base: dict) -> None:
+    """A file of 490 MB of 8-bit numbers fits, and would take 2 GB in float32."""
+    file = tmp_path / "a.safetensors"
+    save_file(enormous(base, torch.float8_e4m3fn, 490 * 10**6), file)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LoraError, match=r"takes up to 1\.5 GB in memory, got one of 2\.0 GB"):
+        check_fit(base, Lora(file, "", 1.0))
+    with pytest.raises(LoraError, match=r"takes up to 1\.5 GB"):
+        adapted(base, [Lora(file, "", 1.0)])
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 200e6
+
+
+def test_numbers_that_are_whole_are_refused_and_whole_alphas_are_not(tmp_path: Path, base: dict, layers: dict) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(enormous(base, torch.int8, 10_000), file)
+    with pytest.raises(LoraError, match=r"no floating-point ones \(I8\)"):
+        check_fit(base, Lora(file, "", 1.0))
+    kohya = save_kohya(file, layers, alpha=2.0)
+    expected = outputs(adapted(base, [lora(kohya)]))
+    tensors = {name: tensor.long() if name.endswith("alpha") else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    check_fit(base, lora(file))
+    assert distance(outputs(adapted(base, [lora(file)])), expected) == 0
+
+
+def test_numbers_of_8_bits_act(tmp_path: Path, base: dict, layers: dict) -> None:
+    file = save_diffusers(tmp_path / "a.safetensors", layers)
+    save_file({name: tensor.to(torch.float8_e5m2) for name, tensor in load_file(file).items()}, file)
+    assert distance(outputs(adapted(base, [lora(file)])), outputs(base)) > 0.1
+
+
+def test_a_lora_of_an_embedding_is_refused(tmp_path: Path, base: dict, layers: dict) -> None:
+    """diffusers loads it, and it does not act."""
+    file = save_diffusers(tmp_path / "a.safetensors", {"text_encoder": layers["text_encoder"]})
+    words, width = base["text_encoder"].get_input_embeddings().weight.shape
+    name = "text_encoder.embeddings.token_embedding"
+    extra = {f"{name}.lora_embedding_A": torch.ones(4, words), f"{name}.lora_embedding_B": torch.ones(width, 4)}
+    save_file(load_file(file) | extra, file)
+    with pytest.raises(LoraError, match=r"only \d+ of its \d+ layers fit"):
+        check_fit(base, lora(file))
+
+
+def test_a_file_without_ranks_is_refused(tmp_path: Path, base: dict) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(enormous(base, torch.float32, 0), file)
+    with pytest.raises(LoraError, match="its layers do not fit"):
+        check_fit(base, lora(file))
+
+
+@pytest.mark.parametrize("extra", [{"use_dora": True}, {"lora_bias": True}])
+def test_what_diffusers_writes_fits(tmp_path: Path, base: dict, extra: dict[str, Any]) -> None:
+    """Magnitudes and biases too, of linear layers and of convolutions."""
+    config = LoraConfig(r=2, target_modules=["to_out.0", "conv1", "conv_shortcut"], init_lora_weights=False, **extra)
+    file = saved_by_diffusers(tmp_path, config)
+    assert distance(outputs(adapted(base, [lora(file)])), outputs(base)) > 0
+    tensors = load_file(file)
+    (name, *_) = (name for name in tensors if "magnitude" in name or "bias" in name)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
+    with pytest.raises(LoraError, match=r"only \d+ of its \d+ layers fit"):
+        check_fit(base, lora(file))
+
+
+def test_a_bias_for_a_layer_without_one_is_refused(tmp_path: Path, base: dict) -> None:
+    file = saved_by_diffusers(tmp_path, LoraConfig(r=2, target_modules=["to_q", "conv1"], lora_bias=True))
+    with pytest.raises(LoraError, match=r"only \d+ of its \d+ layers fit"):
+        check_fit(base, lora(file))
 
 
 def test_no_thread_is_started(tmp_path: Path, base: dict, layers: dict, monkeypatch: pytest.MonkeyPatch) -> None:

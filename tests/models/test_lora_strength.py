@@ -14,6 +14,7 @@ from support.loras import apart, by_diffusers, saved_by_diffusers, tiny_pipeline
 from controlnet.bundle import open_bundle
 from controlnet.models.lora import adapted
 from controlnet.models.lora_strength import header_strengths
+from controlnet.settings import Settings
 from controlnet.weights.lora_files import Lora, LoraError
 
 UNET = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -22,7 +23,7 @@ FIRST = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v"
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    return open_bundle(Settings(bundle="tiny")).base()
 
 
 @pytest.fixture(scope="module")

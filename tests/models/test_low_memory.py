@@ -1,6 +1,5 @@
 """Low-memory mode: when it is chosen, how needed memory is estimated, and equal pictures even after interruptions."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,12 @@ from controlnet.models.loading import load_pretrained
 from controlnet.models.low_memory import (
     ACTIVATIONS,
     LIBRARIES,
-    LOW_MEMORY,
-    LowMemoryError,
-    asked_mode,
     choose_mode,
     needed_memory,
 )
 from controlnet.models.packed import Packed
+from controlnet.settings import Settings
 from controlnet.speedups.cuda.graphs import room
-from controlnet.speedups.cuda.kernels import KERNELS
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.manifest import WEIGHTS, Manifest
 
@@ -37,7 +33,7 @@ SD15 = WEIGHTS / "sd15.toml"
 
 @pytest.fixture(scope="module")
 def bundle(tiny_root: Path) -> Bundle:
-    return open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tiny_root)
+    return open_bundle(Settings(bundle="tiny"), tiny_root)
 
 
 @pytest.fixture(scope="module")
@@ -61,27 +57,12 @@ def test_the_log_names_the_memory_mode_and_the_reason() -> None:
     assert choose_mode(False, GB, 20 * GB)[1].startswith("all ControlNets on the GPU (CONTROLNET_LOW_MEMORY=0): 1.0 GB")
 
 
-def test_controlnet_low_memory_accepts_only_1_0_and_empty() -> None:
-    asked = [asked_mode(environ) for environ in ({}, {LOW_MEMORY: ""}, {LOW_MEMORY: "1"}, {LOW_MEMORY: "0"})]
-    assert asked == [None, None, True, False]
-    for named in ("yes", "true", "01", " 1", "-1"):
-        with pytest.raises(LowMemoryError, match=rf"^CONTROLNET_LOW_MEMORY: expected 1 .*got '{named}'\.$"):
-            asked_mode({LOW_MEMORY: named})
-
-
-def test_a_wrong_environment_variable_is_refused_before_weights(tmp_path: Path) -> None:
-    for name, value in ((LOW_MEMORY, "maybe"), ("CONTROLNET_DTYPE", "half")):
-        shutil.copy(SD15, tmp_path)
-        with pytest.raises(ValueError, match=f"^{name}: expected"):
-            open_bundle({"CONTROLNET_BUNDLE": "sd15", name: value}, tmp_path)
-
-
 @pytest.mark.parametrize(("free", "chosen"), [(2 * GB, True), (90 * GB, False)])
 def test_free_gpu_memory_decides_the_mode_of_a_bundle(bundle: Bundle, monkeypatch, capsys, free, chosen) -> None:
     """The memory of the GPU is simulated. Nothing uses the GPU until parts are opened."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 95 * GB))
-    opened = open_bundle({"CONTROLNET_BUNDLE": "tiny", KERNELS: "0"}, bundle.root)
+    opened = open_bundle(Settings(bundle="tiny", kernels=False), bundle.root)
     assert (opened.low_memory, opened.dtype, opened.device.type) == (chosen, torch.float16, "cuda")
     first, second = capsys.readouterr().out.splitlines()
     mode = "low-memory mode" if chosen else "all ControlNets on the GPU"
@@ -97,14 +78,14 @@ def test_graphs_take_no_room_that_the_bundle_needs(bundle: Bundle, monkeypatch, 
     for more, graphs in ((1.0, True), (0.9, False)):
         free = needed + int(more * room(torch.float16))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 95 * GB))
-        opened = open_bundle({"CONTROLNET_BUNDLE": "tiny", KERNELS: "0"}, bundle.root)
+        opened = open_bundle(Settings(bundle="tiny", kernels=False), bundle.root)
         assert (opened.graphs, opened.low_memory) == (graphs, False)
         assert ("no CUDA graphs, which would need 1.7 GB more" in capsys.readouterr().out) is not graphs
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_low_memory_mode_does_nothing_without_a_gpu(bundle: Bundle, capsys) -> None:
-    opened = open_bundle({"CONTROLNET_BUNDLE": "tiny", LOW_MEMORY: "1"}, bundle.root)
+    opened = open_bundle(Settings(bundle="tiny", low_memory=True), bundle.root)
     assert not opened.low_memory and "=1 changes nothing without a GPU" in capsys.readouterr().out
 
 

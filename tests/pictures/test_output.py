@@ -212,7 +212,7 @@ def test_a_prompt_that_fits_into_a_jpeg_is_not_cut_off() -> None:
 
 
 def test_webp_is_encoded_with_method_2(tmp_path: Path) -> None:
-    """4 takes twice as long, and below 2 files are a fifth larger (docs/speed.md)."""
+    """4 takes twice as long, and below 2 files are a fifth larger."""
     picture = Image.effect_noise((64, 64), 90).convert("RGB")
     picture.save(tmp_path / "expected.webp", quality=80, method=2)
     (file,) = write_pictures([], [picture], "webp", 80)

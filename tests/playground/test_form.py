@@ -3,26 +3,26 @@
 import pytest
 from support import ROOT
 
-from controlnet.serving.schema import openapi_schema
+from controlnet.serving.schema import PREDICTOR, schema_of
+from controlnet.serving.server import interfaces_in
 from playground.form import MORE, Form, typed
 from playground.pictures import File
 from playground.tab import Made, Tab
 
-SOURCES = ["predict.py", *sorted(f"interfaces/{path.name}" for path in ROOT.glob("interfaces/*.py"))]
-SOURCES = [source for source in SOURCES if "\nclass Predictor(" in (ROOT / source).read_text()]
+PREDICTORS = [PREDICTOR, *interfaces_in(ROOT).values()]
 
 
-def form(source: str = "predict.py") -> Form:
-    return Form.read(openapi_schema((ROOT / source).read_text()))
+def form(predictor: str = PREDICTOR) -> Form:
+    return Form.read(schema_of(ROOT, predictor))
 
 
 def document(**properties: dict) -> dict:
     return {"components": {"schemas": {"Input": {"properties": properties, "required": []}}}}
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_every_input_of_every_interface_has_its_place(source: str) -> None:
-    read = form(source)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_every_input_of_every_interface_has_its_place(predictor: str) -> None:
+    read = form(predictor)
     grouped = [field.name for members in read.groups().values() for field in members]
     assert sorted([*grouped, *(["map_only"] if read.draws_maps else [])]) == sorted(read.fields)
 
@@ -47,7 +47,7 @@ def test_knobs_are_shown_for_the_chosen_conditioners_alone() -> None:
     assert knobs(conditioner="canny") == {"low_threshold", "high_threshold"}
     assert knobs(conditioner="scribble", conditioner_2="tile") == {"tile_factor"}
     assert not read.shown(read.fields["image_2"], {}) and read.shown(read.fields["image_2"], {"conditioner_2": "hed"})
-    theirs = form("interfaces/rossjillian.py")
+    theirs = form("interfaces/rossjillian.py:Predictor")
     assert not theirs.shown(theirs.fields["low_threshold"], {"structure": "depth"})
     assert theirs.shown(theirs.fields["low_threshold"], {"structure": "canny"})
 
@@ -111,14 +111,14 @@ def test_maps_come_before_the_pictures_that_were_asked_for() -> None:
     assert list(made.files()) == ["map.webp", "picture-1.webp", "picture-2.webp", "poses.json"]
     withheld = Made.of({"num_outputs": 2}, form(), [picture], {"withheld": 1})
     assert (len(withheld.maps), len(withheld.pictures)) == (0, 1)
-    theirs = Made.of({"num_samples": "4"}, form("interfaces/jagilley_scribble.py"), [picture] * 5, {})
+    theirs = Made.of({"num_samples": "4"}, form("interfaces/jagilley.py:Scribble"), [picture] * 5, {})
     assert (len(theirs.maps), len(theirs.pictures)) == (1, 4), "the map is always first there"
     assert len(Made.of({"map_only": True}, form(), [picture], {}).maps) == 1
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_first_request_of_every_interface_is_complete(source: str) -> None:
-    tab = Tab(form(source))
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_the_first_request_of_every_interface_is_complete(predictor: str) -> None:
+    tab = Tab(form(predictor))
     assert tab.form.picture
     tab.take_upload(tab.form.picture, (ROOT / "examples/doodle.png").read_bytes())
     missing = {name for name, field in tab.form.fields.items() if field.required} - set(tab.inputs())

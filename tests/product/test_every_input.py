@@ -29,7 +29,7 @@ POSE = json.dumps(
         ]
     }
 )
-HOUSE = url(Image.open(ROOT / "examples/house.png"))
+THINGS = url(Image.open(ROOT / "examples/things.png"))
 
 Inputs = dict[str, Any]
 """None removes an input that these tests otherwise send."""
@@ -98,7 +98,7 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
     ({"conditioner": "tile"}, {"tile_factor": 8.0}),
     ({"mask": HALF}, {"mask_feather": 0}),
     ({"conditioner": "mlsd"}, {"mlsd_score_threshold": 0.1}),
-    ({"conditioner": "mlsd", "image": HOUSE}, {"mlsd_distance_threshold": 20.0}),
+    ({"conditioner": "mlsd", "image": THINGS}, {"mlsd_distance_threshold": 20.0}),
     ({"upscale": 1.5}, {"upscale_strength": 0.75}),
     ({"init_image": PHOTO}, {"prompt_strength": 0.5}),
     ({"mask": HALF}, {"prompt_strength": 0.5}),

@@ -26,6 +26,7 @@ from support.small_bundle import point_at
 import predict
 from controlnet.bundle import open_bundle
 from controlnet.models.loading import WeightsMismatch
+from controlnet.settings import Settings
 from controlnet.weights import cli
 from controlnet.weights.lockfile import COMMIT, Lock
 from controlnet.weights.manifest import WEIGHTS, Manifest
@@ -147,7 +148,7 @@ def test_script_predict_makes_a_picture_after_it(started: subprocess.CompletedPr
 @pytest.fixture(scope="module")
 def predictor(started: subprocess.CompletedProcess[str], clone: Path) -> predict.Predictor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict, "open_bundle", lambda: open_bundle({"CONTROLNET_BUNDLE": "sd15"}, clone / "weights"))
+        patch.setattr(predict, "open_bundle", lambda: open_bundle(Settings(bundle="sd15"), clone / "weights"))
         predictor = predict.Predictor()
         predictor.setup()
     return predictor
@@ -214,7 +215,7 @@ def test_extra_tensor_is_one_message(hub: Hub, started, clone: Path, tmp_path: P
     point_at(hub, monkeypatch)
     assert cli.main(["download", "sd15"], root) == 0
     with pytest.raises(WeightsMismatch) as caught:
-        open_bundle({"CONTROLNET_BUNDLE": "sd15"}, root).controlnets()
+        open_bundle(Settings(bundle="sd15"), root).controlnets()
     assert str(caught.value) == (
         "mlsd does not fit its network (unexpected: stray.weight). Run script/verify-weights. If it finds no fault,"
         " install the versions in requirements.txt. If they are installed, the file is one that this project does not"

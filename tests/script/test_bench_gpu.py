@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import gpu_choices
 import pytest
 from gpu_choices import CHOICES, compare, markdown, measure
+from support import ROOT
 
 
 def result(ours: float, latents: float, **row: Any) -> dict[str, Any]:
@@ -20,13 +22,19 @@ def result(ours: float, latents: float, **row: Any) -> dict[str, Any]:
     }
 
 
-def test_every_choice_is_measured_and_only_the_first_with_compiled_diffusers() -> None:
+def test_the_choices_are_measured_in_turn_and_only_the_first_with_compiled_diffusers() -> None:
     asked: list[tuple[Mapping[str, str], Sequence[str]]] = []
-    results = compare(["--side", "64"], lambda *given: asked.append(given) or {"failed": str(len(asked))})
-    assert [choice for choice, _ in asked] == list(CHOICES.values())
-    assert ["--no-compiled" in options for _, options in asked] == [bool(choice) for choice in CHOICES.values()]
-    assert all(options[:2] == ["--side", "64"] for _, options in asked)
-    assert markdown(results).splitlines() == [f"{name}: {i + 1}" for i, name in enumerate(CHOICES)]
+    kept: list[int] = []
+    names = ["CONTROLNET_CUDA_KERNELS=0", "default"]
+
+    def run(*given: Any) -> dict[str, Any]:
+        asked.append(given)
+        return {"failed": str(len(asked))}
+
+    results = compare(names, ["--side", "64"], lambda so_far: kept.append(len(so_far)), run)
+    assert [choice for choice, _ in asked] == [CHOICES[name] for name in names] and kept == [1, 2]
+    assert [options for _, options in asked] == [["--side", "64"], ["--side", "64", "--no-compiled"]]
+    assert markdown(results).splitlines() == [f"{name}: {i + 1}" for i, name in enumerate(names)]
 
 
 def test_the_table_has_a_column_for_each_choice_and_names_failures() -> None:
@@ -69,7 +77,7 @@ def test_a_choice_has_its_own_environment_and_no_other(monkeypatch) -> None:
 
 def test_speed_reads_the_choice_and_its_error_is_kept(sd15_root: Path) -> None:
     """A real process. xformers is refused on a CPU before anything is loaded."""
-    options = ["--bundle", "sd15", "--weights", str(sd15_root), "--parts", "rows"]
+    options = ["--bundle", "sd15", "--weights", str(sd15_root), "--rows", "step"]
     failed = measure(CHOICES["CONTROLNET_ATTENTION=xformers"], options)["failed"]
     assert failed.endswith("CONTROLNET_ATTENTION=xformers needs a GPU, and this is a CPU. Use sdpa.")
 
@@ -81,5 +89,18 @@ def test_without_a_card_it_says_so(monkeypatch) -> None:
         gpu_choices.main()
 
 
-def test_the_command_is_executable() -> None:
-    assert os.access("script/bench/gpu", os.X_OK)
+def test_the_command_runs_without_installing_anything(tmp_path: Path) -> None:
+    """As on a machine without a network: a copy of the scripts, whose bootstrap fails."""
+    for name in ("script", "controlnet", "predict.py", "weights"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "script").unlink()
+    shutil.copytree(ROOT / "script", tmp_path / "script", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "script/bootstrap").write_text("#!/bin/bash\nexit 7\n")
+    command = [tmp_path / "script/bench/gpu", "--rows", "one", "step"]
+    named = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "BENCH_PYTHON": sys.executable
+    }
+    done = subprocess.run([*command, "--choices", "wrong"], env=named, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "argument --choices: invalid choice: 'wrong'" in done.stderr
+    del named["BENCH_PYTHON"]
+    assert subprocess.run(command, env=named, cwd=tmp_path).returncode == 7

@@ -14,8 +14,8 @@ from random_bundle import write_bundle
 
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.models.loading import load_pretrained
-from controlnet.models.precision import PrecisionError
 from controlnet.serving.server import ROOT
+from controlnet.settings import Settings, SettingsError
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_setup_and_from_pretrained_load_the_same_parts(bench: ModuleType, weight
 
 
 def test_plain_from_pretrained_loads_equal_weights(bench: ModuleType, weights: Path) -> None:
-    bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, weights)
+    bundle = open_bundle(Settings(bundle="tiny"), weights)
     plain = bench.PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
     net = plain.model(ControlNetModel, "controlnet/canny", mapped=True)
     assert net.dtype == bundle.dtype
@@ -93,12 +93,12 @@ def test_a_measurement_without_enough_memory_is_not_run(bench: ModuleType, weigh
 
 
 def test_low_memory_mode_keeps_controlnets_in_main_memory(bench: ModuleType, weights: Path) -> None:
-    bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, weights)
+    bundle = open_bundle(Settings(bundle="tiny"), weights)
     low = Bundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype, low_memory=True)
     assert bench.where_nets_are(low) == "main memory (low-memory mode)"
 
 
 def test_environment_variables_reach_the_measurement(bench: ModuleType, weights: Path, monkeypatch) -> None:
     monkeypatch.setenv("CONTROLNET_DTYPE", "nonsense")
-    with pytest.raises(PrecisionError):
+    with pytest.raises(SettingsError):
         bench.measure("setup()", "tiny", weights)

@@ -16,6 +16,7 @@ from controlnet.bundle import open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
+from controlnet.settings import Settings
 from controlnet.weights.files import sha256
 from controlnet.weights.lora_files import Lora
 
@@ -26,7 +27,7 @@ FAST = "sd15/lora/fast/pytorch_lora_weights.safetensors"
 
 @pytest.fixture(scope="module")
 def generator(sd15_root: Path) -> Generator:
-    return Generator(open_bundle({"CONTROLNET_BUNDLE": "sd15"}, sd15_root))
+    return Generator(open_bundle(Settings(bundle="sd15"), sd15_root))
 
 
 def ours(generator: Generator, **job) -> torch.Tensor:
@@ -35,7 +36,7 @@ def ours(generator: Generator, **job) -> torch.Tensor:
 
 def diffusers(generator: Generator, root: Path, scheduler: type, files: dict[Path, float]) -> torch.Tensor:
     """With LoRAs put on by diffusers, each with its scale, on networks that are loaded anew."""
-    parts = open_bundle({"CONTROLNET_BUNDLE": "sd15"}, root).base()
+    parts = open_bundle(Settings(bundle="sd15"), root).base()
     parts |= {"scheduler": scheduler.from_config(parts["scheduler"].config)}
     pipeline = StableDiffusionControlNetPipeline(
         **parts,

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from controlnet.bundle import open_bundle
 from controlnet.model import Model
 from controlnet.models.loading import load_pretrained
+from controlnet.settings import Settings
 from controlnet.weights.manifest import WEIGHTS, Manifest, Part
 from controlnet.weights.published import read_published
 
@@ -109,7 +110,7 @@ def test_a_bundle_with_some_conditioners_has_their_parts_and_no_others(
     assert (cut.defaults, cut.limits, cut.fast) == (whole.defaults, whole.limits, whole.fast)
     written = {str(file.relative_to(tmp_path / bundle)) for file in (tmp_path / bundle).rglob("*") if file.is_file()}
     assert written == set(cut.paths)
-    model = Model(open_bundle({"CONTROLNET_BUNDLE": bundle}, tmp_path))
+    model = Model(open_bundle(Settings(bundle=bundle), tmp_path))
     assert list(model.generator.controlnets) == list(model.annotators) == ["canny", "scribble"]
 
 

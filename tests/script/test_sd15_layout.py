@@ -23,6 +23,7 @@ from controlnet.bundle import open_bundle
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
 from controlnet.maps.drawing import draw_control_map
+from controlnet.settings import Settings
 
 DETECT_RESOLUTION = {"hed": 128, "scribble": 128, "normal": 128, "lineart": 128}
 """For annotators that take seconds on a CPU at the default of 512. The others use it."""
@@ -31,7 +32,7 @@ DETECT_RESOLUTION = {"hed": 128, "scribble": 128, "normal": 128, "lineart": 128}
 @pytest.fixture(scope="module")
 def predictor(sd15_root: Path) -> predict.Predictor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict, "open_bundle", lambda: open_bundle({"CONTROLNET_BUNDLE": "sd15"}, sd15_root))
+        patch.setattr(predict, "open_bundle", lambda: open_bundle(Settings(bundle="sd15"), sd15_root))
         made = predict.Predictor()
         made.setup()
     return made
@@ -65,9 +66,7 @@ def test_the_safety_checker_runs_unless_the_request_disables_it(predictor, tmp_p
 def test_setup_fails_without_the_safety_checkers_weights(sd15_root: Path, tmp_path: Path, monkeypatch) -> None:
     shutil.copytree(sd15_root, tmp_path / "weights", copy_function=os.link)
     (tmp_path / "weights/sd15/safety_checker/model.fp16.safetensors").unlink()
-    monkeypatch.setattr(
-        predict, "open_bundle", lambda: open_bundle({"CONTROLNET_BUNDLE": "sd15"}, tmp_path / "weights")
-    )
+    monkeypatch.setattr(predict, "open_bundle", lambda: open_bundle(Settings(bundle="sd15"), tmp_path / "weights"))
     with pytest.raises(RuntimeError, match=r"safety_checker/model.fp16.safetensors: missing"):
         predict.Predictor().setup()
 

@@ -22,7 +22,7 @@ class Predictor(BasePredictor):
         share: Optional[float] = Input(default=None, ge=0, le=1, description="A share."),
         photo: Path = Input(description="A photo."),
         name: str = Input(description="A name."),
-        note: str = Input(default='say "so"', description="A note."),
+        note: str = Input(default="it's so", description="A note."),
         scale: float = Input(default=2, description="A scale."),
     ) -> list[Path]: ...
 """
@@ -47,7 +47,7 @@ def test_required_inputs_come_first_and_types_are_those_of_python() -> None:
     text = signature.signature(SOURCE)
     lines = [line.strip() for line in text.partition("self,\n")[2].partition(") ->")[0].splitlines()]
     assert lines[:3] == ["photo: Picture,", "name: str,", 'size: Size = "small",']
-    assert lines[4:7] == ["share: float | None = None,", 'note: str = "say \\"so\\"",', "scale: float = 2.0,"]
+    assert lines[4:7] == ["share: float | None = None,", 'note: str = "it\'s so",', "scale: float = 2.0,"]
     assert 'Size = Literal[\n    "small",\n    "large",\n]\n' in text
     assert "\n        note: A note.\n" in text
     compile(text, "signature.py", "exec")

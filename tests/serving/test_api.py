@@ -5,14 +5,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import toy_predictor
 from support.server import Server
 
-from controlnet.serving.api import Api, ServerError, describe_faults, is_starting, plain_error
+from controlnet.serving.api import Api, ServerError, describe_faults, is_starting, plain_error, read_output
 from controlnet.serving.server import free_port
 
 
@@ -223,3 +225,32 @@ def test_each_fault_of_a_422_is_a_line() -> None:
 )
 def test_plain_error_keeps_only_the_message(text: str, plain: str) -> None:
     assert plain_error(text) == plain
+
+
+# ---- files
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server of the files in tmp_path."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_uploaded_outputs_are_fetched(uploads: str, tmp_path: Path) -> None:
+    (tmp_path / "out.0.webp").write_bytes(b"a picture")
+    assert read_output(f"{uploads}/out.0.webp?signature=a.b") == (b"a picture", ".webp")
+
+
+def test_an_upload_that_is_gone_is_an_error(uploads: str) -> None:
+    with pytest.raises(ServerError, match=r"^Cannot fetch http://127.0.0.1:\d+/none.webp: HTTP Error 404"):
+        read_output(f"{uploads}/none.webp")
+
+
+def test_a_server_cannot_make_the_client_copy_local_files(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("mine")
+    with pytest.raises(ServerError, match="neither a file nor an http"):
+        read_output(f"file://{tmp_path}/secret.txt")

@@ -9,7 +9,7 @@ import pytest
 from cog.input import FieldInfo
 from support.predict_sources import schemas, source
 
-from controlnet.serving.schema import SCHEMA_PATH, openapi_schema, write_schema
+from controlnet.serving.schema import SCHEMA_PATH, SchemaError, openapi_schema, write_schema
 from controlnet.serving.schema_cli import compare, differences
 from controlnet.serving.server import ROOT
 
@@ -211,3 +211,22 @@ def test_the_schema_of_predict_py_equals_its_signature() -> None:
         assert prop["description"] == declared.description, name
         assert (prop.get("minimum"), prop.get("maximum")) == (declared.ge, declared.le), name
         assert prop.get("x-cog-accept") == declared.accept, name
+
+
+SHARED = """
+class Inputs:
+    count = Input(default=1, ge=1, description="How many.")
+    kind = Input(default="a", choices=["a", "b"])
+"""
+
+
+def test_inputs_may_be_shared_by_predictors_of_one_file() -> None:
+    """As Cog reads them: a default that is an attribute of a class in the same file, whose value is an Input()."""
+    count, kind = (line.partition(" = ")[2] for line in SHARED.splitlines()[2:])
+    shared = "count: int = Inputs.count, kind: str = Inputs.kind"
+    assert openapi_schema(SHARED + source(shared)) == openapi_schema(
+        source(f"count: int = {count}, kind: str = {kind}")
+    )
+    for name in ("Inputs.other", "Others.count", "Inputs.count.default"):
+        with pytest.raises(SchemaError, match=rf"input 'count': expected a literal, got {name}$"):
+            openapi_schema(SHARED + source(f"count: int = {name}"))

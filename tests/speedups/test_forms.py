@@ -15,8 +15,7 @@ from support.small_models import controlnet, unet, vae
 from support.torch_kernels import torch_kernels
 from torch import nn
 
-from controlnet.models.switch import SwitchError
-from controlnet.speedups import EXACT, exact_speedups, forms, kept, replaced
+from controlnet.speedups import forms, kept, replaced
 from controlnet.speedups.forms import in_fast_forms
 from controlnet.speedups.fused import FUSED
 from controlnet.speedups.replaced import FORMS, OWN_CLASS, ExactUpsample
@@ -64,16 +63,6 @@ def decoded(models: dict[str, Any]) -> list[torch.Tensor]:
 
 def classes(models: dict[str, Any]) -> list[type]:
     return [type(layer) for model in models.values() for layer in model.modules()]
-
-
-# ---- the switch
-
-
-def test_exact_speedups_are_on_unless_0() -> None:
-    assert [exact_speedups({EXACT: value}) for value in ("", "1", "0")] == [True, True, False]
-    assert exact_speedups({})
-    with pytest.raises(SwitchError, match=r"^CONTROLNET_EXACT_SPEEDUPS: expected 1 .*got 'off'\.$"):
-        exact_speedups({EXACT: "off"})
 
 
 # ---- results

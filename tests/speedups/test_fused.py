@@ -12,15 +12,12 @@ from support.torch_kernels import TorchKernels, torch_kernels
 from torch import nn
 
 from controlnet.models.packed import Packed, tensors_of
-from controlnet.models.switch import SwitchError
 from controlnet.speedups.cuda.kernels import (
     HALVES,
-    KERNELS,
     NAMES,
     CompilationError,
     Form,
     Kernels,
-    asked_kernels,
     compile_source,
 )
 from controlnet.speedups.cuda.trial import TriedKernels
@@ -122,10 +119,7 @@ def test_packed_weights_of_convolutions_have_their_channels_last() -> None:
         assert tensor.ndim != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_environment_chooses_kernels() -> None:
-    assert [asked_kernels({KERNELS: value}) for value in ("", "1", "0")] == [True, True, False]
-    with pytest.raises(SwitchError, match=f"{KERNELS}: expected 1 .*got 'on'"):
-        asked_kernels({KERNELS: "on"})
+def test_there_are_no_kernels_for_float32() -> None:
     with pytest.raises(CompilationError, match="for float16 and bfloat16 only"):
         TriedKernels(torch.device("cpu"), torch.float32)
 

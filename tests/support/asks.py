@@ -13,6 +13,7 @@ from controlnet.models.schedulers import unet_calls
 from controlnet.pictures.canvas import Layout, lay_out
 from controlnet.request.ask import Ask
 from controlnet.request.knobs import KnobValue
+from controlnet.settings import Settings
 from controlnet.weights.manifest import Defaults, Fast
 
 FILE = cog.Path("picture.png")
@@ -48,6 +49,9 @@ class FakeBundle:
 
     def prompt_fault(self, prompts: Sequence[str], clip_skip: int) -> str | None:
         return "clip_skip is too high." if clip_skip > 2 else None
+
+    forbids_unsafe = False
+    lora_hosts = Settings().lora_hosts
 
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         return unet_calls(scheduler, {}, num_inference_steps, skipped)

@@ -1,7 +1,8 @@
 """A stand-in for the model hub: the part of its HTTP interface that a download uses, with faults on demand.
 
 It answers like the real hub in what matters here. A revision is the newest commit, and old commits stay readable. Large
-files (LFS) are redirected to another address, and only they have a sha256. Ranges are served.
+files (LFS) are redirected to another host, and only they have a sha256. Ranges are served. It does not speak the
+protocol of hf_xet, the hub's own fast path: tests see transfers by HTTP alone.
 """
 
 import hashlib
@@ -37,6 +38,8 @@ class Fault:
     stall_after: int | None = None
     """Send this many bytes of the body, then wait for `Hub.resume`."""
     ignore_range: bool = False
+    bytes_alone: bool = False
+    """The question where a file is goes well, and its bytes do not come."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Seen:
     path: str
     range: str | None
     """The Range header."""
+    head: bool = False
+    """Whether only the headers were asked for."""
 
 
 class Hub:
@@ -89,7 +94,8 @@ class Hub:
 
     def downloads(self, file: str = "") -> list[Seen]:
         """The requests for the content of files whose path ends in `file`."""
-        return [seen for seen in self.seen if "/resolve/" in seen.path and seen.path.endswith(file)]
+        asked = [seen for seen in self.seen if "/resolve/" in seen.path and seen.path.endswith(file)]
+        return [seen for seen in asked if not seen.head]
 
     def listing(self, repo: str, commit: str) -> list[dict[str, object]]:
         """The files of a commit with their sizes and hashes, computed once for the same files."""
@@ -98,10 +104,13 @@ class Hub:
             self.entries[repo, commit] = (files, [_entry(name, content) for name, content in files.items()])
         return self.entries[repo, commit][1]
 
-    def next_fault(self, path: str) -> Fault:
+    def next_fault(self, path: str, head: bool = False) -> Fault:
+        """The fault of this response. A response without a body has only those with a status."""
         with self.lock:
             for file, faults in self.faults.items():
                 if path.endswith(file) and faults:
+                    if head and (not faults[0].status or faults[0].bytes_alone):
+                        continue
                     faults[0].times -= 1
                     return faults[0] if faults[0].times else faults.pop(0)
         return Fault()
@@ -114,20 +123,35 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def do_GET(self) -> None:
+    def do_HEAD(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if not path.startswith("/cdn/"):
-            self.hub.seen.append(Seen(path, self.headers.get("Range")))
+        self.hub.seen.append(Seen(path, None, head=True))
+        commit, content = self._find(path)
+        fault = self.hub.next_fault(path, head=True)
+        if fault.status:
+            return self._answer(fault.status, headers=fault.headers)
+        if content is None:
+            return self._answer(404, headers={"X-Error-Code": "EntryNotFound"})
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        if path.endswith(LFS):
+            headers |= {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
+            return self._answer(302, headers=headers | {"Location": self._elsewhere()})
+        self._answer(200, headers=headers, length=len(content))
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path).removeprefix("/cdn")
         if path.startswith("/api/models/"):
+            self.hub.seen.append(Seen(path, None))
             self._list(path)
-        elif path.startswith("/cdn/"):
-            self._content(path.removeprefix("/cdn"))
-        elif path.endswith(LFS):
-            content = self._find(path)[1]
-            linked = {} if content is None else {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-            self._answer(302, headers={"Location": f"/cdn{self.path}"} | linked)
+        elif path.endswith(LFS) and not self.path.startswith("/cdn/"):
+            self._answer(302, headers={"Location": self._elsewhere()})
         else:
+            self.hub.seen.append(Seen(path, self.headers.get("Range")))
             self._content(path)
+
+    def _elsewhere(self) -> str:
+        """The address of a large file's bytes: this server by another name, so that it is another host."""
+        return f"http://localhost:{self.hub.server.server_address[1]}/cdn{self.path}"
 
     def _list(self, path: str) -> None:
         repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
@@ -167,11 +191,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(206 if asked else 200, content[start:], headers, fault)
 
     def _answer(
-        self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None, fault: Fault | None = None
+        self,
+        status: int,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        fault: Fault | None = None,
+        length: int | None = None,
     ) -> None:
+        """`length` is that of a body which is not sent."""
         fault = fault or Fault()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if length is None else length))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()

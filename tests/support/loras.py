@@ -11,6 +11,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from controlnet.bundle import open_bundle
+from controlnet.settings import Settings
 
 Weights = dict[str, torch.Tensor]
 
@@ -18,7 +19,7 @@ Weights = dict[str, torch.Tensor]
 def tiny_pipeline() -> Any:
     """diffusers' pipeline with networks of its own."""
     none: Any = None
-    parts: Any = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    parts: Any = open_bundle(Settings(bundle="tiny")).base()
     return StableDiffusionPipeline(**parts, safety_checker=none, feature_extractor=none, requires_safety_checker=False)
 
 

@@ -11,6 +11,7 @@ from controlnet.bundle import Bundle, open_bundle
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
 from controlnet.maps.controls import Control
+from controlnet.settings import Settings
 
 
 def folder_with(sd15_root: Path, folder: Path) -> Path:
@@ -23,7 +24,7 @@ def folder_with(sd15_root: Path, folder: Path) -> Path:
 
 
 def opened(root: Path, name: str = "realistic") -> Bundle:
-    return open_bundle({"CONTROLNET_BUNDLE": name}, root)
+    return open_bundle(Settings(bundle=name), root)
 
 
 def picture(bundle: Bundle, conditioner: str = "canny") -> bytes:

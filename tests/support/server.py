@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from controlnet.serving import server as serving
-from controlnet.serving.api import plain_error
-from controlnet.serving.output_files import decode_data_url
+from controlnet.serving.api import decode_data_url, plain_error
 
 
 @dataclass

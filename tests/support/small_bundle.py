@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 
 from controlnet.weights import hub as hub_module
 from controlnet.weights.download import download
@@ -49,10 +51,13 @@ CONTENT = {"unet/config.json": CONFIG, "unet/model.safetensors": MODEL, "annotat
 
 
 def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set what HF_ENDPOINT sets in a new process, and make the first wait between tries very short."""
+    """Set what HF_ENDPOINT and HF_HUB_DISABLE_XET set in a new process, and do not wait between tries."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_module, "_WAITS", (0, 0, 0))
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 def on_disk(root: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from random_models import SMALL
 from torch import nn
 
 from controlnet.models.controlnets import ControlNets
+from controlnet.settings import Settings
 from controlnet.weights.manifest import WEIGHTS, Manifest
 from tinyworld import models
 from tinyworld.export import export
@@ -62,6 +63,9 @@ class SmallBundle:
     """What Generator needs of a bundle, with the small parts."""
 
     graphs = True  # if there is a GPU
+
+    def __init__(self, settings: Settings = Settings()) -> None:
+        self.settings = settings
 
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}

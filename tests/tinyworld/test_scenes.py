@@ -14,6 +14,7 @@ from controlnet.bundle import open_bundle
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.models.lora import adapted
+from controlnet.settings import Settings
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld import stages, train
@@ -152,7 +153,7 @@ def test_train_tiny_makes_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> No
     arguments = ["--smoke", "--lora", "few_steps", *(str(word) for pair in places.items() for word in pair)]
     monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
     train.main()
-    bundle = open_bundle({"CONTROLNET_BUNDLE": "tiny"}, tmp_path / "weights")
+    bundle = open_bundle(Settings(bundle="tiny"), tmp_path / "weights")
     assert set(bundle.controlnets()) == set(bundle.manifest.conditioners)
     latents = torch.zeros(1, bundle.base()["unet"].config.in_channels, 4, 4)
     assert bundle.base()["vae"].decode(latents).sample.shape == (1, 3, 32, 32)
@@ -181,7 +182,7 @@ def test_a_lora_is_trained_that_acts_on_the_bundle(name: str, tmp_path: Path, mo
     monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
     (tmp_path / "runs").mkdir()
     train.main()
-    base = open_bundle({"CONTROLNET_BUNDLE": "tiny"}).base()
+    base = open_bundle(Settings(bundle="tiny")).base()
     changed = adapted(base, [Lora(file, "", 1.0)])["unet"].state_dict()
     own = base["unet"].state_dict()
     committed = load_file(ROOT / LORAS[name])

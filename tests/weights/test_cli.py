@@ -20,7 +20,7 @@ def test_lock_download_and_verify_commands(hub: Hub, root: Path, capsys: pytest.
         "small: 3 files in place and verified.",
         "small: 3 files have the locked size and sha256.",
     ]
-    assert "small: 100%" in printed.err, "no progress bar"
+    assert "small: unet/model.safetensors, 0.3 MB (2 of 3)" in printed.err
 
 
 def test_failing_command_prints_one_message(hub: Hub, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

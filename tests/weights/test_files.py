@@ -133,7 +133,7 @@ def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
     (root / "small.toml").write_text(text + net + 'licence = "MIT"\npurpose = "Scribbles"\n')
     if ("someone/net", "main") not in hub.revisions:
         hub.publish("someone/net", {"config.json": CONFIG})
-    return Manifest.read(root / "small.toml", {"CONTROLNET_SCRIBBLE": "fine" if on else ""})
+    return Manifest.read(root / "small.toml", {"scribble": "fine" if on else ""})
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["without a lock", "locked"])

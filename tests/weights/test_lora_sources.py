@@ -4,15 +4,16 @@ import base64
 
 import pytest
 
+from controlnet.settings import USUAL_HOSTS, Settings
 from controlnet.weights.lora_files import LoraError
 from controlnet.weights.lora_sources import (
-    CIVITAI_TOKEN,
     HOSTS,
     CivitaiModel,
+    HubFile,
     HubRepo,
     Inline,
     Remote,
-    allowed_hosts,
+    civitai_headers,
     read_source,
 )
 
@@ -57,40 +58,40 @@ def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_addresses_of_a_file(text: str, url: str) -> None:
-    source = read_source(text, {})
-    assert isinstance(source, Remote) and source.url == url
+    source = read_source(text, USUAL_HOSTS)
+    assert isinstance(source, Remote | HubFile) and source.url == url and url.startswith(str(source))
 
 
 def test_a_bare_pair_is_a_repository_on_the_hub() -> None:
-    assert read_source("owner/model", {}) == HubRepo("owner/model")
-    assert read_source(" https://huggingface.co/owner/model ", {}) == HubRepo("owner/model")
-    assert read_source("https://huggingface.co/owner/model/tree/v2", {}) == HubRepo("owner/model", "v2")
-    assert read_source("hf.co/owner/model/tree/refs%2Fpr%2F1", {}) == HubRepo("owner/model", "refs/pr/1")
-    assert read_source("HuggingFace.co/owner/model/", {}) == HubRepo("owner/model")
+    assert read_source("owner/model", USUAL_HOSTS) == HubRepo("owner/model")
+    assert read_source(" https://huggingface.co/owner/model ", USUAL_HOSTS) == HubRepo("owner/model")
+    assert read_source("https://huggingface.co/owner/model/tree/v2", USUAL_HOSTS) == HubRepo("owner/model", "v2")
+    assert read_source("hf.co/owner/model/tree/refs%2Fpr%2F1", USUAL_HOSTS) == HubRepo("owner/model", "refs/pr/1")
+    assert read_source("HuggingFace.co/owner/model/", USUAL_HOSTS) == HubRepo("owner/model")
 
 
 def test_links_to_civitai() -> None:
-    assert read_source("https://civitai.com/models/12/some-name", {}) == CivitaiModel("12", None)
-    assert read_source("civitai.com/models/12?modelVersionId=34", {}) == CivitaiModel("12", "34")
-    assert read_source("Https://WWW.Civitai.com/models/12", {}) == CivitaiModel("12", None)
-    assert read_source("civitai.red/models/12", {}) == CivitaiModel("12", None, "civitai.red")
+    assert read_source("https://civitai.com/models/12/some-name", USUAL_HOSTS) == CivitaiModel("12", None)
+    assert read_source("civitai.com/models/12?modelVersionId=34", USUAL_HOSTS) == CivitaiModel("12", "34")
+    assert read_source("Https://WWW.Civitai.com/models/12", USUAL_HOSTS) == CivitaiModel("12", None)
+    assert read_source("civitai.red/models/12", USUAL_HOSTS) == CivitaiModel("12", None, "civitai.red")
 
 
-def test_the_operators_token_goes_to_civitai_alone() -> None:
-    environ = {CIVITAI_TOKEN: "secret"}
-    download = read_source("https://civitai.com/api/download/models/12", environ)
-    other = read_source("https://replicate.delivery/a.safetensors", environ)
-    assert isinstance(download, Remote) and isinstance(other, Remote)
-    assert download.headers() == {"Authorization": "Bearer secret"}
-    assert other.headers() == {}
-    red = read_source("https://civitai.red/api/download/models/12", environ)
-    assert isinstance(red, Remote) and red.headers() == download.headers(), "CivitAI's other host has the same accounts"
+def test_civitais_token_goes_to_its_two_hosts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
+    assert civitai_headers() == {}
+    monkeypatch.setenv("CIVITAI_API_TOKEN", "secret")
+    assert civitai_headers() == {"Authorization": "Bearer secret"}
+    for text in ("civitai.com/api/download/models/12", "https://civitai.red/api/download/models/12"):
+        assert read_source(text, USUAL_HOSTS) == Remote(f"https://{text.removeprefix('https://')}", civitai=True)
+    for text in ("https://replicate.delivery/a.safetensors", "https://civitai.com/a.safetensors"):
+        assert read_source(text, USUAL_HOSTS) == Remote(text, civitai=False)
 
 
 def test_a_data_uri_is_the_file_itself() -> None:
     text = "data:application/octet-stream;base64," + base64.b64encode(b"abc").decode()
-    assert read_source(text, {}) == Inline(b"abc")
-    assert read_source("DATA:;BASE64," + base64.b64encode(b"abc").decode(), {}) == Inline(b"abc")
+    assert read_source(text, USUAL_HOSTS) == Inline(b"abc")
+    assert read_source("DATA:;BASE64," + base64.b64encode(b"abc").decode(), USUAL_HOSTS) == Inline(b"abc")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_data_uri_is_the_file_itself() -> None:
 )
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(LoraError, match="expected") as refused:
-        read_source(text, {})
+        read_source(text, USUAL_HOSTS)
     assert len(str(refused.value)) < 400 and str(refused.value).isprintable()
 
 
@@ -145,28 +146,28 @@ def test_other_texts_are_refused(text: str) -> None:
 )
 def test_hosts_that_are_not_listed_are_refused(text: str) -> None:
     with pytest.raises(LoraError, match=f"fetches no LoRA from .*{HOSTS}"):
-        read_source(text, {})
+        read_source(text, USUAL_HOSTS)
 
 
 def test_the_operator_chooses_the_hosts() -> None:
-    environ = {HOSTS: "*.example.com, http://localhost:5000"}
-    assert isinstance(read_source("https://a.example.com/a.safetensors", environ), Remote)
-    assert isinstance(read_source("http://localhost:5000/a.safetensors", environ), Remote)
+    hosts = Settings.read({HOSTS: "*.example.com, http://localhost:5000"}).lora_hosts
+    assert isinstance(read_source("https://a.example.com/a.safetensors", hosts), Remote)
+    assert isinstance(read_source("http://localhost:5000/a.safetensors", hosts), Remote)
     for text in ("owner/model", "https://huggingface.co/owner/model", "http://localhost:5001/a.safetensors"):
         with pytest.raises(LoraError, match="fetches no LoRA"):
-            read_source(text, environ)
-    environ = {HOSTS: "HF.co, Example.COM:8443, HTTP://LocalHost:80/"}
+            read_source(text, hosts)
+    hosts = Settings.read({HOSTS: "HF.co, Example.COM:8443, HTTP://LocalHost:80/"}).lora_hosts
     for text in (
         "owner/model",
         "https://EXAMPLE.com:8443/a.safetensors",
         "http://LOCALHOST/a.safetensors",
         "http://localhost:80/a.safetensors",
     ):
-        read_source(text, environ)
-    assert allowed_hosts({HOSTS: "NONE"}) == ()
+        read_source(text, hosts)
+    assert Settings.read({HOSTS: "NONE"}).lora_hosts == ()
     with pytest.raises(LoraError, match="no downloads are allowed"):
-        read_source("owner/model", {HOSTS: "none"})
+        read_source("owner/model", ())
 
 
 def test_what_is_shown_of_an_address_has_no_query() -> None:
-    assert str(read_source("https://replicate.delivery/a.safetensors?token=1", {})).endswith("a.safetensors")
+    assert str(read_source("https://replicate.delivery/a.safetensors?token=1", USUAL_HOSTS)).endswith("a.safetensors")

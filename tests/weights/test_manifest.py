@@ -7,6 +7,7 @@ import pytest
 
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
+from controlnet.settings import Settings
 from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names, choose_bundle
 
 MINIMAL = """
@@ -176,16 +177,16 @@ def test_another_annotator_is_used_only_if_its_word_is_chosen(read: Callable, tm
     read(OPTIONAL)
     path = tmp_path / "small.toml"
     file = "annotator/sharp_edges/edges.pth"
-    for environ in ({}, {"CONTROLNET_CANNY": ""}, {"CONTROLNET_CANNY": "plain"}):
-        off = Manifest.read(path, environ)
+    for words in ({}, {"canny": ""}, {"canny": "plain"}):
+        off = Manifest.read(path, words)
         assert off.annotator("canny") == "canny" and file in off.paths and file not in off.needed_paths
         assert off.choices() == {}
-    on = Manifest.read(path, {"CONTROLNET_CANNY": "sharp"})
+    on = Manifest.read(path, {"canny": "sharp"})
     assert on.annotator("canny") == "sharp_edges" and on.needed_paths == on.paths == off.paths
     assert on.choices() == {"CONTROLNET_CANNY": "sharp"} and on.options == {"sharp_edges"}
     assert [part.name for part in on.parts if part not in off.needed_parts] == ["annotator/sharp_edges"]
     with pytest.raises(ManifestError, match=r"^CONTROLNET_CANNY: expected plain or sharp, got 'Sharp'"):
-        Manifest.read(path, {"CONTROLNET_CANNY": "Sharp"})
+        Manifest.read(path, {"canny": "Sharp"})
 
 
 def test_the_choice_defaults_to_the_process_environment(read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +206,8 @@ def test_the_choice_defaults_to_the_process_environment(read: Callable, monkeypa
     ],
 )
 def test_the_older_variable_still_chooses_cmu(environ: dict[str, str], kind: str) -> None:
-    assert Manifest.read(WEIGHTS / "sd15.toml", environ).annotator("openpose") == kind
+    words = Settings.read(environ).annotators
+    assert Manifest.read(WEIGHTS / "sd15.toml", words).annotator("openpose") == kind
     assert Manifest.read(WEIGHTS / "tiny.toml", environ).annotator("openpose") == "tiny_openpose"
 
 
@@ -243,12 +245,12 @@ def test_readme_and_manifest_say_whose_licence_annotators_have() -> None:
 
 
 def test_environment_variable_chooses_the_bundle() -> None:
-    assert choose_bundle({"CONTROLNET_BUNDLE": "sd15"}, WEIGHTS) == ("sd15", "")
+    assert choose_bundle("sd15", WEIGHTS) == ("sd15", "")
 
 
 def test_bundle_is_tiny_without_sd15_weights(tmp_path: Path) -> None:
     (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
-    name, reason = choose_bundle({}, tmp_path)
+    name, reason = choose_bundle("", tmp_path)
     assert name == "tiny"
     assert reason == "no sd15 weights: script/download-weights sd15"
 
@@ -256,6 +258,6 @@ def test_bundle_is_tiny_without_sd15_weights(tmp_path: Path) -> None:
 def test_bundle_is_sd15_if_any_of_its_files_is_on_disk(tmp_path: Path) -> None:
     (tmp_path / "sd15.toml").write_text((WEIGHTS / "sd15.toml").read_text())
     (tmp_path / "sd15" / "unet").mkdir(parents=True)
-    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "tiny", "an empty folder holds no weights"
+    assert choose_bundle("", tmp_path)[0] == "tiny", "an empty folder holds no weights"
     (tmp_path / "sd15" / "unet" / "config.json").write_text("{}")
-    assert choose_bundle({"CONTROLNET_BUNDLE": ""}, tmp_path)[0] == "sd15", "damaged weights must not lead to tiny"
+    assert choose_bundle("", tmp_path)[0] == "sd15", "damaged weights must not lead to tiny"

@@ -10,7 +10,6 @@ differ, or it cannot be captured, these calls run without a graph for some reque
 """
 
 import itertools
-import os
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,12 +18,9 @@ import torch
 from torch import nn
 
 from controlnet.log import say
-from controlnet.models.switch import is_on
 from controlnet.speedups.cuda.recorder import Recorder
 from controlnet.speedups.kept import kept_with, renew
 
-GRAPHS = "CONTROLNET_CUDA_GRAPHS"
-"""Environment variable: 0 starts every operation on a GPU by itself. If unset, empty or 1, graphs are captured."""
 LARGEST = 2 * 128 * 128
 """Calls for more latents than these, over the whole batch, run without a graph: more than a picture of 1024×1024 pixels
 with guidance, or four of 512×512. A GPU is busy with them anyway."""
@@ -48,14 +44,9 @@ def room(dtype: torch.dtype) -> int:
     return MOST_BYTES + HELD * dtype.itemsize
 
 
-def asked_graphs(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether graphs are captured on a GPU. Raises SwitchError."""
-    return is_on(GRAPHS, environ, default=True)
-
-
-def open_graphs(device: torch.device, environ: Mapping[str, str] = os.environ) -> "Graphs | None":
-    """Graphs for a device, or None if it has or wants none. Raises SwitchError."""
-    if not asked_graphs(environ) or device.type != "cuda" or not torch.cuda.is_available():
+def open_graphs(device: torch.device) -> "Graphs | None":
+    """Graphs for a device, or None if it has none."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
     try:
         return Graphs(device)

@@ -9,8 +9,7 @@ order, so equal inputs give equal bits.
 """
 
 import ctypes
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,7 @@ import torch
 from torch import nn
 
 from controlnet.log import say
-from controlnet.models.switch import is_on
 
-KERNELS = "CONTROLNET_CUDA_KERNELS"
-"""Environment variable: 0 leaves every operation on a GPU to PyTorch. If unset, empty or 1, these kernels are used."""
 SOURCE = Path(__file__).with_name("kernels.cu")
 HALVES = {torch.float16: (), torch.bfloat16: (b"-DBF16",)}
 """The dtypes that there are kernels for, and the compiler's options for each."""
@@ -61,11 +57,6 @@ class CompilationError(RuntimeError):
 
 READY: dict[tuple[torch.device, torch.dtype], "Kernels"] = {}
 """The kernels that are compiled, for tensors of a device and a dtype."""
-
-
-def asked_kernels(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the kernels are used. Raises SwitchError."""
-    return is_on(KERNELS, environ, default=True)
 
 
 def kernels_for(tensor: torch.Tensor) -> "Kernels | None":

@@ -1,0 +1,1 @@
+"""script/predict: one prediction from the command line."""
