@@ -154,7 +154,7 @@ class Predictor(BasePredictor):
         ),
         map_only: bool = Input(
             default=False,
-            description="Return only the control map and generate nothing.",
+            description="Return only the control map and generate nothing; the prompt may be empty.",
         ),
         return_control_map: bool = Input(
             default=False,
@@ -257,7 +257,7 @@ class Predictor(BasePredictor):
         control_mode: Optional[str] = Input(
             default=None,
             choices=CONTROL_MODES,
-            description="Who wins where prompt and control map disagree. Left out: balanced with sd15, unbalanced with tiny.",
+            description="Who wins where prompt and map disagree: balanced (neither, as the net was trained), prompt, control (the map, but less in details), unbalanced (the map). Left out: balanced with sd15, unbalanced with tiny.",
         ),
         control_mask: Optional[Path] = Input(
             default=None,
@@ -296,7 +296,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=20,
-            description="mlsd: how long a line must be. Left out: 0.1 with sd15, 6 with tiny.",
+            description="mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1 with sd15, 6 with tiny.",
         ),
         shuffle_seed: Optional[int] = Input(
             default=None,

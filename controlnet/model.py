@@ -73,6 +73,7 @@ class Model:
 
         width, height = layout.size
         say(f"seed: {request.seed}")
+        self._say_large(layout.canvas.size)
         if loras:
             metrics.put(lora_sha256=[lora.sha256 for lora in loras])
         metrics.put(seed=request.seed, steps=request.num_inference_steps, width=width, height=height)
@@ -81,6 +82,15 @@ class Model:
             allowed = withhold(pictures, self.safety_checker, request.disable_safety_checker)
         metrics.put(withheld=len(pictures) - len(allowed))
         return Answer(maps if request.return_control_map else [], poses, allowed)
+
+    def _say_large(self, size: tuple[int, int]) -> None:
+        """Say in the log if a picture of this width and height, not yet enlarged, is above the bundle's size."""
+        trained, (width, height) = self.bundle.defaults.resolution, size
+        if min(size) > trained:
+            say(
+                f"size: {width}×{height} is above the short side of {trained} that {self.bundle.manifest.name} was "
+                f"trained for, so things may blur or repeat: upscale paints a picture of {trained} larger"
+            )
 
     def _fetch_loras(self, request: Request, timed: Stopwatch) -> tuple[Lora, ...]:
         """The files of the request's LoRAs. Raises LoraError, which names the input."""

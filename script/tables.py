@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from strip import STRIPS, UNCONVINCING
+
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.serving.schema import openapi_schema
@@ -84,6 +86,16 @@ def _description(bundle: Manifest, name: str) -> str:
     kind = ANNOTATORS[name]
     licences = {part.licence for part in bundle.parts if part.name in kind.parts}
     return f"{kind.help.rstrip('.')} ({', '.join(sorted(licences)) or 'no weights'})"
+
+
+def strips() -> str:
+    """The strip of each conditioner, with its prompts and the command that makes it."""
+    rows = [
+        f"![{name}](../examples/strip-{name}.jpg)\n\n`{name}`: {'; '.join(prompts)} (`script/make-strip {name}`)."
+        for name, (_, prompts) in STRIPS.items()
+        if name not in UNCONVINCING
+    ]
+    return "\n\n".join(rows)
 
 
 def bundles() -> str:
@@ -162,6 +174,7 @@ def settings() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "conditioners": conditioners,
+    "strips": strips,
     "bundles": bundles,
     "quality": quality,
     "together": together,

@@ -84,7 +84,8 @@ def test_descriptions_are_short_enough_for_a_form() -> None:
     """docs/inputs.md has the rest."""
     lengths = {name: len(description_of(name)) for name in PARAMETERS}
     assert sum(lengths.values()) / len(lengths) <= 90
-    assert lengths.pop("conditioner") <= 300 and max(lengths.values()) <= 110
+    assert lengths.pop("conditioner") <= 300 and lengths.pop("control_mode") <= 220  # they say what each choice is
+    assert max(lengths.values()) <= 110
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,11 @@ def test_bounds_are_those_that_the_code_works_with(names: tuple[str, ...], bound
 @pytest.mark.parametrize("conditioner", predict.CONDITIONERS)
 def test_the_description_says_what_each_conditioner_is(conditioner: str) -> None:
     assert re.search(rf"\b{conditioner}\b", description_of("conditioner")), "predict.py: a word in conditioner's text"
+
+
+@pytest.mark.parametrize("mode", predict.CONTROL_MODES)
+def test_the_description_says_what_each_control_mode_is(mode: str) -> None:
+    assert re.search(rf"\b{mode}[ ,]", description_of("control_mode").split("Left out:")[0])
 
 
 def test_prompt_strength_says_its_default() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.documents import blocks
 
 from controlnet.serving.schema import openapi_schema
 from controlnet.serving.server import ROOT
@@ -140,20 +141,13 @@ def test_bootstrap_reinstalls_only_after_a_change_or_interruption(clone: Path) -
     assert len(log.read_text().splitlines()) == 4
 
 
-WRITTEN = (
-    r"""open\(f?"([^"]+)", "wb"\)""", r"""\.save\("([^"]+)"\)""", r"^cat > (\S+)", r"^script/batch \S+ (\S+)",
-    r"--name (\S+)", r'\Aname = "([a-z0-9-]+)"$',
-)  # fmt: skip
-"""What code in README.md and docs/ writes: files, folders, and the manifests of bundles."""
-
-
-def test_git_ignores_what_the_examples_write() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    code = [block for page in pages for block in re.findall(r"```\w+\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
-    names = {name for block in code for pattern in WRITTEN for name in re.findall(pattern, block, re.MULTILINE)}
-    assert {"house.png", "out", "jobs.jsonl", "picture.webp", "realistic", "mine"} <= names
-    bundles = {name for name in names if re.fullmatch(r"[a-z0-9-]+", name) and not name.startswith("out")}
-    written = [re.sub(r"\{\w+\}", "0", name) + ("/" if name.startswith("out") else "") for name in names - bundles]
-    written += [f"weights/{name}.{ending}" for name in bundles for ending in ("toml", "lock")]
+def test_git_ignores_the_bundles_of_the_examples() -> None:
+    """What else they write, tests/product/test_snippets.py sees."""
+    code = [block.text for block in blocks("docs/bring-your-own.md")]
+    names = {
+        name for text in code for found in re.findall(r'--name (\S+)|\Aname = "(.+?)"', text) for name in found
+    } - {""}
+    assert {"realistic", "mine"} <= names
+    written = [f"weights/{name}.{ending}" for name in names for ending in ("toml", "lock")]
     shown = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True, text=True)
     assert sorted(shown.stdout.split()) == sorted(written)

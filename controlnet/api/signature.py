@@ -181,7 +181,7 @@ class Signature:
         go_fast: Paint in few steps, with the bundle's LoRA for it: several times as fast, a little coarser.
         conditioning_scale: How strongly the control map acts. 0.5 to 1.2 is a good range, 0 ignores it.
         preprocess: On: the control map is drawn from the image. Off: the image is a control map already.
-        map_only: Return only the control map and generate nothing.
+        map_only: Return only the control map and generate nothing; the prompt may be empty.
         return_control_map: Return the control map too, as the first file.
         return_pose_json: openpose: return the poses too, as poses.json, to be edited and sent as pose_json.
         lora_weights: A LoRA: URL of a .safetensors file, Hugging Face owner/model[/file], or CivitAI link.
@@ -200,7 +200,8 @@ class Signature:
         upscale_strength: upscale: how much the second pass may change. 0.3 to 0.5 is a good range.
         control_start: Share of the steps after which control begins. Above 0, the prompt lays out the picture.
         control_end: Share of the steps after which control ends. 0.5 to 0.8 leaves details to the prompt.
-        control_mode: Who wins where prompt and control map disagree. Left out: balanced with sd15, unbalanced with
+        control_mode: Who wins where prompt and map disagree: balanced (neither, as the net was trained), prompt,
+            control (the map, but less in details), unbalanced (the map). Left out: balanced with sd15, unbalanced with
             tiny.
         control_mask: Where the control acts: white where it does, black where the prompt alone paints.
         detect_resolution: Short side at which the annotator sees the image: more finds finer structure.
@@ -208,7 +209,8 @@ class Signature:
         high_threshold: canny: edges stronger than this are kept. Lower finds more. Left out: 200.
         hed_safe: hed: three levels of strength, without faint traces of textures. Left out: on.
         mlsd_score_threshold: mlsd: how sure a line must be. Left out: 0.1 with sd15, 0.5 with tiny.
-        mlsd_distance_threshold: mlsd: how long a line must be. Left out: 0.1 with sd15, 6 with tiny.
+        mlsd_distance_threshold: mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1 with
+            sd15, 6 with tiny.
         shuffle_seed: shuffle: another number moves the colours to other places.
         tile_factor: tile: how far details are dropped, to be painted anew. Left out: 1, not at all.
         pose_parts: openpose: what to find and draw of people. Left out: body, and all that is in a pose_json.

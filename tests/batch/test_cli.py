@@ -1,12 +1,9 @@
 """The command line of script/batch: what it gives to run(), what it says, and its exit codes."""
 
-import re
-import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from support import ROOT
 from support.batches import good_lines, write_pictures
 
 from controlnet.batch import cli
@@ -37,20 +34,6 @@ def test_paths_are_relative_to_the_callers_folder(tmp_path: Path, ran: list[Batc
     assert [job.inputs["image"] for job in batch.jobs] == [str(tmp_path / "cat.png")] * 2
     assert [job.inputs["mask"] for job in batch.jobs] == [str(tmp_path / "black.png")] * 2
     assert capsys.readouterr().out == "out/results.jsonl: 2 succeeded, 0 failed\n"
-
-
-def test_the_commands_of_the_docs_have_the_jobs_that_they_show(tmp_path: Path, ran: list[Batch]) -> None:
-    (block,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/batch.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = re.search(r"<<'END'\n(.*?)END\n", block, re.DOTALL)
-    assert lines is not None
-    (tmp_path / "jobs.jsonl").write_text(lines[1])
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for command in re.findall(r"^script/batch (.*)$", block, re.MULTILINE):
-        assert cli.main(["--folder", str(tmp_path), *shlex.split(command)]) == 0
-    from_file, from_folder = (batch.jobs for batch in ran)
-    assert [job.inputs["seed"] for job in from_file] == [2, 3]
-    assert {job.inputs["conditioner"] for job in from_folder} == {"depth"} and len(from_folder) > 5
-    assert all(job.fault is None and Path(job.inputs["image"]).is_file() for job in [*from_file, *from_folder])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def test_rossjillian(root: Path) -> None:
         assert drawn.shape[0] == picture.shape[0] == 256, "the shorter side"
         assert set(np.unique(drawn)) == {0, 255} and (drawn == 0).mean() > 0.5, "lines on black, as there"
         assert got.metrics["seed"] == 0 and got.metrics["ignored"] == []
+        assert "above the short side of 128 that tiny was trained for" in got.logs, "its resolution suits sd15"
         assert server.run(**sent, seed=0).files == got.files[1:], "no map unless it is asked for; the same seed repeats"
         assert server.run(**sent | {"structure": "canny"}, seed=0).files != got.files[1:]
 

@@ -102,6 +102,16 @@ def test_the_syntax_of_other_tools_is_said_to_be_literal(server: Server) -> None
     assert "literal text" not in answer(server, prompt="a <lora:night:1>", map_only=True).logs
 
 
+def test_a_size_above_that_of_training_is_said_and_upscale_named(server: Server) -> None:
+    usual = {"width": 256, "height": 128}
+    larger = usual | {"height": 136}
+    enlarged = answer(server, **usual, upscale=1.1)
+    assert enlarged.metrics["height"] == 144 and "size: " not in enlarged.logs
+    (line,) = (line for line in answer(server, **larger).logs.splitlines() if line.startswith("size: "))
+    assert "256×136 is above the short side of 128 that tiny was trained for" in line and "upscale" in line
+    assert "size: " not in answer(server, **larger, map_only=True).logs
+
+
 def test_openpose_says_how_many_people_its_map_shows(server: Server) -> None:
     people = answer(server, **openpose(), map_only=True)
     again = answer(server, **openpose(), map_only=True, return_pose_json=True)  # the map comes from the cache

@@ -11,6 +11,7 @@ import pytest
 from random_bundle import write_part
 from random_models import SMALL
 from support import ROOT
+from support.documents import blocks
 from support.hub import Hub
 from support.ldm_names import controlnet_file, single_file
 from support.own_bundles import folder_with, opened, picture
@@ -22,8 +23,7 @@ from controlnet.weights.lockfile import Lock, LockedFile, LockedRepo
 from controlnet.weights.manifest import Manifest, Part
 
 pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of the unet:FutureWarning")
-PAGE = (ROOT / "docs/bring-your-own.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(toml|bash)\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = blocks("docs/bring-your-own.md")
 
 
 def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,8 +36,9 @@ def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch
     pictures = {"sd15": {name: picture(opened(root, "sd15"), name) for name in shown}}
     with Hub() as hub:
         point_at(hub, monkeypatch)
-        for kind, text in BLOCKS:
-            if kind == "toml":
+        for block in BLOCKS:
+            text = block.text
+            if block.language == "toml":
                 (root / f"{tomllib.loads(text)['name']}.toml").write_text(text)
                 prepare(Manifest.read(root / f"{tomllib.loads(text)['name']}.toml").manifests[-1].parts[0], root, hub)
                 continue

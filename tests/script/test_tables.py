@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from strip import LORA_PROMPT, STRIPS, UNCONVINCING
 from support import ROOT
 from tables import PAGES, TABLES, with_tables
 
@@ -26,6 +27,16 @@ def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_strip_stands_beside_its_prompts_and_its_command(page: Path) -> None:
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    for name in re.findall(r"examples/strip-(\w+)\.jpg", text):
+        assert name not in UNCONVINCING
+        if name != "upscale":  # an example of inputs.md, below its command
+            prompts = (LORA_PROMPT,) if name == "night" else STRIPS[name][1]
+            assert all(prompt in text for prompt in prompts) and f"`script/make-strip {name}`" in text, name
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
