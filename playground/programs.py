@@ -18,7 +18,7 @@ ask() {{
 {body}
 JSON
 }}
-while answer=$(request); [ "${{answer##*$'\\n'}}" = 409 ]; do sleep 0.5; done
+while answer=$(ask); [ "${{answer##*$'\\n'}}" = 409 ]; do sleep 0.5; done
 case "$answer" in *'"status":"succeeded"'*) ;; *) echo "$answer" >&2; exit 1 ;; esac
 i=0
 grep -o '"data:[^"]*"' <<< "$answer" | tr -d '"' | while IFS= read -r file; do

@@ -26,7 +26,7 @@ class Result:
     def __init__(
         self, tab: Tab, server: str, keep_seed: Callable[[int], None], paint_another: Callable[[], None]
     ) -> None:
-        """`server` is the URL that copied programs request."""
+        """`server` is the URL that copied programs ask."""
         self.tab, self.server = tab, server
         self.chosen = 0
         """Which of several pictures is shown."""

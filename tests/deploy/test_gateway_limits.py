@@ -205,9 +205,10 @@ def test_memory_has_a_limit(server: Server, pool: ThreadPoolExecutor) -> None:
         clients = [stack.enter_context(connect(gateway, started)) for _ in range(40)]
         peak = 0
         while len(clients) > 20 and peak < 300:
-            clients = [client for client in clients if sends(client, b"x" * 200_000)]
+            clients = [client for client in clients if sends(client, b"x" * 100_000)]
             peak = max(peak, memory(gateway))
-        assert 80 < peak < 130
+            time.sleep(0.05)  # it looks at its memory a few times a second, and less often on a busy machine
+        assert 80 < peak < 150
         assert [answer.result()[0] for answer in answers] == [200, 200]
 
 

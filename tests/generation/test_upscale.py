@@ -148,7 +148,7 @@ def test_the_nets_of_both_passes_are_made_ready_once_for_all_pictures(monkeypatc
     small, names = SmallBundle(), ("canny", "scribble", "tile")
     stored = {name: cast(parts()[name], torch.float16) for name in names}  # type: ignore[arg-type]
     monkeypatch.setattr(small, "controlnets", lambda: ControlNets(stored, torch.float32))
-    generator, copied = Generator(small, {}), []
+    generator, copied = Generator(small), []
     copy = ControlNets._copy
     monkeypatch.setattr(ControlNets, "_copy", lambda self, net: copied.append(net) or copy(self, net))
     generator.generate(enlarging(num_outputs=2))

@@ -33,4 +33,4 @@ def picture(bundle: Bundle, conditioner: str = "canny") -> bytes:
     white = Control(conditioner, Image.new("RGB", (64, 64), "white"))
     values: dict[str, Any] = {"num_outputs": 1, "num_inference_steps": 2, "guidance_scale": 3.0, "scheduler": "DDIM"}
     job = Job("a red ball", "", (white,), **values, seed=1, clip_skip=bundle.defaults.clip_skip)
-    return Generator(bundle, {}).generate(job)[0].tobytes()
+    return Generator(bundle).generate(job)[0].tobytes()

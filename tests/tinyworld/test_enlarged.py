@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from controlnet.generation import painting
 from controlnet.maps.controls import Control
 from tinyworld.enlarged import Enlarged, as_toml, edges_of_windows, measure, seams, steepness, structure
 from tinyworld.painter import Painter
@@ -30,14 +31,14 @@ def test_a_flat_gradient_gets_no_seams(painter: Painter, monkeypatch: pytest.Mon
     """The first pass is left out: what it has made is the gradient."""
     grey = np.linspace(60, 200, 128)
     flat = Image.fromarray(np.stack([np.tile(grey, (128, 1))] * 3, axis=-1).astype(np.uint8))
-    batch = painter.generator._batch
+    decode = painting.decode
     passes: list[int] = []
 
-    def made(*given, **others) -> list[Image.Image]:
+    def made(*given) -> Image.Image:
         passes.append(1)
-        return [flat] if len(passes) == 1 else batch(*given, **others)
+        return flat if len(passes) == 1 else decode(*given)
 
-    monkeypatch.setattr(painter.generator, "_batch", made)
+    monkeypatch.setattr(painting, "decode", made)
     control = Control("canny", Image.new("RGB", (128, 128)), scale=0.0)
     large = painter.paint_with((control,), "", 3, upscale=4.0, upscale_strength=0.4)
     places = edges_of_windows(painter, large.size)

@@ -236,6 +236,7 @@ from PIL import Image
 from controlnet.bundle import open_bundle
 from controlnet.maps.annotators.skeletons import draw_poses
 from controlnet.request.pose import Pose
+from controlnet.settings import Settings
 bundle = open_bundle(Settings(bundle="tiny"))
 bundle.base()
 bundle.controlnets()
