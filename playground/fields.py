@@ -26,6 +26,12 @@ def focus_on(field: Field, selector: str) -> None:
     )
 
 
+class Slider(ui.slider):
+    """One whose value the server does not send back. It would undo what has been moved meanwhile."""
+
+    LOOPBACK = False
+
+
 class Entry:
     """One input on the page."""
 
@@ -74,7 +80,7 @@ class Entry:
             usual = field.usual()
             if low is not None and high is not None and (high - low) / step <= SLIDER_STEPS:
                 at = value if value is not None else usual if usual is not None else low
-                self.slider = ui.slider(min=low, max=high, step=step, value=at, on_change=self._slid)
+                self.slider = Slider(min=low, max=high, step=step, value=at, on_change=self._slid)
                 self.slider.props(f'aria-label="{field.title}, slider"').classes("slider")
             box = ui.input(field.title, value="" if value is None else f"{value:g}")
             hint = f"{usual:g}" if usual is not None else LEFT_OUT
