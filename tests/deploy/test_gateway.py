@@ -137,7 +137,7 @@ def test_a_server_that_is_stopped_finishes_and_the_other_gets_the_rest(
     pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor
 ) -> None:
     one, two, gateway = pair
-    first = [pool.submit(ask, gateway, seconds=3) for _ in range(2)]
+    first = [pool.submit(ask, gateway, seconds=10) for _ in range(2)]
     until(lambda: is_busy(one) and is_busy(two))
     os.kill(one.process.pid, signal.SIGTERM)
     rest = [pool.submit(ask, gateway) for _ in range(6)]
