@@ -10,7 +10,7 @@ from controlnet.batch.jobs import Batch, BatchError, read_jobs
 from controlnet.batch.leader import RayLost, lead
 from controlnet.serving.arguments import typed_value
 from controlnet.serving.schema import openapi_schema
-from controlnet.settings import Settings
+from controlnet.settings import Settings, SettingsError
 from controlnet.weights.files import check
 from controlnet.weights.lockfile import WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, choose_bundle
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
-    except (BatchError, FolderError, WeightsError, ManifestError) as error:
+    except (BatchError, FolderError, WeightsError, ManifestError, SettingsError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from controlnet.serving.api import Api, ServerError, is_starting
 from controlnet.serving.schema import PREDICTOR, SchemaError, write_schema
-from controlnet.settings import Settings
-from controlnet.weights.manifest import BUNDLE, choose_bundle
+from controlnet.settings import Settings, SettingsError
+from controlnet.weights.manifest import BUNDLE, ManifestError, choose_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALHOST = "127.0.0.1"
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="script/serve", description="Serve predictions over HTTP. The bundle is CONTROLNET_BUNDLE."
     )
-    parser.add_argument("-p", "--port", type=int, default=int(os.environ.get("PORT", "5000")), help="default: 5000")
+    parser.add_argument("-p", "--port", type=int, default=os.environ.get("PORT", "5000"), help="default: 5000")
     parser.add_argument(
         "--host", default=LOCALHOST, help="address to listen on, 0.0.0.0 for all (default: this machine only)"
     )
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         target = interfaces.get(options.interface, PREDICTOR)
         serve(options.host, options.port, options.upload_url, announced=not options.end_with_stdin, target=target)
-    except (SchemaError, ServerError) as error:
+    except (SchemaError, ServerError, SettingsError, ManifestError) as error:
         sys.exit(str(error))
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from controlnet.settings import SettingsError
 from controlnet.weights.download import describe, download, lock
 from controlnet.weights.files import verify
 from controlnet.weights.lockfile import WeightsError
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None, root: Path = WEIGHTS) -> int:
     run, _ = COMMANDS[options.command]
     try:
         print(run(Manifest.read(root / f"{options.bundle}.toml"), root))
-    except (WeightsError, ManifestError, OSError) as error:  # OSError: full disk, no write permission
+    except (WeightsError, ManifestError, SettingsError, OSError) as error:  # OSError: full disk, no write permission
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

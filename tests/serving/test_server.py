@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from support import toy_predictor
+from support import ROOT, toy_predictor
 from support.server import Server
 
 from controlnet.serving import server as serving
@@ -168,7 +168,7 @@ def test_stopping_a_busy_server_ends_it_and_its_worker(tmp_path: Path) -> None:
 def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> None:
     toy_predictor.write(tmp_path)
     program = (
-        "import sys, pathlib; from support import toy_predictor; from support.server import Server\n"
+        "import sys, pathlib; from support import ROOT, toy_predictor; from support.server import Server\n"
         "with Server(toy_predictor.ENVIRON, pathlib.Path(sys.argv[1])) as server:\n"
         "    print(server.process.pid, int(server.run(prompt='x').metrics['worker']), flush=True)\n"
         "    server.run(prompt='x', seconds=60)\n"
@@ -188,3 +188,25 @@ def test_killing_the_client_ends_the_server_and_its_worker(tmp_path: Path) -> No
     client.wait()
     client.stdout.close()
     assert gone_within(5, server, worker)
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value"),
+    [
+        ("serve", "CONTROLNET_DTYPE", "half"),
+        ("serve", "CONTROLNET_BUNDLE", "../tiny"),
+        ("batch examples out", "CONTROLNET_DTYPE", "half"),
+        ("batch examples out", "CONTROLNET_BUNDLE", "../tiny"),
+        ("predict -i prompt=x -i image=@examples/doodle.png", "CONTROLNET_DTYPE", "half"),
+        ("predict -i prompt=x -i image=@examples/doodle.png", "CONTROLNET_BUNDLE", "../tiny"),
+        ("verify-weights tiny", "CONTROLNET_DTYPE", "half"),
+    ],
+)
+def test_a_wrong_variable_is_one_sentence_of_every_command(command: str, variable: str, value: str) -> None:
+    name, *options = command.split()
+    environ = os.environ | {variable: value}
+    done = subprocess.run(
+        [ROOT / "script" / name, *options], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{variable}: expected ")
