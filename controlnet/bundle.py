@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    ControlNetUnionModel,
+    DDIMScheduler,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.conditioners import BY_NAME
+from controlnet.families.family import Family, family_of
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
 from controlnet.models.attention import check_attention, use_attention
@@ -32,13 +40,15 @@ from controlnet.speedups.cuda.graphs import room
 from controlnet.speedups.cuda.kernels import HALVES
 from controlnet.speedups.cuda.trial import TriedKernels, open_kernels
 from controlnet.weights.download import download
+from controlnet.weights.entries import ConditionerEntry
 from controlnet.weights.files import check, sha256
 from controlnet.weights.lockfile import WeightsError, read_lock
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-WITH_CONVOLUTIONS = (UNet2DConditionModel, ControlNetModel, AutoencoderKL)
+NETS = {"ControlNetModel": ControlNetModel, "ControlNetUnionModel": ControlNetUnionModel}
+WITH_CONVOLUTIONS = (UNet2DConditionModel, *NETS.values(), AutoencoderKL)
 """Models whose layers have kernels for a GPU."""
 
 
@@ -73,6 +83,7 @@ class Bundle:
         memory. `graphs`: whether there are to be CUDA graphs, and there is room (controlnet/speedups/cuda/graphs.py).
         """
         self.manifest = manifest
+        self.family: Family = family_of(manifest.family)
         self.root = root
         self.device = device
         self.dtype = dtype
@@ -94,7 +105,7 @@ class Bundle:
         return self.manifest.fast
 
     @property
-    def conditioners(self) -> Collection[str]:
+    def conditioners(self) -> Mapping[str, ConditionerEntry]:
         return self.manifest.conditioners
 
     def knobs(self, conditioner: str) -> Collection[str]:
@@ -129,30 +140,47 @@ class Bundle:
         return self.root / self.manifest.part(part).bundle / part
 
     def base(self) -> dict[str, Any]:
-        """Tokenizer, text encoder, UNet, VAE and scheduler, under the names that diffusers' pipelines give them."""
+        """Tokenizers, text encoders, UNet, VAE and scheduler, under the names that diffusers' pipelines give them.
+
+        Raises WeightsMismatch also for a VAE that cannot be used in the bundle's precision.
+        """
         self.read_ahead()
         return {
-            "tokenizer": self.tokenizer,
-            "text_encoder": self.model(CLIPTextModel, "text_encoder"),
+            **{name: self._text_part(name, kind) for name, kind in self.family.texts.items()},
             "unet": self.model(UNet2DConditionModel, "unet"),
-            "vae": self.model(VAES[self._class_name("vae")], "vae"),
+            "vae": self._vae(),
             "scheduler": self._scheduler(),
         }
 
+    def _text_part(self, name: str, kind: type) -> Any:
+        if issubclass(kind, PreTrainedModel):
+            return self.model(kind, name)
+        return self.tokenizer if name == "tokenizer" else self._tokenizer(name)
+
+    def _vae(self) -> Any:
+        vae = self.model(VAES[self._class_name("vae")], "vae")
+        # diffusers would move it to float32 and back for each picture, and a cancelled request could leave it there.
+        if self.dtype == torch.float16 and vae.config.get("force_upcast") and self.manifest.family != "sd15":
+            raise WeightsMismatch(
+                "vae: its config.json has force_upcast true, so it gives black pictures in float16. Use a VAE that was"
+                " made for float16, such as madebyollin/sdxl-vae-fp16-fix, or CONTROLNET_DTYPE=float32."
+            )
+        return vae
+
     def controlnets(self) -> ControlNets:
-        """Every ControlNet of the bundle, by conditioner. On a CPU their numbers stay in the files until used."""
+        """Every ControlNet of the bundle, by its name. On a CPU their numbers stay in the files until used."""
         mapped = self.device.type == "cpu"
-        parts = {name: f"controlnet/{name}" for name in self.manifest.conditioners}
-        for name, part in parts.items():
-            self._check_net(part, BY_NAME[name].pooled)
+        for name, entry in self.conditioners.items():
+            self._check_net(entry.part, BY_NAME[name].pooled, entry.type)
+        kinds = {entry.net: (NETS[self._class_name(entry.part)], entry.part) for entry in self.conditioners.values()}
         if self.low_memory:
-            stored = {name: self.packed(ControlNetModel, part) for name, part in parts.items()}
+            stored = {net: self.packed(*kind) for net, kind in kinds.items()}
         else:
-            stored = {name: self.model(ControlNetModel, part, mapped) for name, part in parts.items()}
+            stored = {net: self.model(*kind, mapped) for net, kind in kinds.items()}
         return ControlNets(stored, self.dtype, self.device)
 
-    def fast_lora(self, prompt_width: int) -> Lora | None:
-        """The LoRA of go_fast, for a UNet with prompts of that width. None if the bundle has none.
+    def fast_lora(self, unet: Any) -> Lora | None:
+        """The LoRA of go_fast, for the base's UNet. None if the bundle has none.
 
         Its file is read when a request needs it. Raises LoraError if it is no LoRA for such a UNet.
         """
@@ -162,7 +190,7 @@ class Bundle:
         with self.log(self.fast.part, files, mapped=True):
             (file,) = (path for path in files if path.suffix == ".safetensors")
             lora = Lora(file, sha256(file), 1.0, "go_fast")
-            read_lora(lora, prompt_width)
+            read_lora(lora, unet.config)
         return lora
 
     def annotators(self) -> dict[str, Annotator]:
@@ -201,7 +229,7 @@ class Bundle:
         return self.kernels is not None and self.kernels.serve(model)
 
     def _with_attention(self, model: Any) -> Any:
-        if isinstance(model, UNet2DConditionModel | ControlNetModel):
+        if isinstance(model, (UNet2DConditionModel, *NETS.values())):
             use_attention(model, self.settings.attention)
         return model
 
@@ -214,8 +242,11 @@ class Bundle:
         chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / part.bundle / path for part in chosen for path in part.paths]
 
-    def _check_net(self, part: str, pooled: bool) -> None:
-        """Raise WeightsMismatch if a ControlNet's config does not go with conditioner and base. No tensor shows it."""
+    def _check_net(self, part: str, pooled: bool, kind: int | None) -> None:
+        """Raise WeightsMismatch if a ControlNet's config does not go with an entry and the base. No tensor shows it.
+
+        `kind` is the type that the entry names.
+        """
         config: Any = ControlNetModel.load_config(self.folder(part), local_files_only=True)
         unet: Any = UNet2DConditionModel.load_config(self.folder("unet"), local_files_only=True)
         got = config.get("global_pool_conditions", False)
@@ -224,6 +255,14 @@ class Bundle:
                 f"{part}: its config.json has global_pool_conditions {got}, expected {pooled}. It is the file of"
                 " another ControlNet: check the part's repo in the manifest, then fetch it again."
             )
+        types = config["num_control_type"] if config["_class_name"] == "ControlNetUnionModel" else None
+        if types is None if kind is not None else types is not None:
+            raise WeightsMismatch(
+                f"{part}: it is a {config['_class_name']}, and the manifest names {'a' if types is None else 'no'} type"
+                " for its conditioner. A union needs one, and no other ControlNet has any."
+            )
+        if types is not None and kind is not None and kind >= types:
+            raise WeightsMismatch(f"{part}: it has {types} types, and the manifest names type {kind}.")
         if (got := config.get("conditioning_channels", 3)) != 3:
             raise WeightsMismatch(
                 f"{part}: its config.json has conditioning_channels {got}, expected 3. It is a ControlNet for another"
@@ -241,9 +280,13 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The prompts' tokenizer."""
-        with self.log("tokenizer", self.files("tokenizer")):
-            return CLIPTokenizer.from_pretrained(self.folder("tokenizer"), local_files_only=True)
+        """The prompts' tokenizer. If a family has two, both give the same tokens."""
+        return self._tokenizer("tokenizer")
+
+    def _tokenizer(self, part: str) -> Any:
+        kind: Any = self.family.texts[part]
+        with self.log(part, self.files(part)):
+            return kind.from_pretrained(self.folder(part), local_files_only=True)
 
     def _scheduler(self) -> Any:
         """Its class does not matter: each request builds the one it names from this one's configuration."""
@@ -252,8 +295,10 @@ class Bundle:
 
     @cached_property
     def _text_layers(self) -> int:
-        config = CLIPTextConfig.from_pretrained(self.folder("text_encoder"), local_files_only=True)
-        return config.num_hidden_layers
+        """Those of the text encoder that has the fewest."""
+        encoders = (name for name, kind in self.family.texts.items() if issubclass(kind, PreTrainedModel))
+        configs = (CLIPTextConfig.from_pretrained(self.folder(name), local_files_only=True) for name in encoders)
+        return min(config.num_hidden_layers for config in configs)
 
     @cached_property
     def _scheduler_config(self) -> Any:

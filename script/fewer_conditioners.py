@@ -17,7 +17,7 @@ def parts_of_others(manifest: Manifest, conditioners: Collection[str]) -> set[st
     needed, others = set[str](), set[str]()
     for name, entry in manifest.conditioners.items():
         parts = {part for kind in entry.annotators.values() for part in ANNOTATORS[kind].parts}
-        (needed if name in conditioners else others).update(parts, {f"controlnet/{name}"})
+        (needed if name in conditioners else others).update(parts, {entry.part})
     return others - needed
 
 

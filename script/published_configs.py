@@ -130,6 +130,7 @@ def config_text(path: str, sizes: Sizes) -> str:
     side = sizes["safety_checker"]["vision_config"]["image_size"]
     changes: dict[str, dict[str, Any]] = {
         "unet": sizes["unet"],
+        "scheduler": sizes.get("scheduler", {}),
         "vae": sizes["vae"],
         "text_encoder": sizes["text_encoder"] | {"vocab_size": tokens, "max_position_embeddings": length},
         "feature_extractor": {"crop_size": side, "size": side},

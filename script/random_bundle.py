@@ -20,12 +20,16 @@ from fewer_conditioners import parts_of_others, without
 from published_configs import BEGIN, END, PATHS, config_text
 from random_loras import LCM, random_layers, save_kohya
 from random_models import FULL, SMALL, Sizes, build, random_tensors
+from random_sdxl import FULL_XL, SMALL_XL
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTokenizer
 
 from controlnet.weights.manifest import WEIGHTS, Manifest, Part
+
+SIZES = {"sd15": (FULL, SMALL), "sdxl": (FULL_XL, SMALL_XL)}
+"""The published and the small sizes of each family."""
 
 
 def write_bundle(
@@ -52,16 +56,17 @@ def write_bundle(
         folder = root / layer.name
         if folder.exists() or root.resolve() == WEIGHTS:
             raise FileExistsError(f"{folder} exists or is for real weights: name another folder.")
-        _write_parts([part for part in layer.needed_parts if part.name not in left_out], folder, small, seed, say)
+        parts = [part for part in layer.needed_parts if part.name not in left_out]
+        _write_parts(parts, folder, SIZES[manifest.family][small], seed, say)
         text = source.with_name(f"{layer.name}.toml").read_text(encoding="utf-8")
         (root / f"{layer.name}.toml").write_text(without(text, left_out, others), encoding="utf-8")
     return root / source.name
 
 
-def _write_parts(parts: Iterable[Part], folder: Path, small: bool, seed: int, say: Callable[[str], None]) -> None:
+def _write_parts(parts: Iterable[Part], folder: Path, sizes: Sizes, seed: int, say: Callable[[str], None]) -> None:
     for part in parts:
         started = time.perf_counter()
-        write_part(part, folder, SMALL if small else FULL, zlib.crc32(f"{seed} {part.name}".encode()))
+        write_part(part, folder, sizes, zlib.crc32(f"{seed} {part.name}".encode()))
         size = sum((folder / path).stat().st_size for path in part.paths)
         say(f"{part.name}: {size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
 
@@ -70,12 +75,12 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
     """Write the files that a manifest names for a part, and no others, to root/<part>."""
     folder = root / part.name
     if part.name.startswith("annotator/"):
-        make_part(part.name, root, full=sizes is FULL, seed=seed)
+        make_part(part.name, root, full=sizes in (FULL, FULL_XL), seed=seed)
         if "pytorch_model.bin" in part.files:
             torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     else:
         folder.mkdir(parents=True)
-        if part.name == "tokenizer":
+        if part.name.startswith("tokenizer"):
             write_tokenizer(folder, sizes)
             if "tokenizer.json" in part.files:
                 CLIPTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
@@ -120,7 +125,7 @@ def write_model(part: Part, folder: Path, sizes: Sizes, seed: int) -> None:
 
 def write_lora(file: Path, sizes: Sizes, seed: int) -> None:
     """Write a LoRA in half precision, with the layers, ranks and names of the published LCM-LoRA."""
-    rank = 64 if sizes is FULL else 4
+    rank = 64 if sizes in (FULL, FULL_XL) else 4
     layers = {
         name: (down.half(), up.half())
         for name, (down, up) in random_layers(build("unet", sizes), LCM, seed, rank, size=0.05).items()
@@ -167,7 +172,12 @@ def write_tokenizer(folder: Path, sizes: Sizes) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-    write_configs((path for path in PATHS if path.startswith("tokenizer/")), folder.parent, sizes)
+    for path in PATHS:
+        if path.startswith("tokenizer/"):
+            text = config_text(path, sizes)
+            if folder.name == "tokenizer_2":
+                text = text.replace(f'"pad_token": "{END}"', '"pad_token": "!"')
+            (folder / Path(path).name).write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ values are those of their config.json files.
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from controlnet.conditioners import CONDITIONERS
 
@@ -102,8 +102,16 @@ SHARED_WITH_UNET = (
     "attention_head_dim",
     "cross_attention_dim",
     "norm_num_groups",
+    "use_linear_projection",
+    "transformer_layers_per_block",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
 )
-"""The settings that a ControlNet shares with the UNet, because it is a copy of the UNet's encoder."""
+"""The settings that a ControlNet shares with the UNet, because it is a copy of the UNet's encoder. Not every UNet has
+them all."""
+UNION = "controlnet/union"
+"""The part that is one ControlNet for several conditioners."""
 POOLED = tuple(f"controlnet/{conditioner.name}" for conditioner in CONDITIONERS if conditioner.pooled)
 """ControlNets with global average pooling."""
 
@@ -112,23 +120,34 @@ def build(part: str, sizes: Sizes) -> nn.Module:
     """The model of a part on the meta device, so it takes no memory. Raises KeyError if the part has no model."""
     with torch.device("meta"):
         if part.startswith("controlnet/"):
-            shared = {name: sizes["unet"][name] for name in SHARED_WITH_UNET}
+            shared = {name: sizes["unet"][name] for name in SHARED_WITH_UNET if name in sizes["unet"]}
+            if part == UNION:
+                return ControlNetUnionModel(**shared, **sizes["union"])
             return ControlNetModel(**shared, **sizes["controlnet"], global_pool_conditions=part in POOLED)
         return _BUILD[part](sizes)
 
 
 def _text_encoder(sizes: Sizes) -> CLIPTextModel:
+    return CLIPTextModel(_text_config(sizes, "text_encoder"))
+
+
+def _text_config(sizes: Sizes, part: str) -> CLIPTextConfig:
     tokens, length = sizes["tokenizer"]["tokens"], sizes["tokenizer"]["length"]
-    # CLIP's begin and end tokens are the last two. It pads with the end token.
-    marks = {"bos_token_id": tokens - 2, "eos_token_id": tokens - 1, "pad_token_id": tokens - 1}
-    config = CLIPTextConfig(vocab_size=tokens, max_position_embeddings=length, **marks, **sizes["text_encoder"])
-    return CLIPTextModel(config)
+    # CLIP's begin and end tokens are the last two. It pads with the end token, and the second one of Stable Diffusion XL
+    # with "!".
+    marks = {
+        "bos_token_id": tokens - 2,
+        "eos_token_id": tokens - 1,
+        "pad_token_id": 0 if part == "text_encoder_2" else tokens - 1,
+    }
+    return CLIPTextConfig(vocab_size=tokens, max_position_embeddings=length, **marks, **sizes[part])
 
 
 _BUILD = {
     "unet": lambda sizes: UNet2DConditionModel(**sizes["unet"]),
     "vae": lambda sizes: AutoencoderKL(**sizes["vae"]),
     "text_encoder": _text_encoder,
+    "text_encoder_2": lambda sizes: CLIPTextModelWithProjection(_text_config(sizes, "text_encoder_2")),
     "safety_checker": lambda sizes: StableDiffusionSafetyChecker(CLIPConfig(**sizes["safety_checker"])),
 }
 

@@ -20,9 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": {"request", "conditioners", "log"},
     "maps": {"pictures", "request", "models", "conditioners"},
     "speedups": {"models", "log"},
-    "bundle": {"settings", "speedups", "maps", "request", "models", "conditioners", "weights", "log"},
+    "families": {"models", "weights"},
+    "bundle": {"settings", "speedups", "families", "maps", "request", "models", "conditioners", "weights", "log"},
     "generation": {
-        *{"bundle", "maps", "pictures", "request", "models", "speedups"},
+        *{"bundle", "maps", "pictures", "request", "models", "speedups", "families"},
         *{"conditioners", "weights", "stopwatch", "log"},
     },
     "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},

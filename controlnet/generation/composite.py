@@ -4,13 +4,14 @@ It is built for each request around the shared nets, so no state survives the re
 at a step, on which half of the batch, how much each layer weighs, and where in the picture a net acts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, MultiControlNetModel
+from diffusers import MultiControlNetModel
 from torch import nn
 
 from controlnet.request.modes import CONTROL_MODES, ControlMode
@@ -31,13 +32,27 @@ class SharedNet(nn.Module):
 
     config = SimpleNamespace(global_pool_conditions=False)
 
-    def __init__(self, net: ControlNetModel) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
+
+
+@dataclass(frozen=True)
+class Acting:
+    """One call of a net at a step: the controls that it serves, by their numbers."""
+
+    net: Any
+    """A ControlNetModel, or a ControlNetUnionModel (github.com/xinsir6/ControlNetPlus)."""
+    controls: tuple[int, ...]
+    """Several only for a union."""
+    types: tuple[int, ...] = ()
+    """What the map of each control is to a union. Empty for other nets."""
+    region: torch.Tensor | None = None
+    """How strongly it acts at each place, (1, 1, H, W) from 0 to 1. None means everywhere."""
 
 
 class CompositeControlNet(MultiControlNetModel):
@@ -48,26 +63,29 @@ class CompositeControlNet(MultiControlNetModel):
     - A net with global pooling (shuffle) only acts on the conditional half of a guided batch in every mode, as in
       ControlNet 1.1.
     - A net with a region acts in proportion to it: the residuals of each layer are multiplied by the region.
+    - A union sees all its control maps in one call. What does not act at a step is left out of it. The residuals are
+      multiplied by the largest scale, and what the union reads from each map by the share of that scale that the map's
+      own is. (diffusers multiplies the maps' features by their scales and does not scale the residuals, so that two
+      maps of scale 0 would still act.) A single map acts as in diffusers.
     """
 
     def __init__(
         self,
-        nets: Sequence[ControlNetModel],
+        acting: Sequence[Acting],
         guided: bool,
         mode: ControlMode = BALANCED,
-        regions: Sequence[torch.Tensor | None] | None = None,
-        hints: dict[int, torch.Tensor] | None = None,
+        control_maps: dict[Any, torch.Tensor] | None = None,
     ) -> None:
-        """`nets` are in the order of the control images. `guided` means that the batch has an unconditional half, which
-        comes first. `regions` holds for each net how strongly it acts at each place, (1, 1, H, W) from 0 to 1; None
-        means everywhere. `hints` is filled with each net's control map. Every step, and every picture whose composite
-        gets the same `hints`, then gives the net the same tensor of batch 1, so a net may keep what it computes from it
-        (controlnet/speedups). None means that the nets get the pipeline's tensors."""
-        super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
+        """`guided` means that the batch has an unconditional half, which comes first. `control_maps` is filled with the
+        control maps. Every step, and every picture whose composite gets the same `control_maps`, then gives a net the
+        same tensor for the same map, so a net may keep what it computes from it (controlnet/speedups). None means that
+        the nets get the pipeline's tensors."""
+        by_control = {number: each.net for each in acting for number in each.controls}
+        super().__init__([SharedNet(by_control[number]) for number in sorted(by_control)])  # type: ignore[list-item]
+        self.acting = acting
         self.guided = guided
         self.mode = mode
-        self.regions = regions or [None] * len(nets)
-        self.hints = hints
+        self.control_maps = control_maps
         self._words: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -86,43 +104,69 @@ class CompositeControlNet(MultiControlNetModel):
         guess_mode: bool = False,
         return_dict: bool = False,
         regions: Sequence[torch.Tensor | None] | None = None,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
         **_: Any,
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
         """Residuals for the UNet's skip connections and its middle block, or (None, None) if no net acts at this step.
 
         encoder_hidden_states is (B, tokens, d). sample is (B, C, h, w), or one half of a guided batch if the nets take
         it (controlnet/speedups): residuals from before the first cross-attention then have its batch.
-        controlnet_cond has one (B, 3, H, W) in [0, 1] per net, and conditioning_scale one number per net. With
-        `hints`, B is one picture. `regions` are used in place of the composite's own, for a part of the picture. Raises
-        ValueError for guess mode, which is meant for single nets: here the half of the batch is chosen for each net.
+        controlnet_cond has one (B, 3, H, W) in [0, 1] per control, and conditioning_scale one number per control. With
+        `control_maps`, B is one picture. `regions` are used in place of those of `acting`, for a part of the picture.
+        `added_cond_kwargs` are tensors of batch B that the UNet gets, too. Raises ValueError for guess mode, which is
+        meant for single nets: here the half of the batch is chosen for each net.
         """
         if guess_mode or return_dict:
             raise ValueError("The composite ControlNet takes guess_mode=False and return_dict=False only.")
         total: Residuals | None = None
-        acts = zip(self.nets, regions or self.regions, controlnet_cond, conditioning_scale, strict=True)
-        for i, (shared, region, hint, scale) in enumerate(acts):
-            if scale == 0:
+        own_regions = [each.region for each in self.acting] if regions is None else regions
+        for each, region in zip(self.acting, own_regions, strict=True):
+            scales = {number: conditioning_scale[number] for number in each.controls if conditioning_scale[number]}
+            if not scales:
                 continue
-            assert isinstance(shared, SharedNet)
-            if self.hints is not None:
-                hint = self.hints.setdefault(i, hint[:1])  # the halves of a guided batch have the same
-            residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, hint, scale)
+            given = sample, timestep, encoder_hidden_states, added_cond_kwargs
+            residuals = self._run(each, scales, controlnet_cond, *given)
             if region is not None:
-                residuals = _within(region, residuals, level_sizes(shared.net, sample.shape[-2:]))
+                residuals = _within(region, residuals, level_sizes(each.net, sample.shape[-2:]))
             # Not in place: a pooled net's residuals are 1×1, and larger ones cannot be added to them in place.
             total = residuals if total is None else [x + y for x, y in zip(total, residuals, strict=True)]
         return (total[:-1], total[-1]) if total is not None else (None, None)
 
-    def _run(self, net: ControlNetModel, sample, timestep, words, hint, scale: float) -> Residuals:
-        half = self.guided and (self.mode.conditional_only or net.config["global_pool_conditions"])
+    def _run(
+        self, acting: Acting, scales: Mapping[int, float], given_maps, sample, timestep, words, added
+    ) -> Residuals:
+        """`scales` has the controls that act at this step."""
+        half = self.guided and (self.mode.conditional_only or acting.net.config["global_pool_conditions"])
+        batch = len(words)
         if half:
-            batch, words = len(words), self._conditional(words)
-            sample, hint = (tensor.chunk(2)[1] if len(tensor) == batch else tensor for tensor in (sample, hint))
-        down, middle = net(sample, timestep, words, controlnet_cond=hint, conditioning_scale=scale, return_dict=False)
-        residuals = [*down, middle]
+            words = self._conditional(words)
+            sample = _half(sample, batch)
+            added = added and {name: _half(tensor, batch) for name, tensor in added.items()}
+        # A union joins the features of its maps with those of the latents, so they have one batch.
+        together = len(sample) if acting.types else None
+        maps = {number: self._control_map(number, given_maps[number], half, batch, together) for number in scales}
+        others = {"return_dict": False} | ({"added_cond_kwargs": added} if added else {})
+        if acting.types:
+            residuals = _of_union(acting, scales, maps, sample, timestep, words, others)
+        else:
+            ((number, scale),) = scales.items()
+            own = {"controlnet_cond": maps[number], "conditioning_scale": scale}
+            down, middle = acting.net(sample, timestep, words, **own, **others)
+            residuals = [*down, middle]
         if self.mode.faded:
             residuals = [residual * FADE**depth for depth, residual in enumerate(reversed(residuals))][::-1]
         return [_conditional_only(residual) for residual in residuals] if half else residuals
+
+    def _control_map(
+        self, number: int, given: torch.Tensor, half: bool, batch: int, together: int | None
+    ) -> torch.Tensor:
+        """The control map of a control as its net gets it: of batch `together`, if that is not None."""
+        if together is not None or self.control_maps is not None:
+            given = given[:1]  # the halves of a guided batch have the same
+            given = given if together is None else given.expand(together, -1, -1, -1)
+        elif half:
+            given = _half(given, batch)
+        return given if self.control_maps is None else self.control_maps.setdefault((number, together), given)
 
     def _conditional(self, words: torch.Tensor) -> torch.Tensor:
         """The second half of the embeddings, the same tensor at every step: keys and values are kept with it."""
@@ -131,7 +175,34 @@ class CompositeControlNet(MultiControlNetModel):
         return self._words[1]
 
 
-def level_sizes(net: ControlNetModel, size: Sequence[int]) -> list[tuple[int, int]]:
+def _of_union(
+    acting: Acting, scales: Mapping[int, float], maps: Mapping[int, torch.Tensor], sample, timestep, words, others
+) -> Residuals:
+    """A union's residuals for the controls of `scales`."""
+    types = dict(zip(acting.controls, acting.types, strict=True))
+    named = torch.zeros((1, acting.net.config["num_control_type"]))
+    named[:, [types[number] for number in scales]] = 1
+    largest = max(scales.values())
+    shares = [scale / largest for scale in scales.values()]
+    down, middle = acting.net(
+        sample,
+        timestep,
+        words,
+        controlnet_cond=[maps[number] for number in scales],
+        control_type=named.to(sample).expand(len(sample), -1),
+        control_type_idx=[types[number] for number in scales],
+        conditioning_scale=shares if len(shares) > 1 else largest,
+        **others,
+    )
+    return [residual * largest for residual in (*down, middle)] if len(shares) > 1 else [*down, middle]
+
+
+def _half(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """The second half of what has the batch's size."""
+    return tensor.chunk(2)[1] if len(tensor) == batch else tensor
+
+
+def level_sizes(net: Any, size: Sequence[int]) -> list[tuple[int, int]]:
     """(height, width) of each of a net's residuals for latents of `size`, before global pooling if the net has it."""
     height, width = size
     blocks = len(net.config["block_out_channels"])

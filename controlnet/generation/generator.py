@@ -6,17 +6,19 @@ controlnet/speedups.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 from PIL import Image
 
 from controlnet.bundle import Bundle
+from controlnet.families.family import Base, Embeddings
+from controlnet.families.prompts import RecentEmbeddings
 from controlnet.generation.decoding import NotFinite
 from controlnet.generation.job import Job
 from controlnet.generation.painting import Painting
-from controlnet.generation.prompts import Embeddings, RecentEmbeddings, encode_prompts
 from controlnet.log import say
 from controlnet.maps.controls import Control
-from controlnet.models.lora import AdaptedBase, Base
+from controlnet.models.lora import AdaptedBase
 from controlnet.pictures.geometry import SMALLEST
 from controlnet.speedups import Speedups
 from controlnet.stopwatch import Stopwatch
@@ -32,8 +34,8 @@ class Generator:
         self.controlnets = bundle.controlnets()
         self.speedups = Speedups(self.base["unet"].device, bundle.settings.speedups, bundle.graphs)
         self._adapted = AdaptedBase(self.base)
-        self._fast_lora = bundle.fast_lora(self.base["unet"].config.cross_attention_dim)
-        self._recent = RecentEmbeddings(self.base["tokenizer"], self.base["text_encoder"])
+        self._fast_lora = bundle.fast_lora(self.base["unet"])
+        self._recent = RecentEmbeddings(partial(bundle.family.encode, self.base))
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
@@ -67,7 +69,7 @@ class Generator:
         """
         defaults = self.bundle.manifest.defaults
         side = self.speedups.warm_up_side(SMALLEST, defaults.resolution)
-        control = Control(next(iter(self.controlnets)), Image.new("RGB", (side, side)))
+        control = Control(next(iter(self.bundle.conditioners)), Image.new("RGB", (side, side)))
         job = Job(
             prompt="",
             negative_prompt="",
@@ -89,9 +91,14 @@ class Generator:
         with timed("encode"):
             embeddings = self._embeddings(job, base)
         # The nets of all passes together, since any other set would free some of them.
-        nets = dict(zip(job.conditioners, self.controlnets.prepare(job.conditioners, timed), strict=True))
+        names = list(dict.fromkeys(self.bundle.conditioners[name].net for name in job.conditioners))
+        nets = dict(zip(names, self.controlnets.prepare(names, timed), strict=True))
         with self.speedups.lent(base, nets, job.guided) as models:
-            yield from Painting(job, models, embeddings, timed, self.bundle.settings.batch_outputs).pictures(progress)
+            bundle = self.bundle
+            painting = Painting(
+                job, bundle.family, bundle.conditioners, models, embeddings, timed, bundle.settings.batch_outputs
+            )
+            yield from painting.pictures(progress)
 
     def _base(self, job: Job, timed: Stopwatch) -> Base:
         """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""
@@ -104,4 +111,4 @@ class Generator:
     def _embeddings(self, job: Job, base: Base) -> Embeddings:
         if base is self.base:
             return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
-        return encode_prompts(job.prompt, job.negative_prompt, base["tokenizer"], base["text_encoder"], job.clip_skip)
+        return self.bundle.family.encode(base, job.prompt, job.negative_prompt, job.clip_skip)

@@ -3,7 +3,7 @@
 The denoising is diffusers' own pipeline, built for each picture and pass around the shared networks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from controlnet.generation.composite import CompositeControlNet
+from controlnet.families.family import Embeddings, Family
+from controlnet.generation.composite import Acting, CompositeControlNet
 from controlnet.generation.decoding import decode
 from controlnet.generation.job import Job
-from controlnet.generation.pipelines import FromNoise, FromPicture
 from controlnet.generation.progress import PictureBar
-from controlnet.generation.prompts import Embeddings
 from controlnet.generation.repaint import Repainting
 from controlnet.generation.upscale import Upscale
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
@@ -26,6 +25,7 @@ from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.speedups import Lent
 from controlnet.stopwatch import Stopwatch
+from controlnet.weights.entries import ConditionerEntry
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Painting:
     """A job at work."""
 
     job: Job
+    family: Family
+    entries: Mapping[str, ConditionerEntry]
+    """The bundle's conditioners."""
     models: Lent
     embeddings: Embeddings
     timed: Stopwatch
@@ -44,15 +47,18 @@ class Painting:
         upscale = Upscale(self.job) if self.job.upscale > 1 else None
         for numbers in self._batches():
             with self._bar(numbers, upscale, progress) as bar:
-                pictures = _Pass(self.job, self.models, self.embeddings).paint(numbers, bar.of_pass(), self.timed)
+                pictures = self._pass(self.job).paint(numbers, bar.of_pass(), self.timed)
                 if upscale is not None:
                     with self.timed("upscale"):
                         job = upscale.of(numbers[0], pictures[0])
-                        again = _Pass(job, self.models, self.embeddings, windowed=True)
+                        again = self._pass(job, windowed=True)
                         pictures = again.paint(range(1), bar.of_pass(self._windows(upscale)), Stopwatch())
             for i, picture in zip(numbers, pictures, strict=True):
                 picture.info[PARAMETERS] = self.job.parameters(i)
                 yield picture
+
+    def _pass(self, job: Job, windowed: bool = False) -> "_Pass":
+        return _Pass(job, self.family, self.entries, self.models, self.embeddings, windowed)
 
     def _batches(self) -> list[range]:
         """The numbers of the pictures that are denoised together."""
@@ -71,7 +77,7 @@ class Painting:
     def _windows(self, upscale: Upscale) -> int:
         """In how many windows the UNet sees a picture of the second pass."""
         width, height = upscale.size
-        return len(unet_windows(self.models.base["unet"], (height // STEP, width // STEP)))
+        return len(unet_windows(self.models.base["unet"], (height // STEP, width // STEP), self.family.window))
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class _Pass:
     """One run of a pipeline for each batch of a job."""
 
     job: Job
+    family: Family
+    entries: Mapping[str, ConditionerEntry]
     models: Lent
     embeddings: Embeddings
     windowed: bool = False
@@ -88,11 +96,12 @@ class _Pass:
         """The pictures of these numbers, denoised together. Only a single one can begin with an initial picture."""
         job, pipeline = self.job, self.pipeline(len(numbers))
         pipeline.progress_bar = progress_bar
-        prompt, negative = self.embeddings
+        words = {
+            name: tensor for name, tensor in self.embeddings.items() if job.guided or not name.startswith("negative_")
+        }
         with timed("denoise"):
             result: Any = pipeline(
-                prompt_embeds=prompt,
-                negative_prompt_embeds=negative if job.guided else None,
+                **words,
                 num_inference_steps=job.num_inference_steps,
                 guidance_scale=job.guidance_scale,
                 eta=job.eta,
@@ -111,35 +120,39 @@ class _Pass:
         """diffusers' pipeline for so many outputs at once."""
         job, parts = self.job, {name: part for name, part in self.models.base.items() if name != "scheduler"}
         if self.windowed:
-            parts |= {"unet": WindowedUNet(parts["unet"]), "vae": WindowedVae(parts["vae"])}
+            parts |= {"unet": WindowedUNet(parts["unet"], self.family.window), "vae": WindowedVae(parts["vae"])}
         scheduler = make_scheduler(job.scheduler, self.models.base["scheduler"].config, job.steps_skipped)
         self.models.prepare(scheduler, outputs)
-        # safety.py checks the pictures instead: there a flagged one does not affect the others.
-        none: Any = None
-        made = (FromNoise if job.begins_with_noise else FromPicture)(
-            **parts,
-            controlnet=self._composite(parts["text_encoder"].device),
-            scheduler=scheduler,
-            safety_checker=none,
-            feature_extractor=none,
-            requires_safety_checker=False,
-        )
+        kind: Any = self.family.from_noise if job.begins_with_noise else self.family.from_picture
+        composite = self._composite(parts["text_encoder"].device)
+        made = kind(**parts, controlnet=composite, scheduler=scheduler, **self.family.without)
         made.control_image_processor.register_to_config(do_resize=False)  # the control maps have the pictures' size
         return made
 
     def _composite(self, device: torch.device) -> CompositeControlNet:
-        nets = self.models.nets([control.conditioner for control in self.job.controls])
-        regions = [_region(control.region, device) for control in self.job.controls]
+        controls = self.job.controls
+        entries = [self.entries[control.conditioner] for control in controls]
+        calls = _calls(self.job, entries)
+        nets = self.models.nets([entries[numbers[0]].net for numbers in calls])
+        acting = [
+            Acting(
+                net,
+                numbers,
+                tuple(kind for number in numbers if (kind := entries[number].type) is not None),
+                _region(controls[numbers[0]].region, device),
+            )
+            for net, numbers in zip(nets, calls, strict=True)
+        ]
         mode = CONTROL_MODES[self.job.control_mode]
-        if self.windowed:  # without hints: an embedded map for each window and net would take memory with the picture
-            return WindowedControlNet(nets, self.job.guided, mode, regions)
-        return CompositeControlNet(nets, self.job.guided, mode, regions, self.models.hints)
+        if self.windowed:  # kept maps of each window and net would take memory with the picture
+            return WindowedControlNet(acting, self.job.guided, mode)
+        return CompositeControlNet(acting, self.job.guided, mode, self.models.control_maps)
 
     def _beginning(self, seeds: Sequence[int], vae: Any) -> dict[str, Any]:
         """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
-        hints, initial = _hints(self.job), self.job.initial
+        control_maps, initial = _control_maps(self.job, self.entries), self.job.initial
         if initial is None:
-            return {"image": hints, "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+            return {"image": control_maps, "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
         (seed,) = seeds
         generator = torch.Generator("cpu").manual_seed(seed)
         repainting: Any = {}
@@ -149,21 +162,31 @@ class _Pass:
             repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
             if initial.is_overwritten:
                 # Samplers that add noise at each step continue with the generator that drew the first latents.
-                return {"image": hints, "latents": kept.noise, "generator": drawing} | repainting
+                return {"image": control_maps, "latents": kept.noise, "generator": drawing} | repainting
         # With the untouched generator, the pipeline draws the same latents and noise as Repainting has drawn.
-        changing = {"image": initial.picture, "control_image": hints, "strength": initial.strength}
+        changing = {"image": initial.picture, "control_image": control_maps, "strength": initial.strength}
         return changing | {"generator": generator} | repainting
 
 
-def _hints(job: Job) -> list[torch.Tensor]:
-    """The control maps as the nets see them, each (1, 3, H, W), 0 to 1, or -1 in the holes."""
-    hints = []
+def _calls(job: Job, entries: Sequence[ConditionerEntry]) -> list[tuple[int, ...]]:
+    """The numbers of the controls that each call of a net serves: all those of a union that act everywhere."""
+    calls: dict[Any, tuple[int, ...]] = {}
+    for number, (control, entry) in enumerate(zip(job.controls, entries, strict=True)):
+        alone = entry.type is None or control.region is not None
+        key = number if alone else entry.net
+        calls[key] = (*calls.get(key, ()), number)
+    return list(calls.values())
+
+
+def _control_maps(job: Job, entries: Mapping[str, ConditionerEntry]) -> list[torch.Tensor]:
+    """The control maps as the nets see them, each (1, 3, H, W), 0 to 1, or the net's value in the holes."""
+    control_maps = []
     for control in job.controls:
         pixels = np.asarray(control.control_map.convert("RGB"), np.float32) / 255
         if control.holes is not None:
-            pixels[np.asarray(control.holes) > 0] = -1
-        hints.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    return hints
+            pixels[np.asarray(control.holes) > 0] = entries[control.conditioner].hole
+        control_maps.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    return control_maps
 
 
 def _region(region: Image.Image | None, device: torch.device) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 
-from controlnet.generation.noise import draw_beginning
+from controlnet.families.noise import draw_beginning
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.pictures.geometry import STEP
 

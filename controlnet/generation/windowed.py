@@ -45,7 +45,8 @@ class WindowedControlNet(CompositeControlNet):
         def residuals(window: Window) -> Residuals:
             # The halves of a guided batch have the same map.
             maps = [window.of(whole[:1], STEP) for whole in controlnet_cond]
-            regions = [None if region is None else window.of(region, STEP) for region in self.regions]
+            everywhere = (each.region for each in self.acting)
+            regions = [None if region is None else window.of(region, STEP) for region in everywhere]
             part = window.of(sample)
             forward = super(WindowedControlNet, self).forward
             return forward(part, timestep, encoder_hidden_states, maps, conditioning_scale, regions=regions, **others)
@@ -56,10 +57,13 @@ class WindowedControlNet(CompositeControlNet):
 class WindowedUNet:
     """A UNet whose noise prediction is the weighted mean of those of overlapping windows. For latents of one size."""
 
-    def __init__(self, unet: Any) -> None:
-        self.unet = unet
-        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+    def __init__(self, unet: Any, share: float = 1.5) -> None:
+        """`share` is as for unet_windows()."""
+        self.unet, self._share = unet, share
         self._windows: list[Window] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unet, name)
 
     def __call__(
         self,
@@ -78,16 +82,16 @@ class WindowedUNet:
             return self.unet(window.of(sample), timestep, **residuals, **others)[0]
 
         if not self._windows:  # once, because moving their weights makes the CPU wait for the GPU
-            self._windows = unet_windows(self.unet, sample.shape[-2:])
+            self._windows = unet_windows(self.unet, sample.shape[-2:], self._share)
         return (blended(self._windows, noise),)
 
 
-def unet_windows(unet: Any, size: Sequence[int]) -> list[Window]:
+def unet_windows(unet: Any, size: Sequence[int], share: float = 1.5) -> list[Window]:
     """The windows in which a UNet sees latents of (height, width) `size`. Neighbours share a quarter or more.
 
-    Their sides are half as long again as those of the latents that the UNet was trained on: 96 for sd15.
+    Their sides are `share` times those of the latents that the UNet was trained on (Family.window): 96 for sd15.
     """
-    longest = unet.config.sample_size * 3 // 2
+    longest = int(unet.config.sample_size * share)
     return windows(size, longest, longest // 4, device=unet.device)
 
 

@@ -18,7 +18,7 @@ from controlnet.stopwatch import Stopwatch
 
 
 class ControlNets(Mapping[str, ControlNetModel]):
-    """ControlNets by conditioner, ready to run in `dtype` and on the right device.
+    """ControlNets by name, ready to run in `dtype` and on the right device.
 
     The result depends only on the requested names, not on earlier requests. A net is made ready by copying the stored
     one. The copy equals, bit for bit, a net that was loaded in that precision on that device. The copies are kept for

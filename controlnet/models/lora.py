@@ -59,7 +59,7 @@ class AdaptedBase:
 @torch.no_grad()
 def adapted(base: Base, loras: Sequence[Lora]) -> Base:
     """A base with `loras`, whose networks share all unchanged tensors with those of `base`. Raises LoraError."""
-    networks = {name: _copy(base[name]) for name in NETWORKS}
+    networks = {name: _copy(base[name]) for name in NETWORKS if name in base}
     for lora in loras:
         for part in _fitting(lora, networks):
             part.attach()
@@ -74,7 +74,7 @@ def check_fit(base: Base, lora: Lora) -> None:
 
 def _fitting(lora: Lora, networks: Mapping[str, Any]) -> "list[_Part]":
     """What a LoRA does to each network. Raises LoraError unless each of its tensors has its place there."""
-    header, reading = read_lora(lora, networks["unet"].config.cross_attention_dim)
+    header, reading = read_lora(lora, networks["unet"].config)
     if fault := fit_fault(header, reading, networks):
         raise LoraError(f"{lora.name}: {fault}")
     return [_Part(lora, header, reading, name, networks[name]) for name in NETWORKS if reading.tensors[name]]

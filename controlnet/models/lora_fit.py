@@ -17,7 +17,7 @@ _MAGNITUDE = "magnitude_vector"
 def fit_fault(header: Header, reading: Reading, base: Mapping[str, Any]) -> str | None:
     """A sentence that says how a file does not fit a base. None if each of its tensors has its place there."""
     found = {(name, layer): shapes for name in NETWORKS for layer, shapes in _layers(header, reading, name).items()}
-    modules = {name: dict(base[name].named_modules()) for name in NETWORKS}
+    modules = {name: dict(base[name].named_modules()) if name in base else {} for name in NETWORKS}
     kinds = {name: {kind for of, layer in found if of == name for kind in found[of, layer]} for name in NETWORKS}
     fitting = [
         (name, layer)

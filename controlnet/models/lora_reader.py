@@ -15,8 +15,8 @@ from diffusers.utils import (
 
 from controlnet.weights.lora_files import Header, Lora, LoraError, Reading, lora_fault, read_header
 
-NETWORKS = ("unet", "text_encoder")
-"""The networks that a LoRA may change."""
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
+"""The networks that a LoRA may change. Stable Diffusion XL has the last."""
 PART = ".lora_"
 """In the names that peft gives: between a layer's name and what the tensor is for that layer."""
 _OF_PEFT = "base_model.model."
@@ -30,26 +30,29 @@ class _Name(str):
         return self
 
 
-def read_lora(lora: Lora, prompt_width: int) -> tuple[Header, Reading]:
-    """What a file holds. Raises LoraError unless it may be a LoRA for a UNet with prompts of that width.
+def read_lora(lora: Lora, unet_config: Any) -> tuple[Header, Reading]:
+    """What a file holds. Raises LoraError unless it may be a LoRA for a UNet with prompts of the width that it reads.
 
     Whether its layers are those of the base is not known then.
     """
     header = read_header(lora)
-    reading = read_names(header.shapes)
-    if fault := lora_fault(header, reading, prompt_width):
+    reading = read_names(header.shapes, unet_config)
+    if fault := lora_fault(header, reading, unet_config.cross_attention_dim):
         raise LoraError(f"{lora.name}: {fault}")
     return header, reading
 
 
-def read_names(names: Iterable[str]) -> Reading:
-    """What a file with tensors of these names is to diffusers' load_lora_weights()."""
+def read_names(names: Iterable[str], unet_config: Any = None) -> Reading:
+    """What a file with tensors of these names is to diffusers' load_lora_weights().
+
+    The UNet's configuration says what the blocks are that kohya's scripts number for Stable Diffusion XL.
+    """
     everything = tuple(names)
     # load_lora_weights() refuses a file with other names. Here they do not keep the others from being converted.
     left: Any = {name: _Name(name) for name in everything if "lora" in name}
     others = [name for name in everything if name not in left]
     try:
-        read: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(left)
+        read: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(left, unet_config=unet_config)
     except KeyError as error:
         return Reading({}, {}, tuple(others), missing=str(error.args[0]))
     except (ValueError, IndexError):
@@ -86,7 +89,8 @@ def _of_network(network: str, converted: Mapping[str, str]) -> dict[str, str]:
             own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
         except ValueError:  # it knows none of these names
             return {}
-        own = {name.removeprefix("text_model."): of for name, of in own.items()}  # a module before transformers 5.6
+        if network == "text_encoder":  # a module before transformers 5.6. The second one still has it.
+            own = {name.removeprefix("text_model."): of for name, of in own.items()}
     return {name: of for name, of in own.items() if PART in name and not name.startswith(_OF_PEFT)}
 
 

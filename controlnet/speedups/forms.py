@@ -33,9 +33,11 @@ class Plan:
     def __init__(self, model: nn.Module) -> None:
         self.kernels = frozenset(READY)
         self._forms: list[tuple[Any, type, type]] = []
-        self.complete = True
+        self.complete = getattr(model, "add_embedding", None) is None
         """Whether every layer of FOR_ONE_HALF has its exact form. Only then the model takes latents of batch 1 with
-        embeddings of batch 2 (replaced.py). With another attention processor, for example, it does not."""
+        embeddings of batch 2 (replaced.py). With another attention processor, for example, it does not. Nor if it adds
+        embeddings to those of the time step, as Stable Diffusion XL does: the halves of a batch then differ from the
+        first layers on."""
         for layer in model.modules():
             own = OWN_CLASS.get(type(layer), type(layer))
             layer.__class__ = own  # a cancelled request may have left it in another form

@@ -4,16 +4,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controlnet.settings import variable_of
+from controlnet.weights.parts import BUNDLE_NAME
 from controlnet.weights.toml_table import ManifestError, Table
 
 
 @dataclass(frozen=True)
 class ConditionerEntry:
-    """A conditioner of the bundle. Its ControlNet is the part controlnet/<conditioner>."""
+    """A conditioner of the bundle."""
 
     annotators: dict[str, str]
     """Names of AnnotatorKinds that can draw its control map (keys of controlnet.maps.annotators.ANNOTATORS), by the
     words that choose them. The first is used unless the environment chooses another."""
+    net: str
+    """The name of its ControlNet. Several conditioners may share one."""
+    type: int | None = None
+    """What its maps are to a union: the number of the type that it was trained with. None for other nets."""
+    hole: float = -1.0
+    """What the net sees in place of a colour in the holes of a map."""
+    line_width: float = 1.0
+    """How wide the lines of skeletons are, as a multiple of OpenPose's own, which are meant for a short side of 512."""
+
+    @property
+    def part(self) -> str:
+        """The part that its ControlNet is."""
+        return f"controlnet/{self.net}"
 
     @property
     def annotator(self) -> str:
@@ -31,9 +45,20 @@ def read_entries(table: Table) -> dict[str, ConditionerEntry]:
     entries = {}
     for conditioner in table.remaining_keys():
         entry = table.table(conditioner)
-        entries[conditioner] = ConditionerEntry(_read_annotators(entry))
+        entries[conditioner] = _read_entry(conditioner, entry)
         entry.close()
     return entries
+
+
+def _read_entry(conditioner: str, entry: Table) -> ConditionerEntry:
+    given = entry.remaining_keys()
+    return ConditionerEntry(
+        annotators=_read_annotators(entry),
+        net=entry.name("net", BUNDLE_NAME, "union", default=conditioner),
+        type=entry.number("type", 0) if "type" in given else None,
+        hole=entry.take("hole", float, ConditionerEntry.hole),
+        line_width=entry.take("line_width", float, ConditionerEntry.line_width),
+    )
 
 
 def _read_annotators(entry: Table) -> dict[str, str]:

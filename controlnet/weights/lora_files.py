@@ -131,10 +131,10 @@ class Reading:
     """What a file's tensors are, by their names. Nothing here depends on the base's layers."""
 
     tensors: Mapping[str, Mapping[str, str]]
-    """For "unet" and "text_encoder": the name in the file of each tensor, by the name that peft gives it. That is a
-    layer of the network, then what it is for that layer: "mid_block.resnets.0.conv1.lora_A.weight"."""
+    """For "unet", "text_encoder" and "text_encoder_2": the name in the file of each tensor, by the name that peft gives
+    it. That is a layer of the network, then what it is for that layer: "mid_block.resnets.0.conv1.lora_A.weight"."""
     alphas: Mapping[str, Mapping[str, str]]
-    """For the same two: the name in the file of the tensor that holds a layer's alpha, by the layer."""
+    """For the same three: the name in the file of the tensor that holds a layer's alpha, by the layer."""
     unread: tuple[str, ...] = ()
     """Tensors that are nothing to these two networks, by their names in the file."""
     missing: str | None = None

@@ -81,6 +81,8 @@ class Manifest:
     safety_note: str
     embedded: bool
     """The files are in git: there is nothing to download."""
+    family: str
+    """The kind of models: a name of controlnet/families."""
     defaults: Defaults
     limits: Limits
     conditioners: dict[str, ConditionerEntry]
@@ -229,6 +231,7 @@ def _read_manifest(table: Table, annotators: Mapping[str, str], base: Manifest |
         safety_checker=table.text("safety_checker"),
         safety_note=table.text("safety_note", default=""),
         embedded=embedded,
+        family=table.text("family", default="sd15"),
         defaults=_read_defaults(table.table("defaults")),
         limits=_read_limits(table.table("limits")),
         conditioners=conditioners,
@@ -251,9 +254,9 @@ def _check_names(table: Table, manifest: Manifest) -> None:
     for number, part in enumerate(manifest.parts, start=1):
         if part.option and part.option not in options:
             raise table.error(f"parts[{number}].option", f"no conditioner can choose the annotator {part.option!r}")
-    for conditioner in manifest.conditioners:
-        if f"controlnet/{conditioner}" not in names:
-            raise table.error(f"conditioners.{conditioner}", f"there is no part named 'controlnet/{conditioner}'")
+    for conditioner, entry in manifest.conditioners.items():
+        if entry.part not in names:
+            raise table.error(f"conditioners.{conditioner}", f"there is no part named {entry.part!r}")
     if manifest.fast and manifest.fast.part not in names:
         raise table.error("fast.part", f"there is no part named {manifest.fast.part!r}")
     if manifest.safety_checker == "none":

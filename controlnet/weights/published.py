@@ -19,11 +19,12 @@ class PublishedFile:
     """What is known about one file of a repo at one commit."""
 
     repo: str
-    commit: str
     file: str
     """Relative to the repo's root."""
     source: str
     """Where the figures were seen."""
+    commit: str | None = None
+    """None if it is not known."""
     size: int | None = None
     """Bytes; None if it is not known."""
     sha256: str | None = None
@@ -85,7 +86,7 @@ def read_published(manifest: Manifest, root: Path) -> Published:
     try:
         rows = tuple(PublishedFile(**row) for row in tomllib.loads(path.read_text(encoding="utf-8"))["files"])
         for row in rows:
-            if not COMMIT.fullmatch(row.commit) or not SHA256.fullmatch(row.sha256 or "0" * 64):
+            if not COMMIT.fullmatch(row.commit or "0" * 40) or not SHA256.fullmatch(row.sha256 or "0" * 64):
                 raise ValueError(f"a commit or a sha256 of {row.file} that is none")
     except (ValueError, KeyError, TypeError) as error:  # not TOML, a key missing, a key too many
         raise WeightsError(f"{name} is not valid ({error}). Restore it: git checkout HEAD -- {name}") from error

@@ -63,7 +63,7 @@ def load_plain(bundle: Bundle) -> Bundle:
     plain = PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
     base = plain.base()
     kept = base, plain.controlnets(), plain.annotators(), open_safety_checker(plain)
-    plain.fast_lora(base["unet"].config.cross_attention_dim)  # read at its first use, in both ways
+    plain.fast_lora(base["unet"])  # read at its first use, in both ways
     del kept
     return plain
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetPipeline
+from support.acting import acting
 from support.jobs import hint
 from support.small_models import parts
 
@@ -44,7 +45,7 @@ def run(controlnet, images, scales, guidance=4.0, start=0.0, end=1.0, steps=4) -
 def test_one_net_equals_diffusers_own_pipeline(name: str, guidance: float) -> None:
     net, images = parts()[name], [hint(1)]
     plain = run(net, images, [0.7], guidance)
-    ours = run(CompositeControlNet([net], guided=guidance > 1), images, [0.7], guidance)
+    ours = run(CompositeControlNet(acting([net]), guided=guidance > 1), images, [0.7], guidance)
     uncontrolled = run(net, images, [0.0], guidance)
     assert (ours - plain).abs().max() <= 1e-5
     assert (plain - uncontrolled).abs().max() > 1e-2, "the comparison is empty: control changes nothing"
@@ -53,8 +54,8 @@ def test_one_net_equals_diffusers_own_pipeline(name: str, guidance: float) -> No
 def test_two_nets_equal_diffusers_own_composite() -> None:
     nets, images = [parts()["canny"], parts()["scribble"]], [hint(1), hint(2)]
     plain = run(MultiControlNetModel(nets), images, [0.7, 0.4])
-    ours = run(CompositeControlNet(nets, guided=True), images, [0.7, 0.4])
-    swapped = run(CompositeControlNet(nets, guided=True), images[::-1], [0.7, 0.4])
+    ours = run(CompositeControlNet(acting(nets), guided=True), images, [0.7, 0.4])
+    swapped = run(CompositeControlNet(acting(nets), guided=True), images[::-1], [0.7, 0.4])
     assert (ours - plain).abs().max() <= 1e-5
     assert (ours - swapped).abs().max() > 1e-2
 
@@ -62,9 +63,9 @@ def test_two_nets_equal_diffusers_own_composite() -> None:
 def test_shuffle_and_another_net_work_together_in_any_order() -> None:
     # diffusers' own composite crashes on this mix: it adds the residuals in place.
     small, images = parts(), [hint(1), hint(2)]
-    one = run(CompositeControlNet([small["shuffle"], small["canny"]], guided=True), images, [0.7, 0.4])
-    other = run(CompositeControlNet([small["canny"], small["shuffle"]], guided=True), images[::-1], [0.4, 0.7])
-    alone = run(CompositeControlNet([small["canny"]], guided=True), images[1:], [0.4])
+    one = run(CompositeControlNet(acting([small["shuffle"], small["canny"]]), guided=True), images, [0.7, 0.4])
+    other = run(CompositeControlNet(acting([small["canny"], small["shuffle"]]), guided=True), images[::-1], [0.4, 0.7])
+    alone = run(CompositeControlNet(acting([small["canny"]]), guided=True), images[1:], [0.4])
     assert (one - other).abs().max() <= 1e-5
     assert (one - alone).abs().max() > 1e-3
 
@@ -74,7 +75,7 @@ def test_a_net_outside_its_window_is_not_run() -> None:
     plain = run(net, images, [1.0], start=0.0, end=0.5, steps=8)
     handle = net.register_forward_hook(lambda *_: calls.append(1))
     try:
-        ours = run(CompositeControlNet([net], guided=True), images, [1.0], start=[0.0], end=[0.5], steps=8)
+        ours = run(CompositeControlNet(acting([net]), guided=True), images, [1.0], start=[0.0], end=[0.5], steps=8)
     finally:
         handle.remove()
     assert len(calls) == 4
@@ -82,14 +83,14 @@ def test_a_net_outside_its_window_is_not_run() -> None:
 
 
 def test_guess_mode_is_refused() -> None:
-    composite = CompositeControlNet([parts()["canny"]], guided=True)
+    composite = CompositeControlNet(acting([parts()["canny"]]), guided=True)
     with pytest.raises(ValueError, match="guess_mode"):
         composite(torch.zeros(2, 4, 8, 8), torch.tensor(1), torch.zeros(2, 4, 128), [], [], guess_mode=True)
 
 
 def test_the_composite_shares_nets_and_copies_none() -> None:
     net = parts()["canny"]
-    ours = {parameter.data_ptr() for parameter in CompositeControlNet([net], guided=True).parameters()}
+    ours = {parameter.data_ptr() for parameter in CompositeControlNet(acting([net]), guided=True).parameters()}
     assert ours == {parameter.data_ptr() for parameter in net.parameters()}
 
 
@@ -100,7 +101,7 @@ def residuals(net, mode="balanced", region=None, guided=True, scale=1.0) -> list
     sample = torch.randn(1, net.config.in_channels, 10, 8, generator=generator).repeat(batch, 1, 1, 1)
     words = torch.randn(batch, 5, net.config.cross_attention_dim, generator=generator)
     hints = [torch.rand(1, 3, 80, 64, generator=generator).repeat(batch, 1, 1, 1)]
-    composite = CompositeControlNet([net], guided, CONTROL_MODES[mode], [region])
+    composite = CompositeControlNet(acting([net], [region]), guided, CONTROL_MODES[mode])
     with torch.no_grad():
         down, middle = composite(sample, torch.tensor(500), words, hints, [scale])
     return [*down, middle]
@@ -155,4 +156,4 @@ def test_layer_sizes_equal_those_of_a_nets_residuals() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_composites_dtype_is_that_of_its_nets(dtype: torch.dtype) -> None:
     net = deepcopy(parts()["canny"]).to(dtype)
-    assert CompositeControlNet([net, net], guided=True).dtype == dtype
+    assert CompositeControlNet(acting([net, net]), guided=True).dtype == dtype

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from support.jobs import hint, job, pixels
 from support.latents import latents
 from support.small_models import SmallBundle, parts
 
+from controlnet.families import sd15
+from controlnet.families.prompts import RECENT, RecentEmbeddings
 from controlnet.generation import painting
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
-from controlnet.generation.prompts import RECENT, RecentEmbeddings
 from controlnet.maps.controls import Control
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.canvas import InitialPicture
@@ -147,7 +149,7 @@ def test_a_request_leaves_nothing_for_the_next(exact) -> None:
 
 def test_both_prompts_are_encoded_in_one_pass_and_recent_pairs_are_kept() -> None:
     small = parts()
-    recent = RecentEmbeddings(small["tokenizer"], small["text_encoder"])
+    recent = RecentEmbeddings(partial(sd15.encode, small))
     with counted(encoder=small["text_encoder"].embeddings.token_embedding) as calls:
         first = recent.of("a red ball", "grass")
         assert recent.of("a red ball", "grass") is first and calls["encoder"] == [2]
@@ -159,4 +161,4 @@ def test_both_prompts_are_encoded_in_one_pass_and_recent_pairs_are_kept() -> Non
             recent.of(f"{i} balls", "")
         again = recent.of("a red ball", "grass")
     assert len(calls["encoder"]) == 4 + RECENT + 1 and len(recent._pairs) == RECENT
-    assert all(torch.equal(x, y) for x, y in zip(again, first, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(again.values(), first.values(), strict=True))

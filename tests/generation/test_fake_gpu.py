@@ -13,12 +13,13 @@ import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_img2img import retrieve_latents
 from PIL import Image
 from random_models import FULL, build
+from support.acting import acting
 from support.small_models import parts
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from controlnet.families import sd15
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.painting import _region
-from controlnet.generation.prompts import encode_prompts
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.request.modes import CONTROL_MODES
 
@@ -63,7 +64,7 @@ def test_a_step_of_full_size_runs_on_a_gpu(models: dict[str, Any], mode: str, gu
     """A plain net and a pooled one, each with a region."""
     nets, batch = [models["controlnet/canny"], models["controlnet/shuffle"]], 2 if guided else 1
     regions = [_region(Image.new("L", (WIDTH, HEIGHT), 100), CUDA)] * 2
-    composite = CompositeControlNet(nets, guided, CONTROL_MODES[mode], regions)
+    composite = CompositeControlNet(acting(nets, regions), guided, CONTROL_MODES[mode])
     latents, words, hints = half(batch, *LATENTS), half(batch, 154, 768), [half(batch, 3, HEIGHT, WIDTH)] * 2
     time = torch.tensor(10, device=CUDA)
     down, middle = composite(latents, time, words, hints, [1.0, 0.5])
@@ -75,7 +76,7 @@ def test_a_step_of_full_size_runs_on_a_gpu(models: dict[str, Any], mode: str, gu
 def test_windows_of_full_size_run_on_a_gpu(models: dict[str, Any]) -> None:
     """Two windows of 96 latents, and two of the VAE's."""
     unet, size = models["unet"], (8, 136)
-    composite = WindowedControlNet([models["controlnet/canny"]], True, CONTROL_MODES["prompt"])
+    composite = WindowedControlNet(acting([models["controlnet/canny"]]), True, CONTROL_MODES["prompt"])
     latents, words, hint = half(2, 4, *size), half(2, 77, 768), half(2, 3, 8 * size[0], 8 * size[1])
     time = torch.tensor(10, device=CUDA)
     residuals, _ = composite(latents, time, words, [hint], [1.0])
@@ -91,7 +92,7 @@ def test_windows_of_full_size_run_on_a_gpu(models: dict[str, Any]) -> None:
 @pytest.mark.parametrize("clip_skip", [1, 2])
 def test_the_full_size_text_encoder_runs_on_a_gpu(models: dict[str, Any], clip_skip: int) -> None:
     prompt = "a (red:1.3) ball " * 40
-    embeddings = encode_prompts(prompt, "", models["tokenizer"], models["text_encoder"], clip_skip)
+    embeddings = list(sd15.encode(models, prompt, "", clip_skip).values())
     assert on_the_gpu(*embeddings) and embeddings[0].shape == embeddings[1].shape and embeddings[0].shape[2] == 768
 
 

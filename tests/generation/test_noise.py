@@ -12,9 +12,9 @@ from support.jobs import hint, job
 from support.small_models import SmallBundle, parts
 from torch import nn
 
+from controlnet.families.noise import draw_noise
+from controlnet.families.sd15 import FromNoise, FromPicture
 from controlnet.generation.generator import Generator
-from controlnet.generation.noise import draw_noise
-from controlnet.generation.pipelines import FromNoise, FromPicture
 from controlnet.generation.repaint import Repainting
 from controlnet.models.controlnets import ControlNets
 from controlnet.pictures.canvas import InitialPicture

@@ -2,7 +2,9 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from support.small_models import parts
 
 from controlnet.bundle import open_bundle
-from controlnet.generation.prompts import encode_prompts
+from controlnet.families import sd15
 from controlnet.models.tokens import weighted_parts
 from controlnet.settings import Settings
 from tinyworld.models import TOKENS
@@ -19,7 +21,12 @@ LONG = "a red ball " * 40
 
 
 def encode(prompt: str, negative: str = "", **options) -> tuple[torch.Tensor, torch.Tensor]:
-    return encode_prompts(prompt, negative, parts()["tokenizer"], parts()["text_encoder"], **options)
+    return embedded(parts(), prompt, negative, **options)
+
+
+def embedded(base: Mapping[str, Any], *prompts: str, **options: int) -> tuple[torch.Tensor, torch.Tensor]:
+    prompt, negative = sd15.encode(base, *prompts, **options).values()
+    return prompt, negative
 
 
 def test_a_short_prompt_gives_the_embedding_of_diffusers() -> None:
@@ -54,7 +61,7 @@ def test_a_long_prompt_is_encoded_without_a_warning(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     tokenizer = copy.deepcopy(parts()["tokenizer"])  # a tokenizer warns only once
-    encode_prompts(LONG, "", tokenizer, parts()["text_encoder"])
+    embedded(parts() | {"tokenizer": tokenizer}, LONG, "")
     assert not caplog.records
     tokenizer(LONG)
     assert "longer than the specified maximum" in caplog.text
@@ -119,12 +126,13 @@ def test_weights_keep_the_magnitude_and_the_other_chunks() -> None:
 
 
 def test_bfloat16_embeddings_stay_bfloat16_and_exact() -> None:
-    tokenizer, encoder = parts()["tokenizer"], copy.deepcopy(parts()["text_encoder"]).to(torch.bfloat16)
+    encoder = copy.deepcopy(parts()["text_encoder"]).to(torch.bfloat16)
+    base = parts() | {"text_encoder": encoder}
     with torch.no_grad():
         expected = encoder(ids_of("a red ball")).last_hidden_state
-    ours, _ = encode_prompts("a red ball", "", tokenizer, encoder)
+    ours, _ = embedded(base, "a red ball", "")
     assert ours.dtype == torch.bfloat16 and torch.equal(ours, expected)
-    assert encode_prompts("a (red:2) ball", "", tokenizer, encoder)[0].dtype == torch.bfloat16
+    assert embedded(base, "a (red:2) ball", "")[0].dtype == torch.bfloat16
 
 
 def test_a_weight_raises_and_lowers_the_effect_of_its_word() -> None:
@@ -132,7 +140,7 @@ def test_a_weight_raises_and_lowers_the_effect_of_its_word() -> None:
     far = []
     for weight in (0, 0.5, 1, 1.5, 2, 3):
         red, blue = (f"a ({colour}:{weight}) ball on grass" for colour in ("red", "blue"))
-        ours, other = encode_prompts(red, blue, base["tokenizer"], base["text_encoder"])
+        ours, other = embedded(base, red, blue)
         far.append((ours - other).norm().item())
     # not 0 for a weight of 0, because the words after it attend to it
     assert all(after > before for before, after in pairwise(far)) and far[-1] > 1.5 * far[0], far

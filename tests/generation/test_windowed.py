@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.acting import acting
 from support.small_models import parts, vae
 from torch import nn
 
@@ -38,8 +39,8 @@ def test_one_window_gives_what_the_models_give(height: int) -> None:
     unet, nets, regions = parts()["unet"], [parts()["canny"]], [region(height, 12)]
     given = drawn(2, 4, height, 12), drawn(2, 3, 8 * height, 96).abs(), drawn(2, 5, 128)
     given[1][1] = given[1][0]
-    plain = noise(unet, CompositeControlNet(nets, guided=True, regions=regions), *given)
-    ours = noise(WindowedUNet(unet), WindowedControlNet(nets, guided=True, regions=regions), *given)
+    plain = noise(unet, CompositeControlNet(acting(nets, regions), guided=True), *given)
+    ours = noise(WindowedUNet(unet), WindowedControlNet(acting(nets, regions), guided=True), *given)
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)  # the map is embedded once, not for both halves
 
 
@@ -52,13 +53,13 @@ def test_several_windows_give_the_weighted_mean_of_their_noise() -> None:
     rising = torch.tensor([math.sin((i + 0.5) / 6 * math.pi / 2) ** 2 for i in range(6)])
     for start, weights in ((0, [torch.ones(6), 1 - rising]), (6, [rising, torch.ones(6)])):
         part = slice(start, start + 12), slice(8 * start, 8 * start + 96)
-        composite = CompositeControlNet(nets, guided=True, regions=[whole[..., part[1]]])
+        composite = CompositeControlNet(acting(nets, [whole[..., part[1]]]), guided=True)
         made = noise(unet, composite, latents[..., part[0]], hint[..., part[1]], words)
         expected[..., part[0]] += made * torch.cat(weights)
-    composite = WindowedControlNet(nets, guided=True, regions=[whole])
+    composite = WindowedControlNet(acting(nets, [whole]), guided=True)
     ours = noise(WindowedUNet(unet), composite, latents, hint.repeat(2, 1, 1, 1), words)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    alone = noise(unet, CompositeControlNet(nets, guided=True, regions=[whole]), latents, hint, words)
+    alone = noise(unet, CompositeControlNet(acting(nets, [whole]), guided=True), latents, hint, words)
     assert (ours - alone).abs().max() > 1e-2, "the comparison is empty: windows change nothing"
 
 
@@ -72,7 +73,7 @@ def test_the_largest_input_of_the_networks_does_not_grow_with_the_picture() -> N
     try:
         for side in (12, 30):
             given = drawn(2, 4, side, side), drawn(2, 3, 8 * side, 8 * side), drawn(2, 5, 128)
-            noise(WindowedUNet(unet), WindowedControlNet([net], guided=True), *given)
+            noise(WindowedUNet(unet), WindowedControlNet(acting([net]), guided=True), *given)
     finally:
         for handle in handles:
             handle.remove()

@@ -27,6 +27,7 @@ def latents(generator: Generator, asked: Job, first: Image.Image | None = None) 
 
 def pipeline_for(generator: Generator, asked: Job) -> Any:
     """The pipeline that paints a job."""
-    nets = {name: generator.controlnets[name] for name in asked.conditioners}
+    bundle = generator.bundle
+    nets = {net: generator.controlnets[net] for net in (bundle.conditioners[name].net for name in asked.conditioners)}
     with generator.speedups.lent(generator.base, nets, asked.guided) as models:
-        return painting._Pass(asked, models, (torch.empty(0), torch.empty(0))).pipeline()
+        return painting._Pass(asked, bundle.family, bundle.conditioners, models, {}).pipeline()

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from annotator_weights import make_tiny
@@ -10,8 +11,10 @@ from random_loras import ATTENTION, random_layers, save_kohya
 from random_models import SMALL
 from torch import nn
 
+from controlnet.families.sd15 import FAMILY
 from controlnet.models.controlnets import ControlNets
 from controlnet.settings import Settings
+from controlnet.weights.entries import ConditionerEntry
 from controlnet.weights.manifest import WEIGHTS, Manifest
 from tinyworld import models
 from tinyworld.export import export
@@ -67,13 +70,16 @@ class SmallBundle:
     def __init__(self, settings: Settings = Settings()) -> None:
         self.settings = settings
 
+    family = FAMILY
+    conditioners: ClassVar = {name: ConditionerEntry({}, name) for name in ("canny", "scribble", "shuffle", "tile")}
+
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
 
     def controlnets(self) -> ControlNets:
-        return ControlNets({name: parts()[name] for name in ("canny", "scribble", "shuffle", "tile")}, torch.float32)
+        return ControlNets({name: parts()[name] for name in self.conditioners}, torch.float32)
 
-    def fast_lora(self, prompt_width: int) -> None:
+    def fast_lora(self, unet: UNet2DConditionModel) -> None:
         return None
 
 

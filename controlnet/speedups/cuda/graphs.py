@@ -140,8 +140,14 @@ class Graphed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
 
-    def __call__(self, *args: Any, conditioning_scale: float | None = None, **named: Any) -> Any:
-        """As the network. A ControlNet's scale is not part of the graph, which would always use the first one."""
+    def __call__(self, *args: Any, conditioning_scale: float | list[float] | None = None, **named: Any) -> Any:
+        """As the network. A ControlNet's scale is not part of the graph, which would always use the first one.
+
+        The shares that a union's maps have in one call are, so other shares have another graph.
+        """
+        if isinstance(conditioning_scale, list):
+            named["conditioning_scale"] = conditioning_scale
+            conditioning_scale = None
         if conditioning_scale is None:
             return self._graphs.run(self.network, CallArguments(args, named), self._place)
         given = CallArguments(args, {**named, "conditioning_scale": 1.0})

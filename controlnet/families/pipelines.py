@@ -1,4 +1,4 @@
-"""diffusers' two pipelines for ControlNets, with noise that is the same in every precision (noise.py).
+"""What each family changes in diffusers' pipelines for ControlNets: noise is the same in every precision (noise.py).
 
 They also do without a search through all modules of their models for each picture.
 """
@@ -6,9 +6,8 @@ They also do without a search through all modules of their models for each pictu
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
 
-from controlnet.generation.noise import Generators, draw_beginning, draw_noise
+from controlnet.families.noise import Generators, draw_beginning, draw_noise
 
 
 class _OnOneDevice:
@@ -19,16 +18,19 @@ class _OnOneDevice:
     """
 
     text_encoder: Any
+    vae: Any
+    vae_scale_factor: int
+    scheduler: Any
 
     @property
     def _execution_device(self) -> torch.device:
         return self.text_encoder.device  # transformers' models look at their first parameter only
 
 
-class FromNoise(_OnOneDevice, StableDiffusionControlNetPipeline):
-    """For pictures that begin with noise alone."""
+class FromNoise(_OnOneDevice):
+    """For pictures that begin with noise alone. Stands before a pipeline of diffusers."""
 
-    def prepare_latents(  # type: ignore[override]
+    def prepare_latents(
         self,
         batch_size: int,
         num_channels_latents: int,
@@ -42,15 +44,16 @@ class FromNoise(_OnOneDevice, StableDiffusionControlNetPipeline):
         if latents is None:
             shape = batch_size, num_channels_latents, height // self.vae_scale_factor, width // self.vae_scale_factor
             latents = draw_noise(shape, generator, device, dtype)
-        return super().prepare_latents(
+        pipeline: Any = super()
+        return pipeline.prepare_latents(
             batch_size, num_channels_latents, height, width, dtype, device, generator, latents
         )
 
 
-class FromPicture(_OnOneDevice, StableDiffusionControlNetImg2ImgPipeline):
-    """For pictures that begin with an initial picture and noise."""
+class FromPicture(_OnOneDevice):
+    """For pictures that begin with an initial picture and noise. Stands before a pipeline of diffusers."""
 
-    def prepare_latents(  # type: ignore[override]
+    def prepare_latents(
         self,
         image: torch.Tensor,
         timestep: torch.Tensor,
@@ -59,6 +62,7 @@ class FromPicture(_OnOneDevice, StableDiffusionControlNetImg2ImgPipeline):
         dtype: torch.dtype,
         device: torch.device,
         generator: Generators,
+        *_: Any,
     ) -> torch.Tensor:
         latents, noise = draw_beginning(self.vae, image.to(device, dtype), generator)
         return self.scheduler.add_noise(latents, noise, timestep)
