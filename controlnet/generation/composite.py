@@ -56,18 +56,18 @@ class CompositeControlNet(MultiControlNetModel):
         guided: bool,
         mode: ControlMode = BALANCED,
         regions: Sequence[torch.Tensor | None] | None = None,
-        hints: dict[int, torch.Tensor] | None = None,
+        control_maps: dict[int, torch.Tensor] | None = None,
     ) -> None:
         """`nets` are in the order of the control images. `guided` means that the batch has an unconditional half, which
         comes first. `regions` holds for each net how strongly it acts at each place, (1, 1, H, W) from 0 to 1; None
-        means everywhere. `hints` is filled with each net's control map. Every step, and every picture whose composite
-        gets the same `hints`, then gives the net the same tensor of batch 1, so a net may keep what it computes from it
-        (controlnet/speedups). None means that the nets get the pipeline's tensors."""
+        means everywhere. `control_maps` is filled with each net's control map. Every step, and every picture whose
+        composite gets the same `control_maps`, then gives the net the same tensor of batch 1, so a net may keep what it
+        computes from it (controlnet/speedups). None means that the nets get the pipeline's tensors."""
         super().__init__([SharedNet(net) for net in nets])  # type: ignore[list-item]
         self.guided = guided
         self.mode = mode
         self.regions = regions or [None] * len(nets)
-        self.hints = hints
+        self.control_maps = control_maps
         self._words: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -93,32 +93,38 @@ class CompositeControlNet(MultiControlNetModel):
         encoder_hidden_states is (B, tokens, d). sample is (B, C, h, w), or one half of a guided batch if the nets take
         it (controlnet/speedups): residuals from before the first cross-attention then have its batch.
         controlnet_cond has one (B, 3, H, W) in [0, 1] per net, and conditioning_scale one number per net. With
-        `hints`, B is one picture. `regions` are used in place of the composite's own, for a part of the picture. Raises
-        ValueError for guess mode, which is meant for single nets: here the half of the batch is chosen for each net.
+        `control_maps`, B is one picture. `regions` are used in place of the composite's own, for a part of the picture.
+        Raises ValueError for guess mode, which is meant for single nets: here the half of the batch is chosen for each
+        net.
         """
         if guess_mode or return_dict:
             raise ValueError("The composite ControlNet takes guess_mode=False and return_dict=False only.")
         total: Residuals | None = None
         acts = zip(self.nets, regions or self.regions, controlnet_cond, conditioning_scale, strict=True)
-        for i, (shared, region, hint, scale) in enumerate(acts):
+        for i, (shared, region, control_map, scale) in enumerate(acts):
             if scale == 0:
                 continue
             assert isinstance(shared, SharedNet)
-            if self.hints is not None:
-                hint = self.hints.setdefault(i, hint[:1])  # the halves of a guided batch have the same
-            residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, hint, scale)
+            if self.control_maps is not None:
+                # The halves of a guided batch have the same.
+                control_map = self.control_maps.setdefault(i, control_map[:1])
+            residuals = self._run(shared.net, sample, timestep, encoder_hidden_states, control_map, scale)
             if region is not None:
                 residuals = _within(region, residuals, level_sizes(shared.net, sample.shape[-2:]))
             # Not in place: a pooled net's residuals are 1×1, and larger ones cannot be added to them in place.
             total = residuals if total is None else [x + y for x, y in zip(total, residuals, strict=True)]
         return (total[:-1], total[-1]) if total is not None else (None, None)
 
-    def _run(self, net: ControlNetModel, sample, timestep, words, hint, scale: float) -> Residuals:
+    def _run(self, net: ControlNetModel, sample, timestep, words, control_map, scale: float) -> Residuals:
         half = self.guided and (self.mode.conditional_only or net.config["global_pool_conditions"])
         if half:
             batch, words = len(words), self._conditional(words)
-            sample, hint = (tensor.chunk(2)[1] if len(tensor) == batch else tensor for tensor in (sample, hint))
-        down, middle = net(sample, timestep, words, controlnet_cond=hint, conditioning_scale=scale, return_dict=False)
+            sample, control_map = (
+                tensor.chunk(2)[1] if len(tensor) == batch else tensor for tensor in (sample, control_map)
+            )
+        down, middle = net(
+            sample, timestep, words, controlnet_cond=control_map, conditioning_scale=scale, return_dict=False
+        )
         residuals = [*down, middle]
         if self.mode.faded:
             residuals = [residual * FADE**depth for depth, residual in enumerate(reversed(residuals))][::-1]

@@ -131,15 +131,15 @@ class _Pass:
         nets = self.models.nets([control.conditioner for control in self.job.controls])
         regions = [_region(control.region, device) for control in self.job.controls]
         mode = CONTROL_MODES[self.job.control_mode]
-        if self.windowed:  # without hints: an embedded map for each window and net would take memory with the picture
+        if self.windowed:  # without shared maps: an embedded one for each window and net would take memory
             return WindowedControlNet(nets, self.job.guided, mode, regions)
-        return CompositeControlNet(nets, self.job.guided, mode, regions, self.models.hints)
+        return CompositeControlNet(nets, self.job.guided, mode, regions, self.models.control_maps)
 
     def _beginning(self, seeds: Sequence[int], vae: Any) -> dict[str, Any]:
         """Arguments of the pipeline that depend on how the job begins: noise, initial picture, control images."""
-        hints, initial = _hints(self.job), self.job.initial
+        control_maps, initial = _control_maps(self.job), self.job.initial
         if initial is None:
-            return {"image": hints, "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+            return {"image": control_maps, "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
         (seed,) = seeds
         generator = torch.Generator("cpu").manual_seed(seed)
         repainting: Any = {}
@@ -149,21 +149,21 @@ class _Pass:
             repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
             if initial.is_overwritten:
                 # Samplers that add noise at each step continue with the generator that drew the first latents.
-                return {"image": hints, "latents": kept.noise, "generator": drawing} | repainting
+                return {"image": control_maps, "latents": kept.noise, "generator": drawing} | repainting
         # With the untouched generator, the pipeline draws the same latents and noise as Repainting has drawn.
-        changing = {"image": initial.picture, "control_image": hints, "strength": initial.strength}
+        changing = {"image": initial.picture, "control_image": control_maps, "strength": initial.strength}
         return changing | {"generator": generator} | repainting
 
 
-def _hints(job: Job) -> list[torch.Tensor]:
+def _control_maps(job: Job) -> list[torch.Tensor]:
     """The control maps as the nets see them, each (1, 3, H, W), 0 to 1, or -1 in the holes."""
-    hints = []
+    control_maps = []
     for control in job.controls:
         pixels = np.asarray(control.control_map.convert("RGB"), np.float32) / 255
         if control.holes is not None:
             pixels[np.asarray(control.holes) > 0] = -1
-        hints.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    return hints
+        control_maps.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    return control_maps
 
 
 def _region(region: Image.Image | None, device: torch.device) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ class Lent:
 
     base: Mapping[str, Any]
     """The base model's parts, by the names that diffusers' pipelines give them."""
-    hints: dict[int, torch.Tensor] | None
+    control_maps: dict[int, torch.Tensor] | None
     """What a composite keeps its control maps in, so that nets embed each once for a request. None: they do not."""
     _nets: Mapping[str, Any]
     _graphs: Graphs | None
@@ -75,8 +75,8 @@ class Speedups:
         sees: list[nn.Module] = [base["unet"], *nets.values()] if self._exact else []
         with in_fast_forms(sees) as complete, in_fast_forms([base["vae"]] if self._exact else []):
             graphed = {} if self._graphs is None else {"unet": self._graphs.of(base["unet"])}
-            hints: dict[int, torch.Tensor] | None = {} if self._exact else None
-            yield Lent({**base, **graphed}, hints, nets, self._graphs, self._exact and complete and guided)
+            control_maps: dict[int, torch.Tensor] | None = {} if self._exact else None
+            yield Lent({**base, **graphed}, control_maps, nets, self._graphs, self._exact and complete and guided)
 
 
 def scale_one_half(scheduler: Any) -> None:
