@@ -15,11 +15,10 @@ from controlnet import startup  # first, for it imports torch and diffusers in l
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.model import Model
-from controlnet.pictures.output import write_pictures
-from controlnet.pictures.temporary import sweep, use_home
 from controlnet.request.reading import read_request
 from controlnet.request.request import Request
-from controlnet.serving.input_files import take_in_without_threads
+from controlnet.serving.files import sweep, write_pictures
+from controlnet.serving.input_files import take_in_without_threads, use_home
 from controlnet.stopwatch import Stopwatch
 
 CONDITIONERS = [
@@ -427,8 +426,11 @@ class Predictor(BasePredictor):
         ),
     ) -> list[Path]:
         """Return the files of one request: the control maps first if they are asked for, then the pictures."""
+        # All arguments by their names, so that no list of them stands beside the signature: reading.py makes the fields
+        # of a Request of them. `image` becomes `image` of its first RequestedControl (CONTROL_INPUTS).
+        arguments = locals()
         with plain_errors():
-            return self._answer(read_request(Predictor.predict, locals(), self.model.bundle))
+            return self._answer(read_request(Predictor.predict, arguments, self.model.bundle))
 
     def _answer(self, request: Request) -> list[Path]:
         """Make the pictures and write them to files."""

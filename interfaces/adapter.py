@@ -10,12 +10,11 @@ from cog import Path
 
 from controlnet.errors import plain_errors
 from controlnet.model import Answer, Record
-from controlnet.pictures.output import write_pictures
-from controlnet.pictures.temporary import sweep
 from controlnet.request.ignored import Ignored
 from controlnet.request.inputs import check_inputs, declared_defaults
 from controlnet.request.reading import read_request
 from controlnet.request.request import Request
+from controlnet.serving.files import sweep, write_pictures
 from controlnet.stopwatch import Stopwatch
 from predict import Predictor
 
@@ -40,7 +39,7 @@ class Adapter:
         named: Callable[[dict[str, Any]], Named],
         changed: Callable[[Answer, Request], Answer] = lambda answer, request: answer,
     ) -> list[Path]:
-        """Answer a request that has arrived at `predict` as its locals().
+        """Answer a request that has arrived at `predict`: its locals(), since the signature is the only list of inputs.
 
         `named` makes our inputs of its checked ones; those that it leaves out have our defaults. `changed` makes the
         other model's answer of ours. Errors and the metric "ignored" name the inputs as the client knows them.

@@ -23,7 +23,7 @@ class Jagilley(Adapter):
         self.conditioner, self.own = conditioner, own
 
     def predict(self, predict: Callable[..., Any], values: dict[str, Any]) -> list[Path]:
-        """Answer a request that has arrived at `predict` as its locals()."""
+        """Answer a request that has arrived at `predict`: its locals(), since the signature is the only list of inputs."""
 
         def named(inputs: dict[str, Any]) -> Named:
             names = {"negative_prompt": "n_prompt", "num_inference_steps": "ddim_steps", "guidance_scale": "scale"}

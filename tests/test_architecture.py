@@ -10,7 +10,7 @@ import pytest
 from support import ROOT
 
 PACKAGE = ROOT / "controlnet"
-LEAVES = {"conditioners", "errors", "log", "startup", "stopwatch", "transient"}
+LEAVES = {"conditioners", "errors", "log", "startup", "stopwatch", "temporary", "transient"}
 """They import nothing of ours."""
 MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"conditioners"},
@@ -27,10 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *{"conditioners", "weights", "stopwatch", "log"},
     },
     "model": {"bundle", "generation", "maps", "models", "pictures", "request", "weights", "stopwatch", "log"},
-    "api": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "transient"},
-    "serving": {"settings", "weights"},
+    "api": {"settings", "model", "bundle", "pictures", "request", "weights", "errors", "log", "temporary", "transient"},
+    "serving": {"settings", "weights", "pictures", "temporary"},
     "command": {"settings", "api", "serving", "weights", "startup"},
-    "batch": {"settings", "api", "serving", "weights", "transient"},
+    "batch": {"settings", "api", "serving", "weights", "temporary", "transient"},
 } | {name: set() for name in LEAVES}
 """For each folder or module of controlnet/, the others that it may import."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

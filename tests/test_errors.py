@@ -13,10 +13,10 @@ from controlnet.generation.safety import SafetyError
 from controlnet.models.schedulers import SchedulerError
 from controlnet.pictures.geometry import SizeError
 from controlnet.pictures.images import ImageError
-from controlnet.pictures.output import OutputError
 from controlnet.request.combinations import RequestError
 from controlnet.request.inputs import InputError
 from controlnet.request.pose import PoseError
+from controlnet.serving.files import OutputError
 from controlnet.weights.lockfile import WeightsError
 
 OURS = (

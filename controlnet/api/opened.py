@@ -19,11 +19,11 @@ from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.log import silence
 from controlnet.model import Model
-from controlnet.pictures.temporary import home
 from controlnet.request.inputs import InputError, file_inputs
 from controlnet.request.loras import LORA_INPUTS
 from controlnet.request.reading import read_request
 from controlnet.settings import Settings
+from controlnet.temporary import home
 
 
 class Closed(RuntimeError):

@@ -10,8 +10,8 @@ import cog
 import numpy as np
 from PIL import Image
 
-from controlnet.pictures.temporary import MOST_DOWNLOADED as MOST_BYTES
 from controlnet.request.inputs import HALVED, HALVES, InputError
+from controlnet.temporary import MOST_BYTES
 from controlnet.transient import Transient
 from controlnet.weights.lora_files import MOST_BYTES as MOST_BYTES_OF_LORA
 from controlnet.weights.lora_files import shown

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
 
-from controlnet.api.sent import FETCHED, MOST_BYTES
+from controlnet.api.sent import FETCHED
 from controlnet.batch.folder import DONE, FAILED, PICTURES, URI, Folder, FolderError, read_file
 from controlnet.settings import Settings
+from controlnet.temporary import MOST_BYTES
 from controlnet.transient import Transient
 
 

@@ -15,7 +15,7 @@ from controlnet.maps.transparency import opaque
 from controlnet.pictures.canvas import ControlArea, Layout
 from controlnet.pictures.geometry import extend, filled, reshape
 from controlnet.request.pose import FOUND_PARTS, POSE_PARTS, SENT_PARTS, Pose, poses_to_json
-from controlnet.request.request import Request, RequestedControl
+from controlnet.request.request import Request
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,6 @@ class Control:
         return {"conditioner": self.conditioner, "scale": self.scale, "start": self.start, "end": self.end}
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """The map of one control, with its holes and poses if it has them."""
-
-    control_map: Image.Image
-    holes: Image.Image | None = None
-    people: tuple[Pose, ...] | None = None
-    """In pixels of the map. None if they are not known."""
-
-
 def draw_controls(
     request: Request, layout: Layout, annotators: Mapping[str, Annotator], cache: MapCache | None = None
 ) -> tuple[Control, ...]:
@@ -64,7 +54,7 @@ def draw_controls(
     `annotators` are the bundle's, by conditioner.
     """
     drawer = _Drawer(request, layout, annotators, cache)
-    return tuple(drawer.control(*each) for each in zip(request.controls, layout.controls, strict=True))
+    return tuple(drawer.control(area) for area in layout.controls)
 
 
 def found_poses(controls: Sequence[Control]) -> str | None:
@@ -81,45 +71,47 @@ class _Drawer:
     annotators: Mapping[str, Annotator]
     cache: MapCache | None
 
-    def control(self, control: RequestedControl, area: ControlArea) -> Control:
+    def control(self, area: ControlArea) -> Control:
+        control, people = area.control, area.people
+        holes: Image.Image | None = None
+        parts = self.request.knobs.pose_parts or (FOUND_PARTS if people is None else SENT_PARTS)
         if control.made_of == "holes":
-            shown = self._with_holes()
-        elif area.people is not None:
-            shown = self._of_sent_people(area.people, area)
+            control_map, holes = self._with_holes()
+        elif people is not None:
+            control_map = draw_poses(people, area.size, parts)
         else:
-            shown = self._of_picture(control, area)
-        control_map, people, blank = shown.control_map, shown.people, BY_NAME[control.conditioner].blank
-        parts = self.request.knobs.pose_parts or (FOUND_PARTS if area.people is None else SENT_PARTS)
+            control_map, people = self._of_picture(area)
+        if area.margins:
+            control_map = extend(control_map, area.margins, BY_NAME[control.conditioner].blank)
         on_map, outside = (None, 0) if people is None else _count(people, area.size, parts)
         return Control(
             conditioner=control.conditioner,
-            control_map=extend(control_map, area.margins, blank) if area.margins else control_map,
+            control_map=control_map,
             scale=control.scale,
             start=control.start,
             end=control.end,
             region=area.region,
-            holes=shown.holes,
+            holes=holes,
             pose_json=None if people is None or not self.request.return_pose_json else poses_to_json(people, area.size),
             people=on_map,
             outside=outside,
         )
 
-    def _with_holes(self) -> _Shown:
-        """The initial picture with black holes where its mask is at least half white. Holes have no soft edges."""
+    def _with_holes(self) -> tuple[Image.Image, Image.Image]:
+        """The initial picture, black where its mask is at least half white, and these holes, without soft edges."""
         initial = self.layout.initial
         assert initial is not None and initial.mask is not None  # combinations.py refuses the others
         holes = initial.mask.point([0] * 128 + [255] * 128)
-        return _Shown(Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes)
+        return Image.composite(Image.new("RGB", holes.size), initial.picture, holes), holes
 
-    def _of_sent_people(self, people: Sequence[Pose], area: ControlArea) -> _Shown:
-        return _Shown(draw_poses(people, area.size, self.request.knobs.pose_parts or SENT_PARTS), people=tuple(people))
-
-    def _of_picture(self, control: RequestedControl, area: ControlArea) -> _Shown:
-        request, name, mode = self.request, control.conditioner, self.layout.canvas.mode
+    def _of_picture(self, area: ControlArea) -> tuple[Image.Image, tuple[Pose, ...] | None]:
+        """The map of the control's picture, and the people that an annotator has found, in pixels of the map."""
+        request, control, mode = self.request, area.control, self.layout.canvas.mode
+        name = control.conditioner
         taken = knobs_of(self.annotators[name]) if control.drawn else ()
         knobs = {knob: value for knob, value in request.knobs.sent().items() if knob in taken}
         detect_resolution = request.detect_resolution if control.drawn else None
-        picture = opaque(area.sent.open(), BY_NAME[name], control.drawn)
+        picture = opaque(area.picture(), BY_NAME[name], control.drawn)
         free = filled(picture.size, area.size) if mode == "fill" else None
         settings = (control.preprocess, self.annotators, knobs, detect_resolution, self.cache)
         # No name for the shaped picture, which may be large: it goes when the annotator's smaller one is made.
@@ -130,7 +122,7 @@ class _Drawer:
         if free and (blank := BY_NAME[name].blank) is not None:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)
-        return _Shown(control_map, people=people)
+        return control_map, people
 
 
 def _count(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> tuple[int, int]:

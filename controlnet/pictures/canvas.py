@@ -95,28 +95,12 @@ MOST_KEPT = 8_000_000
 
 
 @dataclass(frozen=True)
-class SentPicture:
-    """A picture that was sent, and can be opened."""
-
-    file: Path
-    name: str
-    """The name of its input."""
-    kept: Image.Image | None
-    """None if it is too large to be kept."""
-
-    def open(self) -> Image.Image:
-        """As it was sent, of any size: RGB, or RGBA if a part is transparent."""
-        if self.kept is not None:
-            return self.kept
-        with silence():  # the log has heard of it
-            return open_input(self.file, self.name)
-
-
-@dataclass(frozen=True)
 class ControlArea:
-    """Where the map of one control lies on the canvas, and the picture that it is made from."""
+    """One control of the request with its picture opened, and where its map lies on the canvas."""
 
-    sent: SentPicture
+    control: RequestedControl
+    kept: Image.Image | None
+    """The control's picture, unless it is too large to be kept."""
     margins: Margins
     """The part of the canvas on each side that its map does not cover: its picture does not have these margins."""
     size: tuple[int, int]
@@ -125,6 +109,13 @@ class ControlArea:
     """Mode L, of the canvas' size: 255 where the control acts in full, 0 where not at all. None means everywhere."""
     people: tuple[Pose, ...] | None
     """The people of the request's pose_json, in pixels of the map. None if the map is not made of them."""
+
+    def picture(self) -> Image.Image:
+        """The control's picture as it was sent, of any size: RGB, or RGBA if a part is transparent."""
+        if self.kept is not None:
+            return self.kept
+        with silence():  # the log has heard of it
+            return open_input(self.control.image, self.control.input("image"))
 
 
 @dataclass(frozen=True)
@@ -237,7 +228,7 @@ def _area(request: Request, control: RequestedControl, first: Image.Image, canva
     people = (
         _sent_people(request.pose_json, control, size) if request.pose_json and control.made_of == "poses" else None
     )
-    return ControlArea(_sent_picture(control, first), margins, size, region, people)
+    return ControlArea(control, _kept_picture(control, first), margins, size, region, people)
 
 
 def _sent_people(poses: SentPoses, control: RequestedControl, size: tuple[int, int]) -> tuple[Pose, ...]:
@@ -257,8 +248,9 @@ def _sent_people(poses: SentPoses, control: RequestedControl, size: tuple[int, i
     return people
 
 
-def _sent_picture(control: RequestedControl, first: Image.Image) -> SentPicture:
-    name = control.input("image")
-    picture = open_input(control.image, name) if control.has_own_image else first
-    is_small = picture.width * picture.height <= MOST_KEPT
-    return SentPicture(control.image, name, picture if is_small or not control.has_own_image else None)
+def _kept_picture(control: RequestedControl, first: Image.Image) -> Image.Image | None:
+    """The control's picture, opened so that a bad one is refused here. None if it is too large to be kept."""
+    if not control.has_own_image:
+        return first
+    picture = open_input(control.image, control.input("image"))
+    return picture if picture.width * picture.height <= MOST_KEPT else None

@@ -1,20 +1,13 @@
-"""Encode pictures and write them to files that the server collects."""
+"""The content of output files: control maps, poses and pictures."""
 
-import errno
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import cog
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
-
-from controlnet.pictures.temporary import home
 
 PARAMETERS = "parameters"
 """Key in a picture's info. Its value, a dict of plain values, says how the picture was made. The file gets it too."""
@@ -22,10 +15,6 @@ MOST_EXIF_TEXT = 64_000
 """Bytes of the parameters in a JPEG: its EXIF data have at most 65,533 with all headers."""
 SHORTENED = "shortened"
 """Key in the parameters of a file whose prompts are cut off: the names of those."""
-
-
-class OutputError(RuntimeError):
-    """The pictures were generated but could not be written."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +68,6 @@ def encode_pictures(
     }
 
 
-def write_pictures(
-    maps: Sequence[Image.Image],
-    pictures: Sequence[Image.Image],
-    output_format: str,
-    output_quality: int,
-    poses: str | None = None,
-) -> list[cog.Path]:
-    """Write the files of encode_pictures() into a new temporary folder. Returns them in that order.
-
-    Raises OutputError on a full disk or any other write error, and then leaves no file behind.
-    """
-    encoded = encode_pictures(maps, pictures, output_format, output_quality, poses)
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="request-", dir=home()))
-        files = [folder / name for name in encoded]
-        for file, data in zip(files, encoded.values(), strict=True):
-            file.write_bytes(data)
-    except BaseException as error:  # cancellations too: files that will never be read must not fill the disk
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OutputError(_reason(error)) from None
-        raise
-    return [cog.Path(file) for file in files]
-
-
 def _encode(image: Image.Image, pillow_format: str, options: dict[str, Any]) -> bytes:
     plain = image.convert("RGB")  # a copy
     # Pillow would write a profile and a transparency that it finds in info.
@@ -140,9 +102,3 @@ def _shortened(parameters: dict[str, Any]) -> dict[str, Any]:
     # A character is written as at most 12 (two \\uxxxx).
     short = {name: parameters[name][: room // 12] for name in cut}
     return parameters | short | {SHORTENED: cut}
-
-
-def _reason(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "The pictures could not be written because the disk is full: free some space and try again."
-    return f"The pictures could not be written ({error.strerror or 'unknown reason'})."

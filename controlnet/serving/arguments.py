@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from controlnet.temporary import MOST_BYTES
+
 Json = dict[str, Any]
-
-
-MOST_BYTES = 512 * 2**20
-"""Of a file that is sent: the server saves no larger one (controlnet/pictures/temporary.py)."""
 
 
 class ArgumentError(ValueError):

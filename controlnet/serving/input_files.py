@@ -1,12 +1,17 @@
-"""How Cog's server takes in the files of a request, so that no cancellation can block it."""
+"""How Cog's server takes in the files of a request: where it saves them, and so that no cancellation can block it."""
 
 import concurrent.futures
+import resource
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from cog.types import URLPath
 from coglet import server
+
+from controlnet.temporary import MOST_BYTES, home
 
 
 class InputExecutor(ThreadPoolExecutor):
@@ -33,3 +38,17 @@ def take_in_without_threads() -> None:
     """Make Cog's server use InputExecutor. Does nothing outside it."""
     if server.active:
         concurrent.futures.ThreadPoolExecutor = InputExecutor  # which the server looks up at each request
+
+
+def use_home() -> None:
+    """Make Cog save the inputs that it downloads in this process's folder. Does nothing outside Cog's server.
+
+    A file that grows beyond MOST_BYTES can then not be written (OSError), because Cog has no limit for downloads.
+    """
+    if not server.active:
+        return
+    with suppress(OSError):  # no folder for temporary files: the first request says so
+        tempfile.tempdir = str(home())
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    most = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))

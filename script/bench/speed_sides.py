@@ -23,8 +23,8 @@ from speed_clock import Clock
 
 from controlnet.model import Model
 from controlnet.models.schedulers import make_scheduler
-from controlnet.pictures.output import write_pictures
 from controlnet.request.reading import read_request
+from controlnet.serving.files import write_pictures
 from predict import Predictor
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"

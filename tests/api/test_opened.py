@@ -21,8 +21,8 @@ from support.server import Server
 
 from controlnet import open_model
 from controlnet.api.opened import OpenModel
-from controlnet.pictures.temporary import home
 from controlnet.request.inputs import InputError
+from controlnet.temporary import home
 
 SMALL = CAT.resize((226, 150))
 NO_FILES = {".claim"}

@@ -174,8 +174,8 @@ def test_a_large_picture_of_a_second_control_keeps_its_transparency_and_is_named
     pictures = {"image": noise(64, 64), "image_2": Image.new("RGBA", (64, 64), (9, 9, 9, 9)), "image_3": deep}
     monkeypatch.setattr("controlnet.pictures.canvas.MOST_KEPT", 1000)
     controls = laid_out(tmp_path, pictures, conditioner_2="depth", conditioner_3="depth")[1].controls
-    assert controls[1].sent.kept is controls[2].sent.kept is None
-    assert controls[1].sent.open().getpixel((0, 0)) == (9, 9, 9, 9) and controls[2].sent.open().mode == "RGB"
+    assert controls[1].kept is controls[2].kept is None
+    assert controls[1].picture().getpixel((0, 0)) == (9, 9, 9, 9) and controls[2].picture().mode == "RGB"
     assert capsys.readouterr().out.count("image_3: its 16-bit values") == 1
 
 
@@ -212,7 +212,7 @@ def test_one_file_may_be_picture_and_mask(tmp_path: Path) -> None:
     noise(64, 64).save(file)
     layout = lay_out(asked(image=file, mask=file, control_mask=file), most_pixels=2**20, most_upscaled=2**22)
     assert layout.initial is not None and layout.initial.mask is not None and layout.controls[0].region is not None
-    assert (layout.controls[0].sent.open().mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
+    assert (layout.controls[0].picture().mode, layout.initial.mask.mode, layout.controls[0].region.mode) == (
         "RGB", "L", "L",
     )  # fmt: skip
 
@@ -266,8 +266,8 @@ def test_a_large_picture_of_a_second_control_is_not_kept(tmp_path: Path, monkeyp
     pictures = {"image": noise(64, 64), "image_2": noise(80, 64, 1), "image_3": noise(16, 16, 2)}
     monkeypatch.setattr("controlnet.pictures.canvas.MOST_KEPT", 1000)
     controls = laid_out(tmp_path, pictures, conditioner_2="depth", conditioner_3="hed")[1].controls
-    assert [control.sent.kept is None for control in controls] == [False, True, False]
-    assert [control.sent.open() for control in controls] == list(pictures.values())
+    assert [control.kept is None for control in controls] == [False, True, False]
+    assert [control.picture() for control in controls] == list(pictures.values())
 
 
 def test_a_repainted_picture_is_laid_out_at_the_final_size_too(tmp_path: Path) -> None:

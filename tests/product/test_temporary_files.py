@@ -16,19 +16,19 @@ from support.server import Server
 PREDICTOR = """
 from cog import BasePredictor, Input, Path
 
-from controlnet.pictures import temporary
 from controlnet.pictures.images import open_image
-from controlnet.pictures.output import write_pictures
+from controlnet.serving import input_files
+from controlnet.serving.files import sweep, write_pictures
 
-temporary.MOST_DOWNLOADED = 1_000_000
+input_files.MOST_BYTES = 1_000_000
 
 
 class Predictor(BasePredictor):
     def setup(self):
-        temporary.use_home()
+        input_files.use_home()
 
     def predict(self, image: Path = Input(description="A picture.")) -> list[Path]:
-        temporary.sweep(keep=[image])
+        sweep(keep=[image])
         return write_pictures([], [open_image(image)], "png", 80)
 """
 

@@ -1,13 +1,21 @@
-"""The files of a request are taken in without starting a thread, which a cancellation could block for ever."""
+"""The files of a request are bounded, saved where they are swept, and taken in without starting a thread, which a
+cancellation could block for ever."""
 
 import concurrent.futures
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 from cog.types import URLPath
+from support import ROOT
 
 from controlnet.serving import input_files
-from controlnet.serving.input_files import InputExecutor, take_in_without_threads
+from controlnet.serving.input_files import InputExecutor, take_in_without_threads, use_home
 
 
 class Input(URLPath):
@@ -50,3 +58,29 @@ def test_only_cogs_server_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_files, "server", type("Active", (), {"active": True}))
     take_in_without_threads()
     assert concurrent.futures.ThreadPoolExecutor is InputExecutor
+
+
+def test_use_home_does_nothing_outside_the_server() -> None:
+    before = tempfile.tempdir, resource.getrlimit(resource.RLIMIT_FSIZE)
+    use_home()
+    assert (tempfile.tempdir, resource.getrlimit(resource.RLIMIT_FSIZE)) == before
+
+
+def test_use_home_bounds_downloads_and_puts_them_into_the_home(tmp_path: Path) -> None:
+    code = """
+import os, tempfile
+from controlnet import temporary
+from controlnet.serving import input_files
+input_files.server, input_files.MOST_BYTES = type("server", (), {"active": True}), 1000
+input_files.use_home()
+file = tempfile.NamedTemporaryFile(delete=False)
+assert os.path.dirname(file.name) == str(temporary.home()) and temporary._shared() == temporary.home().parent
+try:
+    file.write(bytes(2000))
+    file.flush()
+except OSError as error:
+    os._exit(error.errno)
+"""
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, timeout=60)
+    assert ended.returncode == 27  # EFBIG
