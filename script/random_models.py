@@ -133,7 +133,7 @@ def _text_encoder(sizes: Sizes) -> CLIPTextModel:
 
 def _text_config(sizes: Sizes, part: str) -> CLIPTextConfig:
     tokens, length = sizes["tokenizer"]["tokens"], sizes["tokenizer"]["length"]
-    # CLIP's begin and end tokens are the last two. It pads with the end token, and the second one of Stable Diffusion XL
+    # CLIP's begin and end tokens are the last two. It pads with the end token, the second one of Stable Diffusion XL
     # with "!".
     marks = {
         "bos_token_id": tokens - 2,

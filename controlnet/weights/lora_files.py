@@ -175,11 +175,11 @@ def lora_fault(header: Header, reading: Reading, prompt_width: int) -> str | Non
         return f"expected a LoRA, got {kind}"
     own = _WIDTHS.get(prompt_width, f"a model whose prompts are {prompt_width} wide")
     widths = _widths(header, reading)
-    family = _first(_FAMILIES, header.shapes)
+    family, named = None, _first(_FAMILIES, header.shapes)
     if wrong := widths - {prompt_width}:
-        family = family or _WIDTHS.get(min(wrong), f"a model whose prompts are {min(wrong)} wide")
+        family = named or _WIDTHS.get(min(wrong), f"a model whose prompts are {min(wrong)} wide")
     if not widths:
-        family = family or _of_metadata(header.metadata)
+        family = named or _of_metadata(header.metadata)
     if family and family != own:
         return f"expected a LoRA for {own}, which this bundle is, got one for {family}."
     if reading.missing:

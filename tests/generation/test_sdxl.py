@@ -1,5 +1,6 @@
 """Stable Diffusion XL with a union of ControlNets, small and random, against diffusers' own pipelines."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -149,10 +150,7 @@ def test_two_maps_of_scale_one_are_one_call_and_equal_the_union_pipeline(plain: 
         ours = latents(plain, asked)[0]
     assert len(calls) == 3
     assert torch.equal(ours, of_union(plain, asked, [1.0, 1.0]))
-    assert (
-        torch.equal(ours, latents(plain, job(control("depth", 2), control("canny")))[0])
-        or far(ours, latents(plain, job(control("depth", 2), control("canny")))[0]) < EXACT
-    ), "their order does not matter"
+    assert far(latents(plain, job(control("depth", 2), control("canny")))[0], ours) < EXACT, "in any order"
 
 
 class counted:
@@ -283,9 +281,8 @@ def test_a_long_prompt_is_read_to_its_end_and_pooled_from_its_first_chunk(genera
     assert made["prompt_embeds"].shape == made["negative_prompt_embeds"].shape and made["prompt_embeds"].shape[1] > 32
     assert not torch.equal(made["prompt_embeds"], other["prompt_embeds"])
     assert torch.equal(made["pooled_prompt_embeds"], other["pooled_prompt_embeds"])
-    assert torch.equal(
-        made["negative_pooled_prompt_embeds"], sdxl.encode(base, "a", "sky")["negative_pooled_prompt_embeds"]
-    )
+    short = sdxl.encode(base, "a", "sky")
+    torch.testing.assert_close(made["negative_pooled_prompt_embeds"], short["negative_pooled_prompt_embeds"])
     weighted = sdxl.encode(base, "a (red:1.5) ball", "sky")
     assert not torch.equal(weighted["prompt_embeds"], sdxl.encode(base, "a red ball", "sky")["prompt_embeds"])
 
@@ -298,23 +295,18 @@ def test_a_lora_equals_diffusers_own_loader(plain: Generator, tmp_path: Path, la
         "text_encoder": random_layers(base["text_encoder"], TEXT, 1),
         "text_encoder_2": random_layers(base["text_encoder_2"], TEXT, 2),
     }
-    file = (
-        save_sgm(tmp_path / "lora.safetensors", layers)
-        if layout == "sgm"
-        else save_peft(tmp_path / "l.safetensors", layers)
-    )
+    file = {"sgm": save_sgm, "diffusers": save_peft}[layout](tmp_path / "lora.safetensors", layers)
     asked = job(loras=(Lora(file, layout, 0.8),))
     ours = latents(plain, asked)[0]
-    pipeline: Any = StableDiffusionXLControlNetUnionPipeline
-    made = with_lora(plain, pipeline, asked, file, 0.8)
+    made = with_lora(plain, asked, file, 0.8)
     assert far(ours, made) < 1e-4
     assert far(latents(plain, job())[0], made) > 1e-2
     assert pixels(plain.generate(job())) == pixels(plain.generate(job()))
 
 
-def with_lora(generator: Generator, kind: Any, asked: Job, file: Path, scale: float) -> torch.Tensor:
-    import copy
-
+def with_lora(generator: Generator, asked: Job, file: Path, scale: float) -> torch.Tensor:
+    """The latents of diffusers' own pipeline with the LoRA on copies of the networks."""
+    kind: Any = StableDiffusionXLControlNetUnionPipeline
     parts = {name: copy.deepcopy(part) for name, part in generator.base.items()}
     scheduler = make_scheduler(asked.scheduler, generator.base["scheduler"].config, 0)
     pipeline = kind(
@@ -350,7 +342,7 @@ def save_peft(file: Path, layers: dict[str, Any]) -> Path:
     return file
 
 
-BLOCKS = {"down_blocks.1.attentions.0": "input_blocks_4_1", "mid_block.attentions.0": "middle_block_1"}
+BLOCKS = {"down_blocks.1.attentions.0": "input_blocks_3_1", "mid_block.attentions.0": "middle_block_1"}
 """Blocks of the small UNet, with one layer each, as kohya's scripts number them."""
 
 
@@ -382,8 +374,8 @@ def test_requests_in_any_order_give_the_same_bytes(generator: Generator, tmp_pat
         job(loras=(Lora(file, "one", 1.0),)),
         job(go_fast=True, scheduler="TCD", guidance_scale=1.0, num_inference_steps=4, eta=0.3),
         job(initial=InitialPicture(hint(7), 0.5)),
-        job(upscale=2.0, num_inference_steps=4),
-        job(num_outputs=2),
+        job(upscale=2.0, upscale_strength=0.5, num_inference_steps=4),
+        job(num_outputs=2, seed=9),
     ]
     first = [pixels(generator.generate(each)) for each in walk]
     assert len({each[0] for each in first}) == len(walk)
@@ -391,11 +383,11 @@ def test_requests_in_any_order_give_the_same_bytes(generator: Generator, tmp_pat
 
 
 def test_an_enlarged_picture_is_seen_in_windows_of_the_trained_size(generator: Generator) -> None:
-    asked = job(upscale=2.0, num_inference_steps=2)
+    asked = job(upscale=2.0, upscale_strength=0.5, num_inference_steps=4)
     with counted(generator.base["unet"]) as calls:
         (picture,) = generator.generate(asked)
     assert picture.size == (128, 128)
-    assert len(calls) > 4, "the second pass has several windows"
+    assert len(calls) > 4 + 2, "the second pass has several windows"
 
 
 def test_files_that_do_not_go_with_the_manifest_are_refused(root: Path, manifest: Manifest, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small random Stable Diffusion XL in the files of the bundle sdxl, without annotators, and a single net beside it."""
+"""A small random Stable Diffusion XL in the files of the bundle sdxl, without annotators and with a further net."""
 
 import zlib
 from dataclasses import replace
