@@ -4,6 +4,7 @@ Every bundle loads through this code, the embedded tiny one and the full-size on
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from controlnet.conditioners import BY_NAME
 from controlnet.families.family import Family, family_of
 from controlnet.log import say
-from controlnet.maps.annotators import ANNOTATORS, Annotator, LoadedAnnotator
+from controlnet.maps.annotators import ANNOTATORS, LoadedAnnotator
 from controlnet.models.attention import check_attention, use_attention
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
@@ -193,12 +194,14 @@ class Bundle:
             read_lora(lora, unet.config)
         return lora
 
-    def annotators(self) -> dict[str, Annotator]:
+    def annotators(self) -> dict[str, LoadedAnnotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""
         self._say_chosen()
         kinds = {name: self.manifest.annotator(name) for name in self.manifest.conditioners}
         loaded = {kind: self._annotator(kind) for kind in sorted(set(kinds.values()))}
-        return {name: loaded[kind] for name, kind in kinds.items()}
+        return {
+            name: replace(loaded[kind], line_width=self.conditioners[name].line_width) for name, kind in kinds.items()
+        }
 
     def _say_chosen(self) -> None:
         """Print the licences of annotators that the environment has chosen."""
@@ -304,7 +307,7 @@ class Bundle:
     def _scheduler_config(self) -> Any:
         return DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
 
-    def _annotator(self, name: str) -> Annotator:
+    def _annotator(self, name: str) -> LoadedAnnotator:
         kind = ANNOTATORS[name]
         if not kind.parts:
             return LoadedAnnotator(kind, kind.load(self.folder, self.device))

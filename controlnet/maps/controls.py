@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from controlnet.conditioners import BY_NAME
-from controlnet.maps.annotators import Annotator, knobs_of
+from controlnet.maps.annotators import Annotator, knobs_of, line_width_of
 from controlnet.maps.annotators.skeletons import PEOPLE, count_shown, draw_poses
 from controlnet.maps.cache import MapCache
 from controlnet.maps.drawing import draw_control_map
@@ -78,7 +78,7 @@ class _Drawer:
         if control.made_of == "holes":
             control_map, holes = self._with_holes()
         elif people is not None:
-            control_map = draw_poses(people, area.size, parts)
+            control_map = draw_poses(people, area.size, parts, line_width_of(self.annotators[control.conditioner]))
         else:
             control_map, people = self._of_picture(area)
         if area.margins:
@@ -118,7 +118,10 @@ class _Drawer:
         shaped = [reshape(picture, area.size, mode)]
         del picture
         control_map = draw_control_map(name, shaped.pop(), area.size, *settings)
-        people = _found_people(control_map)
+        people, line_width = _found_people(control_map), line_width_of(self.annotators[name])
+        if people is not None and line_width != 1:  # the annotator has drawn lines of the usual width
+            parts = request.knobs.pose_parts or FOUND_PARTS
+            control_map = draw_poses(people, control_map.size, parts, line_width)
         if free and (blank := BY_NAME[name].blank) is not None:
             # There the picture's edges were continued. Lines that an annotator sees there are not in the picture.
             control_map = extend(control_map.crop(free.inside(area.size)), free, blank)

@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 from support.requests import laid_out, noise
 
+from controlnet.maps.annotators import ANNOTATORS as KINDS
+from controlnet.maps.annotators import LoadedAnnotator
+from controlnet.maps.annotators.skeletons import PoseAnnotator, draw_poses
 from controlnet.maps.controls import Control, draw_controls
+from controlnet.request.pose import Pose, poses_to_json
 
 
 def invert(picture: Image.Image) -> Image.Image:
@@ -55,6 +59,24 @@ def test_fill_adds_no_lines_but_continues_depth(tmp_path: Path) -> None:
     lines, depth = controls(tmp_path, white, conditioner_2="depth", width=64, height=128, resize_mode="fill")
     assert not np.asarray(lines.control_map)[:46].any() and not np.asarray(lines.control_map)[-46:].any()
     assert (np.asarray(depth.control_map) == 255).all()
+
+
+def test_a_net_with_wide_skeletons_gets_them_of_found_and_of_sent_people(tmp_path: Path) -> None:
+    """At a short side of 512 limbs are 4 pixels wide on both sides of their middle, and 8 for twice the width."""
+    body = Pose(tuple((100.0 + 300 * (i % 2), 50.0 + 20 * i) for i in range(18)))
+    image, size = {"image": Image.new("RGB", (512, 512))}, (512, 512)
+    sent = {"conditioner": "openpose", "resolution": 512}
+    maps = {}
+    for width in (1.0, 2.0):
+        wide = LoadedAnnotator(KINDS["openpose"], PoseAnnotator(lambda picture: [body]), width)
+        request, layout = laid_out(tmp_path, image, **sent)
+        (found,) = draw_controls(request, layout, ANNOTATORS | {"openpose": wide})
+        request, layout = laid_out(tmp_path, image, **sent, pose_json=poses_to_json([body], size))
+        (given,) = draw_controls(request, layout, ANNOTATORS | {"openpose": wide})
+        assert found.control_map.tobytes() == given.control_map.tobytes()
+        assert found.control_map.tobytes() == draw_poses([body], size, line_width=width).tobytes()
+        maps[width] = np.asarray(found.control_map).any(axis=2)
+    assert maps[2.0].sum() > 1.7 * maps[1.0].sum() and (maps[2.0] >= maps[1.0]).all()
 
 
 @pytest.mark.parametrize(("mode", "lit"), [("fill", range(48, 80)), ("crop", range(128)), ("stretch", range(128))])

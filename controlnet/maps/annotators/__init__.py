@@ -67,6 +67,8 @@ class LoadedAnnotator:
 
     kind: AnnotatorKind
     draw: Annotator
+    line_width: float = 1.0
+    """How wide the lines of skeletons are for the conditioner's net, as a multiple of OpenPose's own."""
 
     def __call__(self, image: Image.Image, /, **knobs: Any) -> Image.Image:
         return self.draw(image, **knobs)
@@ -75,6 +77,11 @@ class LoadedAnnotator:
 def knobs_of(annotator: Annotator) -> tuple[str, ...]:
     """The knobs that an annotator declares; a plain function has none."""
     return annotator.kind.knobs if isinstance(annotator, LoadedAnnotator) else ()
+
+
+def line_width_of(annotator: Annotator) -> float:
+    """LoadedAnnotator.line_width; a plain function draws lines of OpenPose's width."""
+    return annotator.line_width if isinstance(annotator, LoadedAnnotator) else LoadedAnnotator.line_width
 
 
 def own_side_of(annotator: Annotator) -> int | None:

@@ -81,22 +81,24 @@ class PoseAnnotator:
         return people
 
 
-def draw_poses(people: Sequence[Pose], size: tuple[int, int], pose_parts: str = FOUND_PARTS) -> Image.Image:
+def draw_poses(
+    people: Sequence[Pose], size: tuple[int, int], pose_parts: str = FOUND_PARTS, line_width: float = 1.0
+) -> Image.Image:
     """People in pixels of the (width, height) `size` -> an RGB control map of that size: OpenPose's drawing on black.
 
     The colours are OpenPose's, and lines and dots have a fixed width. It is meant for a short side of 512, so the poses
     are drawn at that one, and the drawing is resized to `size` without blending colours. `pose_parts` is a key of
-    POSE_PARTS.
+    POSE_PARTS. `line_width` is a factor for limbs and joints of bodies.
     """
-    return Image.fromarray(restore_exact(_drawing(people, size, pose_parts), size))
+    return Image.fromarray(restore_exact(_drawing(people, size, pose_parts, line_width), size))
 
 
-def count_shown(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> int:
+def count_shown(people: Sequence[Pose], size: tuple[int, int], pose_parts: str, line_width: float = 1.0) -> int:
     """How many of the people draw_poses shows: at least a pixel of each of them lies on the map."""
-    return sum(bool(_drawing([person], size, pose_parts).any()) for person in people)
+    return sum(bool(_drawing([person], size, pose_parts, line_width).any()) for person in people)
 
 
-def _drawing(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> np.ndarray:
+def _drawing(people: Sequence[Pose], size: tuple[int, int], pose_parts: str, line_width: float) -> np.ndarray:
     """The drawing of draw_poses before it is resized to `size`: uint8 [height, width, 3]."""
     parts = POSE_PARTS[pose_parts]
     width, height = private_size(size, TRAINED_SHORT_SIDE, 1)
@@ -106,7 +108,7 @@ def _drawing(people: Sequence[Pose], size: tuple[int, int], pose_parts: str) -> 
         return [joint and (joint[0] / size[0] * width, joint[1] / size[1] * height) for joint in joints or ()]
 
     for person in people:
-        _draw_body(canvas, on_canvas(person.body))
+        _draw_body(canvas, on_canvas(person.body), line_width)
         if "hands" in parts:
             _draw_hand(canvas, on_canvas(person.left_hand))
             _draw_hand(canvas, on_canvas(person.right_hand))
@@ -120,20 +122,21 @@ def draw_skeletons(people: Sequence[Sequence[Joint]], size: tuple[int, int]) -> 
     return draw_poses([Pose(tuple(body)) for body in people], size)
 
 
-def _draw_body(canvas: np.ndarray, joints: Sequence[Joint]) -> None:
+def _draw_body(canvas: np.ndarray, joints: Sequence[Joint], line_width: float) -> None:
     """Draw the limbs as ellipses and the joints as dots. The 18 joints are in the canvas's pixels."""
+    half_width, radius = round(LIMB_HALF_WIDTH * line_width), round(JOINT_RADIUS * line_width)
     for (start, end), (red, green, blue) in zip(LIMBS, BODY_COLOURS, strict=False):
         one, other = joints[start], joints[end]
         if one and other:
             across, down = one[0] - other[0], one[1] - other[1]
             middle = int((one[0] + other[0]) / 2), int((one[1] + other[1]) / 2)
-            axes = int((across**2 + down**2) ** 0.5 / 2), LIMB_HALF_WIDTH
+            axes = int((across**2 + down**2) ** 0.5 / 2), half_width
             angle = int(math.degrees(math.atan2(down, across)))
             outline = np.array(cv2.ellipse2Poly(middle, axes, angle, 0, 360, 1))
             cv2.fillConvexPoly(canvas, outline, (red * 3 // 5, green * 3 // 5, blue * 3 // 5))
     for joint, colour in zip(joints, BODY_COLOURS, strict=True):
         if joint:
-            cv2.circle(canvas, (int(joint[0]), int(joint[1])), JOINT_RADIUS, colour, cv2.FILLED)
+            cv2.circle(canvas, (int(joint[0]), int(joint[1])), radius, colour, cv2.FILLED)
 
 
 def _draw_hand(canvas: np.ndarray, joints: Sequence[Joint]) -> None:
