@@ -106,7 +106,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=64,
             le=2048,
-            description="Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 128 with tiny.",
+            description="Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 1024 with sdxl, 128 with tiny.",
         ),
         width: Optional[int] = Input(
             default=None,
@@ -129,13 +129,13 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=30,
-            description="How closely the prompt is followed. Left out: 7.5 with sd15, 3 with tiny.",
+            description="How closely the prompt is followed. Left out: 7.5 with sd15, 6 with sdxl, 3 with tiny.",
         ),
         num_inference_steps: Optional[int] = Input(
             default=None,
             ge=1,
             le=100,
-            description="Denoising steps: more are slower and finer. Left out: 20.",
+            description="Denoising steps: more are slower and finer. Left out: 20, with sdxl 30.",
         ),
         go_fast: bool = Input(
             default=False,
@@ -256,7 +256,7 @@ class Predictor(BasePredictor):
         control_mode: Optional[str] = Input(
             default=None,
             choices=CONTROL_MODES,
-            description="Who wins where prompt and map disagree: balanced (neither, as the net was trained), prompt, control (the map, but less in details), unbalanced (the map). Left out: balanced with sd15, unbalanced with tiny.",
+            description="Who wins where prompt and map disagree: balanced (neither, as the net was trained), prompt, control (the map, but less in details), unbalanced (the map). Left out: balanced, with tiny unbalanced.",
         ),
         control_mask: Optional[Path] = Input(
             default=None,
@@ -289,13 +289,13 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=1,
-            description="mlsd: how sure a line must be. Left out: 0.1 with sd15, 0.5 with tiny.",
+            description="mlsd: how sure a line must be. Left out: 0.1, with tiny 0.5.",
         ),
         mlsd_distance_threshold: Optional[float] = Input(
             default=None,
             ge=0,
             le=20,
-            description="mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1 with sd15, 6 with tiny.",
+            description="mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1, with tiny 6.",
         ),
         shuffle_seed: Optional[int] = Input(
             default=None,
@@ -395,7 +395,7 @@ class Predictor(BasePredictor):
         scheduler: Optional[str] = Input(
             default=None,
             choices=SCHEDULERS,
-            description="The sampler. Left out: UniPCMultistep with sd15, DDIM with tiny.",
+            description="The sampler. Left out: UniPCMultistep with sd15, K_EULER_ANCESTRAL with sdxl, DDIM with tiny.",
         ),
         eta: Optional[float] = Input(
             default=None,

@@ -54,7 +54,8 @@ def _default(name: str, declared: Any) -> str:
     of_bundles = {bundle: getattr(Manifest.read(WEIGHTS / f"{bundle}.toml").defaults, name, None) for bundle in BUNDLES}
     if len({*of_bundles.values()}) == 1:
         return "" if (value := of_bundles[BUNDLES[0]]) is None else f"`{value}`"
-    return ", ".join(f"`{value}` with {bundle}" for bundle, value in of_bundles.items())
+    with_value = {value: [name for name in BUNDLES if of_bundles[name] == value] for value in of_bundles.values()}
+    return ", ".join(f"`{value}` with {' and '.join(names)}" for value, names in with_value.items())
 
 
 def _json(value: Any) -> str:
@@ -63,19 +64,28 @@ def _json(value: Any) -> str:
 
 def conditioners() -> str:
     """All conditioners, and the annotator that draws the map in each bundle."""
-    bundles = [Manifest.read(WEIGHTS / f"{name}.toml") for name in BUNDLES]
+    drawn = {name: _annotators(Manifest.read(WEIGHTS / f"{name}.toml")) for name in BUNDLES}
+    # A bundle that draws as another one does, and perhaps less, is in the same column.
+    columns = [name for name in BUNDLES if not any(drawn[name].items() < each.items() for each in drawn.values())]
     rows = []
     for conditioner in CONDITIONERS:
-        drawn = [_annotator(bundle, conditioner.name) for bundle in bundles]
-        rows.append((f"`{conditioner.name}`", conditioner.help, conditioner.good_for, *drawn))
-    head = ("conditioner", "keeps", "good for", *(f"annotator in {bundle.name}" for bundle in bundles))
-    return table(head, rows)
+        cells = [drawn[name].get(conditioner.name, "not in this bundle") for name in columns]
+        lacking = [name for name in BUNDLES if name not in columns and conditioner.name not in drawn[name]]
+        without = f" (not in {' and '.join(lacking)})" if lacking else ""
+        rows.append((f"`{conditioner.name}`{without}", conditioner.help, conditioner.good_for, *cells))
+    heads = [
+        " and ".join([name, *(other for other in BUNDLES if drawn[other].items() < drawn[name].items())])
+        for name in columns
+    ]
+    return table(("conditioner", "keeps", "good for", *(f"annotator in {head}" for head in heads)), rows)
+
+
+def _annotators(bundle: Manifest) -> dict[str, str]:
+    return {name: _annotator(bundle, name) for name in bundle.conditioners}
 
 
 def _annotator(bundle: Manifest, conditioner: str) -> str:
-    entry = bundle.conditioners.get(conditioner)
-    if entry is None:
-        return "not in this bundle"
+    entry = bundle.conditioners[conditioner]
     drawn = _description(bundle, entry.annotator)
     others = entry.others.items()
     variable = variable_of(conditioner)

@@ -135,10 +135,16 @@ def test_push_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "script").mkdir()
     (tmp_path / "weights").mkdir()
     (tmp_path / "script/push").write_bytes((ROOT / "script/push").read_bytes())
+    for name in ("sd15", "sdxl"):
+        (tmp_path / f"weights/{name}.toml").touch()
     command = ["bash", "-eu", str(tmp_path / "script/push")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("weights/sd15.lock is missing")
+    other = subprocess.run([*command, "--bundle", "sdxl"], capture_output=True, text=True)
+    assert (other.returncode, other.stderr.startswith("weights/sdxl.lock is missing")) == (1, True)
+    other = subprocess.run([*command, "--bundle", "sdx"], capture_output=True, text=True)
+    assert (other.returncode, other.stderr) == (1, "There is no bundle 'sdx'. There are: sd15 sdxl\n")
     (tmp_path / "weights/sd15.lock").touch()
     result = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     assert (result.returncode, result.stderr.startswith("The cog command is not installed.")) == (1, True)
@@ -147,14 +153,16 @@ def test_push_names_what_is_missing(tmp_path: Path) -> None:
 def pushed(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run script/push in a copy with a `cog` that prints its arguments and the predictor of its config file."""
     (root / "weights").mkdir(exist_ok=True)
-    (root / "weights/sd15.lock").touch()
+    for name in ("sd15", "sdxl"):
+        (root / f"weights/{name}.toml").touch()
+        (root / f"weights/{name}.lock").touch()
     shutil.copytree(ROOT / "interfaces", root / "interfaces", dirs_exist_ok=True)
     (root / "script").mkdir(exist_ok=True)
     for name in ("script/push", "requirements.txt", "cog.yaml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
     cog = root / "bin/cog"
     cog.parent.mkdir(exist_ok=True)
-    cog.write_text('#!/bin/bash\necho "$COGLET_WHEEL $@"\ngrep ^predict: "$3"\n')
+    cog.write_text('#!/bin/bash\necho "$COGLET_WHEEL $@"\ngrep ^predict: "$3"\ngrep _BUNDLE= "$3"\n')
     cog.chmod(0o755)
     path = f"{cog.parent}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", "-eu", str(root / "script/push"), *arguments]
@@ -164,7 +172,16 @@ def pushed(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_push_pins_coglet_and_passes_arguments_on(tmp_path: Path) -> None:
     wheel = f"pypi:{metadata.version('coglet')}"
     result = pushed(tmp_path, "r8.im/owner/model")
-    assert result.stdout == f'{wheel} push --file cog.yaml r8.im/owner/model\npredict: "predict.py:Predictor"\n'
+    assert result.stdout == f'{wheel} push --file cog.yaml r8.im/owner/model\npredict: "predict.py:Predictor"\n  - CONTROLNET_BUNDLE=sd15\n'
+
+
+def test_push_with_another_bundle_and_an_interface(tmp_path: Path) -> None:
+    result = pushed(tmp_path, "--bundle", "sdxl", "r8.im/owner/model")
+    assert "push --file cog-sdxl.yaml r8.im/owner/model" in result.stdout
+    assert result.stdout.endswith('predict: "predict.py:Predictor"\n  - CONTROLNET_BUNDLE=sdxl\n')
+    result = pushed(tmp_path, "--interface", "rossjillian", "--bundle", "sdxl", "r8.im/owner/model")
+    assert result.stdout.endswith('predict: "interfaces/rossjillian.py:Predictor"\n  - CONTROLNET_BUNDLE=sdxl\n')
+    assert not list(tmp_path.glob("cog-*.yaml"))
 
 
 def test_push_with_the_interface_of_another_model(tmp_path: Path) -> None:

@@ -172,12 +172,13 @@ class Signature:
         negative_prompt: What the picture should not show.
         num_outputs: How many pictures to make. Picture i is the one that seed + i alone gives.
         seed: The same seed and inputs give the same picture. Left out: one is drawn, and the log names it.
-        resolution: Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 128 with tiny.
+        resolution: Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 1024 with sdxl, 128 with
+            tiny.
         width: Width in pixels, in place of resolution. Alone, the height follows from the image's shape.
         height: Height in pixels, in place of resolution. Alone, the width follows from the image's shape.
         resize_mode: For a picture of another shape: crop its middle, fill (all of it, with margins), or stretch.
-        guidance_scale: How closely the prompt is followed. Left out: 7.5 with sd15, 3 with tiny.
-        num_inference_steps: Denoising steps: more are slower and finer. Left out: 20.
+        guidance_scale: How closely the prompt is followed. Left out: 7.5 with sd15, 6 with sdxl, 3 with tiny.
+        num_inference_steps: Denoising steps: more are slower and finer. Left out: 20, with sdxl 30.
         go_fast: Paint in few steps, with the bundle's LoRA for it: several times as fast, a little coarser.
         conditioning_scale: How strongly the control map acts. 0.5 to 1.2 is a good range, 0 ignores it.
         preprocess: On: the control map is drawn from the image. Off: the image is a control map already.
@@ -201,16 +202,15 @@ class Signature:
         control_start: Share of the steps after which control begins. Above 0, the prompt lays out the picture.
         control_end: Share of the steps after which control ends. 0.5 to 0.8 leaves details to the prompt.
         control_mode: Who wins where prompt and map disagree: balanced (neither, as the net was trained), prompt,
-            control (the map, but less in details), unbalanced (the map). Left out: balanced with sd15, unbalanced with
-            tiny.
+            control (the map, but less in details), unbalanced (the map). Left out: balanced, with tiny unbalanced.
         control_mask: Where the control acts: white where it does, black where the prompt alone paints.
         detect_resolution: Short side at which the annotator sees the image: more finds finer structure.
         low_threshold: canny: edges weaker than this are dropped. Lower finds more. Left out: 100.
         high_threshold: canny: edges stronger than this are kept. Lower finds more. Left out: 200.
         hed_safe: hed: three levels of strength, without faint traces of textures. Left out: on.
-        mlsd_score_threshold: mlsd: how sure a line must be. Left out: 0.1 with sd15, 0.5 with tiny.
-        mlsd_distance_threshold: mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1 with
-            sd15, 6 with tiny.
+        mlsd_score_threshold: mlsd: how sure a line must be. Left out: 0.1, with tiny 0.5.
+        mlsd_distance_threshold: mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1,
+            with tiny 6.
         shuffle_seed: shuffle: another number moves the colours to other places.
         tile_factor: tile: how far details are dropped, to be painted anew. Left out: 1, not at all.
         pose_parts: openpose: what to find and draw of people. Left out: body, and all that is in a pose_json.
@@ -229,7 +229,7 @@ class Signature:
         control_start_3: control_start of the third control. Left out: 0.
         control_end_3: control_end of the third control. Left out: 1.
         control_mask_3: control_mask of the third control: a region for each. Left out: everywhere.
-        scheduler: The sampler. Left out: UniPCMultistep with sd15, DDIM with tiny.
+        scheduler: The sampler. Left out: UniPCMultistep with sd15, K_EULER_ANCESTRAL with sdxl, DDIM with tiny.
         eta: DDIM, TCD: noise added at each step, from 0 (none) to 1. Left out: 0, with TCD 0.3.
         clip_skip: Layer of the text encoder, counted from the last; 2 suits anime. Left out: the bundle's.
         output_format: File format of what is returned: png is lossless and large, webp and jpg are small.
