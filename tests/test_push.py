@@ -172,7 +172,11 @@ def pushed(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_push_pins_coglet_and_passes_arguments_on(tmp_path: Path) -> None:
     wheel = f"pypi:{metadata.version('coglet')}"
     result = pushed(tmp_path, "r8.im/owner/model")
-    assert result.stdout == f'{wheel} push --file cog.yaml r8.im/owner/model\npredict: "predict.py:Predictor"\n  - CONTROLNET_BUNDLE=sd15\n'
+    assert result.stdout.splitlines() == [
+        f"{wheel} push --file cog.yaml r8.im/owner/model",
+        'predict: "predict.py:Predictor"',
+        "  - CONTROLNET_BUNDLE=sd15",
+    ]
 
 
 def test_push_with_another_bundle_and_an_interface(tmp_path: Path) -> None:

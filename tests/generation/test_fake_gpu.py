@@ -1,4 +1,4 @@
-"""Networks of Stable Diffusion 1.5's full size in fp16 on a GPU, run by PyTorch's FakeTensorMode.
+"""Networks of Stable Diffusion 1.5's and XL's full size in fp16 on a GPU, run by PyTorch's FakeTensorMode.
 
 Its tensors have a device, a shape and a dtype, but no memory and no values. It refuses operations that mix devices, and
 shapes or dtypes that do not fit. It shows nothing about values, and cannot run what reads them: samplers, annotators,
@@ -12,13 +12,14 @@ import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_img2img import retrieve_latents
 from PIL import Image
-from random_models import FULL, build
+from random_models import FULL, UNION, build
+from random_sdxl import FULL_XL
 from support.acting import acting
 from support.small_models import parts
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from controlnet.families import sd15
-from controlnet.generation.composite import CompositeControlNet
+from controlnet.generation.composite import Acting, CompositeControlNet
 from controlnet.generation.painting import _region
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
 from controlnet.request.modes import CONTROL_MODES
@@ -30,19 +31,27 @@ WIDTH, HEIGHT = 776, 520
 LATENTS = (4, HEIGHT // 8, WIDTH // 8)
 
 
+def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device=CUDA)
+
+
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     """The networks on the GPU, and a tokenizer. shuffle's net is a pooled one."""
-
-    def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
-        dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
-        return torch.empty(tensor.shape, dtype=dtype, device=CUDA)
-
     # Made before the fake mode is on: other tests share the small parts, which must hold real numbers.
     tokenizer = parts()["tokenizer"]
     built = {name: build(name, FULL).requires_grad_(False).eval() for name in NAMES}
     with FakeTensorMode():
         return {name: model._apply(on_gpu) for name, model in built.items()} | {"tokenizer": tokenizer}
+
+
+@pytest.fixture(scope="module")
+def xl_models(models: dict[str, Any]) -> dict[str, Any]:
+    with unset_fake_temporarily():
+        built = {name: build(name, FULL_XL).requires_grad_(False).eval() for name in ("unet", UNION)}
+    with next(models["unet"].parameters()).fake_mode:
+        return {name: model._apply(on_gpu) for name, model in built.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +110,22 @@ def test_the_full_size_vae_runs_on_a_gpu(models: dict[str, Any]) -> None:
     latents = retrieve_latents(vae.encode(picture), torch.Generator()) * vae.config.scaling_factor
     (decoded,) = vae.decode(latents / vae.config.scaling_factor, return_dict=False)
     assert on_the_gpu(latents, decoded) and latents.shape == (1, *LATENTS) and decoded.shape == picture.shape
+
+
+def test_a_step_of_stable_diffusion_xl_runs_on_a_gpu(xl_models: dict[str, Any]) -> None:
+    """Two maps in one call of the union, and a third in a region; latents of 129 × 97, which are halved twice."""
+    union, size = xl_models["controlnet/union"], (97, 129)
+    region = _region(Image.new("L", (8 * size[1], 8 * size[0]), 100), CUDA)
+    called = [Acting(union, (0, 1), (3, 1)), Acting(union, (2,), (7,), region)]
+    latents, words = half(2, 4, *size), half(2, 154, 2048)
+    maps, time = [half(2, 3, 8 * size[0], 8 * size[1])] * 3, torch.tensor(10, device=CUDA)
+    added = {"text_embeds": half(2, 1280), "time_ids": half(2, 6)}
+    composite = CompositeControlNet(called, True, CONTROL_MODES["control"])
+    down, middle = composite(latents, time, words, maps, [1.0, 0.5, 0.7], added_cond_kwargs=added)
+    residuals: dict[str, Any] = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    given = residuals | {"added_cond_kwargs": added}
+    (noise,) = xl_models["unet"](latents, time, words, return_dict=False, **given)
+    assert on_the_gpu(*down, middle, noise) and noise.shape == latents.shape
 
 
 def test_the_fake_gpu_refuses_mixed_devices_and_dtypes(models: dict[str, Any]) -> None:

@@ -21,11 +21,14 @@ from safetensors.torch import save_file
 from support import small_sdxl
 from support.jobs import hint, pixels
 from support.latents import latents
+from support.recorded_graphs import open_recorded, recorded_graphs
 
+from controlnet import speedups
 from controlnet.families import sdxl
 from controlnet.generation.composite import Acting, CompositeControlNet
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job
+from controlnet.generation.windowed import unet_windows
 from controlnet.maps.controls import Control
 from controlnet.models.loading import WeightsMismatch
 from controlnet.models.schedulers import SCHEDULERS, make_scheduler
@@ -365,6 +368,16 @@ def save_sgm(file: Path, layers: dict[str, Any]) -> Path:
     return file
 
 
+def test_what_the_union_sees_in_holes_is_black(generator: Generator) -> None:
+    holes = Image.new("L", (64, 64))
+    holes.paste(255, (0, 0, 32, 64))
+    with counted(generator.controlnets["union"]) as calls:
+        latents(generator, job(control("inpaint", holes=holes)))
+    (given,) = calls[0]["controlnet_cond"]
+    assert calls[0]["control_type_idx"] == [7]
+    assert not given[..., :32].any() and given.min() == 0 and given[..., 32:].any()
+
+
 def test_requests_in_any_order_give_the_same_bytes(generator: Generator, tmp_path: Path) -> None:
     file = save_peft(tmp_path / "l.safetensors", {"unet": random_layers(generator.base["unet"], ATTENTION)})
     walk = [
@@ -382,12 +395,39 @@ def test_requests_in_any_order_give_the_same_bytes(generator: Generator, tmp_pat
     assert [pixels(generator.generate(each)) for each in reversed(walk)] == first[::-1]
 
 
+def test_graphs_give_the_latents_of_requests_without(
+    root: Path, manifest: Manifest, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of two requests that differ in the pooled embeddings alone, which the networks get in a dict."""
+    monkeypatch.setattr(speedups, "open_graphs", open_recorded)
+    with recorded_graphs() as recorded:
+        graphed = Generator(small_sdxl.opened(manifest, root))
+        for asked in (
+            job(),
+            job(control("canny", scale=0.8), control("depth", 2, scale=0.4)),
+            job(control("canny"), control(small_sdxl.SINGLE, 2), control_mode="control"),
+            job(),
+        ):
+            assert torch.equal(latents(graphed, asked)[0], latents(generator, asked)[0])
+        assert len(recorded) >= 4
+        made = []
+        for sign in (1, -1):
+            embeddings = dict(sdxl.encode(generator.base, "a red ball", "grass"))
+            embeddings["pooled_prompt_embeds"] = sign * embeddings["pooled_prompt_embeds"]
+            for each in (graphed, generator):
+                monkeypatch.setattr(each, "_embeddings", lambda *_, embeddings=embeddings: embeddings)
+                made.append(latents(each, job())[0])
+        assert torch.equal(made[0], made[1]) and torch.equal(made[2], made[3])
+        assert far(made[0], made[2]) > 1e-3
+
+
 def test_an_enlarged_picture_is_seen_in_windows_of_the_trained_size(generator: Generator) -> None:
     asked = job(upscale=2.0, upscale_strength=0.5, num_inference_steps=4)
     with counted(generator.base["unet"]) as calls:
         (picture,) = generator.generate(asked)
     assert picture.size == (128, 128)
-    assert len(calls) > 4 + 2, "the second pass has several windows"
+    parts = unet_windows(generator.base["unet"], (16, 16), 1.0)
+    assert len(parts) == 9 and len(calls) == 4 + 2 * len(parts)
 
 
 def test_files_that_do_not_go_with_the_manifest_are_refused(root: Path, manifest: Manifest, tmp_path: Path) -> None:

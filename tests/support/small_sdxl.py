@@ -30,4 +30,5 @@ def write(root: Path) -> Manifest:
 
 
 def opened(manifest: Manifest, root: Path, settings: Settings = Settings()) -> Bundle:
-    return Bundle(manifest, root, torch.device("cpu"), torch.float32, settings=settings)
+    """It has CUDA graphs if there is a GPU."""
+    return Bundle(manifest, root, torch.device("cpu"), torch.float32, settings=settings, graphs=True)
