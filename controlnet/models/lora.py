@@ -58,13 +58,34 @@ class AdaptedBase:
 
 @torch.no_grad()
 def adapted(base: Base, loras: Sequence[Lora]) -> Base:
-    """A base with `loras`, whose networks share all unchanged tensors with those of `base`. Raises LoraError."""
+    """A base with `loras`, whose networks share all unchanged tensors with those of `base`.
+
+    Raises LoraError, also if the GPU has no room for the changed tensors.
+    """
     networks = {name: _copy(base[name]) for name in NETWORKS if name in base}
-    for lora in loras:
-        for part in _fitting(lora, networks):
+    fitting = [_fitting(lora, networks) for lora in loras]
+    _check_room([part for parts in fitting for part in parts], base["unet"].device)
+    for parts in fitting:
+        for part in parts:
             part.attach()
             part.merge()
     return {**base, **networks}
+
+
+def _check_room(parts: "Sequence[_Part]", device: torch.device) -> None:
+    """Raise LoraError if a GPU has no room for the weights that LoRAs change. Those of SDXL may take 4.4 GB."""
+    if device.type != "cuda":
+        return
+    weights = {part.network.get_submodule(name).weight for part in parts for name in part.layers}
+    needed = sum(weight.nbytes for weight in weights)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    if needed > free:
+        names = " and ".join(dict.fromkeys(part.lora.name for part in parts))
+        raise LoraError(
+            f"{names}: it changes {needed / 1e9:.1f} GB of weights, and this server's GPU has {free / 1e9:.1f} GB free."
+            " Send a LoRA that changes fewer layers, or run the container on a larger GPU."
+        )
 
 
 def check_fit(base: Base, lora: Lora) -> None:

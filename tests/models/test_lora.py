@@ -15,7 +15,7 @@ from support.loras import saved_by_diffusers, tiny_pipeline
 from torch import nn
 
 from controlnet.bundle import open_bundle
-from controlnet.models.lora import AdaptedBase, adapted, check_fit
+from controlnet.models.lora import AdaptedBase, _check_room, _fitting, adapted, check_fit
 from controlnet.settings import Settings
 from controlnet.speedups.forms import in_fast_forms
 from controlnet.weights.lora_files import Lora, LoraError
@@ -256,3 +256,21 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, base: dict, layers: d
     save_file(tensors, file)
     with pytest.raises(LoraError, match="broken"):
         adapted(base, [lora(file)])
+
+
+def test_a_lora_without_room_on_the_gpu_is_refused_before_it_is_read(
+    base: dict[str, Any], layers: dict[str, Layers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = lora(save_diffusers(tmp_path / "one.safetensors", layers))
+    two = lora(save_diffusers(tmp_path / "two.safetensors", {"unet": layers["unet"]}))
+    parts = [part for each in (one, two) for part in _fitting(each, base)]
+    changed = [base[name].get_submodule(layer).weight for name, own in layers.items() for layer in own]
+    needed = sum(weight.nbytes for weight in changed)
+    free = {"bytes": needed - 1000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2001)
+    with pytest.raises(LoraError, match=r"lora_weights: it changes 0.0 GB of weights, and this server's GPU has"):
+        _check_room(parts, torch.device("cuda"))
+    free["bytes"] += 1
+    _check_room(parts, torch.device("cuda"))
