@@ -1,5 +1,7 @@
 """Names of tensors as diffusers reads them, and the words for a file that is no LoRA for the base."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from controlnet.models.lora_reader import read_names
@@ -115,6 +117,21 @@ def test_the_family_shows_in_the_width_of_the_prompts(width: int, family: str) -
         refusal = fault(*names, width=width)
         assert refusal is not None and family in refusal and "Stable Diffusion 1" in refusal
     assert fault(*WHOLE, width=128, prompt_width=128) is None
+
+
+@pytest.mark.parametrize("asked", [768, 2048])
+def test_families_are_refused_in_both_directions(asked: int) -> None:
+    """kohya's scripts number the blocks of Stable Diffusion XL: the UNet's configuration says which they are."""
+    numbered = pair("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", "lora_down", "lora_up")
+    config = SimpleNamespace(layers_per_block=2)
+    for names, width in ((numbered, 2048), (WHOLE, 768)):
+        shapes = dict.fromkeys(names, (4, width))
+        refusal = lora_fault(Header(shapes, {}), read_names(names, config), asked)
+        if width == asked:
+            assert refusal is None
+        else:
+            own, other = (f"Stable Diffusion {name}" for name in (("1", "XL") if asked == 768 else ("XL", "1")))
+            assert refusal == f"expected a LoRA for {own}, which this bundle is, got one for {other}."
 
 
 def test_the_metadata_counts_if_no_layer_tells() -> None:
