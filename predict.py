@@ -307,7 +307,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=1,
             le=16,
-            description="tile: how far details are dropped, to be painted anew. Left out: 1, not at all.",
+            description="tile: how far details are dropped, to be repainted. Left out: 1, not at all.",
         ),
         pose_parts: Optional[str] = Input(
             default=None,

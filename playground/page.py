@@ -90,7 +90,7 @@ class Page:
         self.work.paint()
 
     def paint_another(self) -> None:
-        """Make the picture with a seed that is drawn anew."""
+        """Make the picture with a new seed."""
         self._set_seed(None)
         self.tab.draw_seed()
         self.paint()

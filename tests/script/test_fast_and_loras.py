@@ -35,7 +35,7 @@ def ours(generator: Generator, **job) -> torch.Tensor:
 
 
 def diffusers(generator: Generator, root: Path, scheduler: type, files: dict[Path, float]) -> torch.Tensor:
-    """With LoRAs put on by diffusers, each with its scale, on networks that are loaded anew."""
+    """With LoRAs put on by diffusers, each with its scale, on networks that are loaded again."""
     parts = open_bundle(Settings(bundle="sd15"), root).base()
     parts |= {"scheduler": scheduler.from_config(parts["scheduler"].config)}
     pipeline = StableDiffusionControlNetPipeline(
