@@ -11,7 +11,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path
 
-from controlnet import startup  # first, for it imports torch and diffusers in less time
+from controlnet import startup  # first: it imports torch and diffusers in less time
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.model import Model

@@ -30,7 +30,7 @@ RECONNECT_SECONDS = 20.0
 
 
 class Page:
-    """One tab: its form, its requests and what they made. It is the View of work.py and the Open of routes.py."""
+    """One tab: its form, its requests and what they made. Implements View of work.py and Open of routes.py."""
 
     def __init__(self, cog: Cog, form: Form, client: Client) -> None:
         self.client = client

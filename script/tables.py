@@ -44,8 +44,8 @@ def inputs() -> str:
         json_type = "file" if field.get("format") == "uri" else field.get("type", "")
         values = ", ".join(enum) if enum else f"{json_type} {bounds}".strip()
         required = name in schemas["Input"]["required"]
-        default = "required" if required else _default(name, field.get("default"))
-        description = field["description"]
+        description, _, left_out = field["description"].partition(" Left out: ")
+        default = "required" if required else _default(name, field.get("default")) or left_out.rstrip(".")
         if name.endswith("_2") and (third := f"{name.removesuffix('_2')}_3") in properties:
             names, description = f"{names}, `{third}`", description.replace("second", "second or third")
         rows.append((names, values, default, description))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
+from random_loras import ATTENTION, Layers, random_layers, save_kohya
 from safetensors.torch import load_file, save_file
-from support.loras import saved_by_diffusers, tiny_pipeline
+from support.loras import CONVOLUTIONS, TEXT, save_diffusers, saved_by_diffusers, tiny_pipeline
 from torch import nn
 
 from controlnet.bundle import open_bundle

@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
+from random_loras import ATTENTION, Layers, random_layers, save_kohya
 from safetensors.torch import load_file, save_file
-from support.loras import apart, by_diffusers, saved_by_diffusers, tiny_pipeline, trained, weights_of
+from support.loras import (
+    CONVOLUTIONS,
+    TEXT,
+    apart,
+    by_diffusers,
+    save_diffusers,
+    saved_by_diffusers,
+    tiny_pipeline,
+    trained,
+    weights_of,
+)
 
 from controlnet.bundle import open_bundle
 from controlnet.models.lora import adapted

@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
-from random_loras import ATTENTION, TEXT, random_layers, save_kohya
+from random_loras import ATTENTION, random_layers, save_kohya
 from safetensors.torch import load_file
 from skimage import data
 from support.latents import latents
+from support.loras import TEXT
 
 from controlnet.bundle import open_bundle
 from controlnet.generation.generator import Generator
