@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from random_loras import ATTENTION, Layers, random_layers, save_kohya
+from random_loras import save_kohya
 from safetensors.torch import load_file, save_file
 from support.loras import (
-    CONVOLUTIONS,
-    TEXT,
     apart,
     by_diffusers,
     save_diffusers,
@@ -21,27 +19,12 @@ from support.loras import (
     weights_of,
 )
 
-from controlnet.bundle import open_bundle
 from controlnet.models.lora import adapted
 from controlnet.models.lora_strength import header_strengths
-from controlnet.settings import Settings
 from controlnet.weights.lora_files import Lora, LoraError
 
 UNET = ["to_q", "to_k", "to_v", "to_out.0"]
 FIRST = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v"
-
-
-@pytest.fixture(scope="module")
-def base() -> dict[str, Any]:
-    return open_bundle(Settings(bundle="tiny")).base()
-
-
-@pytest.fixture(scope="module")
-def layers(base: dict[str, Any]) -> dict[str, Layers]:
-    return {
-        "unet": random_layers(base["unet"], ATTENTION + CONVOLUTIONS),
-        "text_encoder": random_layers(base["text_encoder"], TEXT),
-    }
 
 
 def lora(file: Path, scale: float = 1.0) -> Lora:
