@@ -11,7 +11,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path
 
-from controlnet import startup  # first, for it imports torch and diffusers in less time
+from controlnet import startup  # first: it imports torch and diffusers in less time
 from controlnet.bundle import open_bundle
 from controlnet.errors import plain_errors
 from controlnet.model import Model
@@ -307,7 +307,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=1,
             le=16,
-            description="tile: how far details are dropped, to be painted anew. Left out: 1, not at all.",
+            description="tile: how far details are dropped, to be repainted. Left out: 1, not at all.",
         ),
         pose_parts: Optional[str] = Input(
             default=None,

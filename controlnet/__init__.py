@@ -28,6 +28,6 @@ def open_model(bundle: str | None = None, *, log: bool = False) -> "OpenModel":
     settings = Settings.read(bundle=bundle)
     check_chosen(settings)
 
-    from controlnet.api.opened import OpenModel  # only now, for it imports torch
+    from controlnet.api.opened import OpenModel  # only now, because it imports torch
 
     return OpenModel(settings, log=log)

@@ -83,7 +83,7 @@ CONDITIONERS: tuple[Conditioner, ...] = (
     Conditioner(
         "tile",
         "colours and coarse shapes",
-        "sharpening and enlarging: details are painted anew",
+        "sharpening and enlarging: details are repainted",
         acts_on_parts=False,
         nothing=WHITE,
     ),

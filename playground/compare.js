@@ -17,7 +17,7 @@ export default {
   props: { layers: { type: Array, default: () => [] } },
   data: () => ({ at: 0 }),
   watch: {
-    // A picture that came anew is shown; one that merely changed leaves the slider where it is.
+    // A new picture is shown; one that merely changed leaves the slider where it is.
     layers(now, before) {
       if (now.length === before.length) return;
       this.$nextTick(() => (this.at = Math.max(0, now.length - 1))); // the range input has its new end by then

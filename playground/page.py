@@ -30,7 +30,7 @@ RECONNECT_SECONDS = 20.0
 
 
 class Page:
-    """One tab: its form, its requests and what they made. It is the View of work.py and the Open of routes.py."""
+    """One tab: its form, its requests and what they made. Implements View of work.py and Open of routes.py."""
 
     def __init__(self, cog: Cog, form: Form, client: Client) -> None:
         self.client = client
@@ -90,7 +90,7 @@ class Page:
         self.work.paint()
 
     def paint_another(self) -> None:
-        """Make the picture with a seed that is drawn anew."""
+        """Make the picture with a new seed."""
         self._set_seed(None)
         self.tab.draw_seed()
         self.paint()

@@ -106,5 +106,5 @@ def drawn(picture: File | None, layer: bytes, mask: bool) -> File:
 
 def _png(image: Image.Image) -> File:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # it is made anew several times a second
+    image.save(buffer, "PNG", compress_level=1)  # it is made several times a second
     return File(buffer.getvalue(), "image/png")

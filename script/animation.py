@@ -29,7 +29,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 PROMPT = "a white house with a red roof on grass under a blue sky"
 SEED = 5
-PEN = 14
 Line = Sequence[tuple[float, float]]
 SKETCH: tuple[Line, ...] = (
     ((0.04, 0.80), (0.5, 0.79), (0.97, 0.80)),  # the ground

@@ -7,20 +7,17 @@ takes minutes and about 10 GB.
 
 import argparse
 import base64
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
-from controlnet.serving.server import ROOT, free_port
+from controlnet.serving.api import Api
+from controlnet.serving.server import LOCALHOST, ROOT, free_port
 
 TAG = "controlnet-container-test"
 WAYS: dict[str, list[str]] = {
@@ -86,26 +83,12 @@ def check_image(image: str) -> str:
     return f"{int(docker('image', 'inspect', '-f', '{{.Size}}', image)) / 1e9:.2f} GB"
 
 
-def request(url: str, body: Any = None) -> Any:
-    """GET, or POST of a JSON body. Returns the JSON of the answer. Raises OSError if there is none."""
-    data = None if body is None else json.dumps(body).encode()
-    message = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(message, timeout=PREDICTION_SECONDS) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise ContainerError(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from None
-
-
-def wait_ready(name: str, url: str) -> None:
+def wait_ready(name: str, api: Api) -> None:
     """Wait until the server in the container is ready."""
     deadline = time.monotonic() + READY_SECONDS
     status = "no answer"
     while time.monotonic() < deadline:
-        try:
-            status = request(f"{url}/health-check")["status"]
-        except OSError:
-            status = "no answer"
+        status = api.health().get("status", "no answer")
         if status == "READY":
             return
         running = docker("inspect", "-f", "{{.State.Running}}", name)
@@ -115,27 +98,23 @@ def wait_ready(name: str, url: str) -> None:
     raise ContainerError(f"The server is not ready ({status}).")
 
 
-def predict(url: str) -> float:
+def predict(api: Api) -> float:
     """Make a picture and check that it is one. Returns the seconds that it took."""
     photo = base64.b64encode((ROOT / "examples/house.png").read_bytes()).decode()
     inputs = {"prompt": "a red house", "image": f"data:image/png;base64,{photo}", "conditioner": "canny", "seed": 1}
     started = time.monotonic()
-    answer = request(f"{url}/predictions", {"input": inputs})
-    output = answer.get("output") or [""]
-    if answer.get("status") != "succeeded" or not output[0].startswith("data:image/"):
-        raise ContainerError(f"The prediction failed: {answer.get('error') or answer}")
+    status, answer = api.predict(inputs, timeout=PREDICTION_SECONDS)
+    output = (answer.get("output") if status == 200 else None) or [""]
+    if not output[0].startswith("data:image/"):
+        raise ContainerError(f"The prediction failed: {answer}")
     return time.monotonic() - started
 
 
-def check_validation(url: str) -> None:
+def check_validation(api: Api) -> None:
     """Check that the image has the schema, without which Cog's server passes every input on unchecked."""
-    try:
-        answer = request(f"{url}/predictions", {"input": {"conditioner": "no such conditioner"}})
-    except ContainerError as error:
-        if "answered 422" in str(error):
-            return
-        raise
-    raise ContainerError(f"A request without the required inputs was not refused with 422: {answer}")
+    status, answer = api.predict({"conditioner": "no such conditioner"}, timeout=PREDICTION_SECONDS)
+    if status != 422:
+        raise ContainerError(f"A request without the required inputs was not refused with 422: {answer}")
 
 
 def stop(name: str) -> float:
@@ -152,17 +131,15 @@ def stop(name: str) -> float:
 def drive(image: str, way: str, options: list[str]) -> Measured:
     """Run the image one way and measure it. The container is removed in any case; after a failure its log is shown."""
     name, port = f"{TAG}-{uuid.uuid4().hex[:8]}", free_port()
-    url = f"http://127.0.0.1:{port}"
-    published = ["-p", f"127.0.0.1:{port}:{port}", "-e", f"PORT={port}", "-e", "CONTROLNET_BUNDLE=tiny"]
+    api = Api(f"http://{LOCALHOST}:{port}")
+    published = ["-p", f"{LOCALHOST}:{port}:{port}", "-e", f"PORT={port}", "-e", "CONTROLNET_BUNDLE=tiny"]
     started = time.monotonic()
     docker("run", "-d", "--name", name, *published, *options, image)
     try:
-        wait_ready(name, url)
+        wait_ready(name, api)
         ready = time.monotonic() - started
-        check_validation(url)
-        first = predict(url)
-        time.sleep(1)  # the server frees its slot after it has answered
-        second = predict(url)
+        check_validation(api)
+        first, second = predict(api), predict(api)
         memory = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name).split("/")[0].strip()
         return Measured(way, ready, first, second, memory, stop(name))
     except ContainerError:

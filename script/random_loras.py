@@ -1,4 +1,4 @@
-"""Random LoRA files in the layouts that people publish: that of diffusers and that of kohya's scripts."""
+"""Random LoRA files, in the layout of kohya's scripts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers of attention, by the ends of their names."""
 LCM = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "time_emb_proj"),
+    *ATTENTION,
+    *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "time_emb_proj"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
 )
-"""The layers of the published LCM-LoRA, by the ends of their names."""
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-CONVOLUTIONS = ("conv1", "conv2", "downsamplers.0.conv", "proj_in", "time_emb_proj")
-TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
+"""Those of the published LCM-LoRA."""
 Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Layer → the two matrices, (rank, inputs, ...) and (outputs, rank, ...)."""
 
@@ -36,19 +36,8 @@ def random_layers(
     return found
 
 
-def save_diffusers(file: Path, layers: Mapping[str, Layers]) -> Path:
-    """Write the layers of "unet" and "text_encoder" as diffusers does."""
-    tensors = {}
-    for network, own in layers.items():
-        for name, (down, up) in own.items():
-            tensors[f"{network}.{name}.lora_A.weight"] = down
-            tensors[f"{network}.{name}.lora_B.weight"] = up
-    save_file(tensors, file)
-    return file
-
-
 def save_kohya(file: Path, layers: Mapping[str, Layers], alpha: float, metadata: dict[str, str] | None = None) -> Path:
-    """Write them as kohya's scripts do: with underscores for dots.
+    """Write the layers of "unet" and "text_encoder" as kohya's scripts do: with underscores for dots.
 
     What acts is the product of the matrices times alpha / rank. That factor is divided out here.
     """

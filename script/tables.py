@@ -31,19 +31,24 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def inputs() -> str:
-    """All inputs of predict(), from the schema that the server uses."""
+    """All inputs of predict(), from the schema that the server uses. Those of a third control join the second's."""
     schemas = openapi_schema((ROOT / "predict.py").read_text(encoding="utf-8"))["components"]["schemas"]
     properties = schemas["Input"]["properties"]
     rows = []
     for name in sorted(properties, key=lambda name: properties[name]["x-order"]):
-        field = properties[name]
+        if name.endswith("_3"):
+            continue
+        field, names = properties[name], f"`{name}`"
         enum = schemas[name]["enum"] if "allOf" in field else None
         bounds = f"{field['minimum']} to {field['maximum']}" if "minimum" in field else ""
         json_type = "file" if field.get("format") == "uri" else field.get("type", "")
         values = ", ".join(enum) if enum else f"{json_type} {bounds}".strip()
         required = name in schemas["Input"]["required"]
-        default = "required" if required else _default(name, field.get("default"))
-        rows.append((f"`{name}`", values, default, field["description"]))
+        description, _, left_out = field["description"].partition(" Left out: ")
+        default = "required" if required else _default(name, field.get("default")) or left_out.rstrip(".")
+        if name.endswith("_2") and (third := f"{name.removesuffix('_2')}_3") in properties:
+            names, description = f"{names}, `{third}`", description.replace("second", "second or third")
+        rows.append((names, values, default, description))
     return table(("input", "values", "default", "what it does"), rows)
 
 

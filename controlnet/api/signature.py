@@ -212,7 +212,7 @@ class Signature:
         mlsd_distance_threshold: mlsd: the least length of a line, in pixels of the network's output. Left out: 0.1,
             with tiny 6.
         shuffle_seed: shuffle: another number moves the colours to other places.
-        tile_factor: tile: how far details are dropped, to be painted anew. Left out: 1, not at all.
+        tile_factor: tile: how far details are dropped, to be repainted. Left out: 1, not at all.
         pose_parts: openpose: what to find and draw of people. Left out: body, and all that is in a pose_json.
         pose_json: openpose: people's poses as OpenPose's JSON, in place of those found in the image.
         conditioner_2: A second control beside the first: which structure it takes.

@@ -20,7 +20,7 @@ class Worker:
 
     def __init__(self, bundle: str, out: str, files: frozenset[str], stopped: Callable[[], bool]) -> None:
         """`files` are the names of the inputs that are files. Once `stopped` says so, jobs are left for another run."""
-        from controlnet.api.opened import OpenModel  # only here, for it imports torch, which the driver does without
+        from controlnet.api.opened import OpenModel  # only here: it imports torch, which the driver needs not
 
         self.folder, self.files, self.stopped = Folder(out), files, stopped
         self.model = OpenModel(Settings.read(bundle=bundle))

@@ -32,7 +32,7 @@ def make(inputs: Json, display: Display) -> tuple[list[File], Json]:
     with display.instead_of_output():
         settings = Settings.read()
         with display.loading(*choose_bundle(settings.bundle)):
-            from controlnet import startup  # only now, for it imports torch
+            from controlnet import startup  # only now, because it imports torch
             from controlnet.api.opened import OpenModel
 
             model = OpenModel(settings, log=True)

@@ -70,7 +70,7 @@ class _Settings:
 class _Lookup(Generic[Number]):
     """The numbers of layers by patterns: the first counts that is the end of the layer's name, as in peft.
 
-    peft compiles each pattern anew for each layer if there are more than Python keeps.
+    peft compiles each pattern again for each layer if there are more than Python keeps.
     """
 
     def __init__(self, patterns: Mapping[str, Number], usual: Number) -> None:

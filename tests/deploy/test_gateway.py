@@ -11,10 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from cluster_gateway import Gateway, envoy
-from cluster_run import kill
 from support import toy_predictor
-from support.gateway import ask, is_busy, until
+from support.gateway import Gateway, ask, envoy, is_busy, kill, until
 from support.server import Server
 
 from controlnet.serving import server as serving

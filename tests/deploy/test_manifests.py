@@ -11,7 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cluster_gateway import manager
+from support.gateway import manager
 from support.health import health_server
 
 from controlnet.serving.server import ROOT

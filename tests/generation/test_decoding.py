@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from random_loras import ATTENTION, random_layers, save_diffusers
+from random_loras import ATTENTION, random_layers
 from support.jobs import hint, job, pixels
+from support.loras import save_diffusers
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.decoding import NotFinite, decode

@@ -9,29 +9,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
+from random_loras import save_kohya
 from safetensors.torch import load_file, save_file
-from support.loras import saved_by_diffusers, tiny_pipeline
+from support.loras import save_diffusers, saved_by_diffusers, tiny_pipeline
 from torch import nn
 
-from controlnet.bundle import open_bundle
 from controlnet.models.lora import AdaptedBase, _check_room, _fitting, adapted, check_fit
-from controlnet.settings import Settings
 from controlnet.speedups.forms import in_fast_forms
 from controlnet.weights.lora_files import Lora, LoraError
-
-
-@pytest.fixture(scope="module")
-def base() -> dict[str, Any]:
-    return open_bundle(Settings(bundle="tiny")).base()
-
-
-@pytest.fixture(scope="module")
-def layers(base: dict[str, Any]) -> dict[str, Layers]:
-    return {
-        "unet": random_layers(base["unet"], ATTENTION + CONVOLUTIONS),
-        "text_encoder": random_layers(base["text_encoder"], TEXT),
-    }
 
 
 def lora(file: Path, scale: float = 1.0) -> Lora:

@@ -7,31 +7,24 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from random_loras import ATTENTION, CONVOLUTIONS, TEXT, Layers, random_layers, save_diffusers, save_kohya
+from random_loras import save_kohya
 from safetensors.torch import load_file, save_file
-from support.loras import apart, by_diffusers, saved_by_diffusers, tiny_pipeline, trained, weights_of
+from support.loras import (
+    apart,
+    by_diffusers,
+    save_diffusers,
+    saved_by_diffusers,
+    tiny_pipeline,
+    trained,
+    weights_of,
+)
 
-from controlnet.bundle import open_bundle
 from controlnet.models.lora import adapted
 from controlnet.models.lora_strength import header_strengths
-from controlnet.settings import Settings
 from controlnet.weights.lora_files import Lora, LoraError
 
 UNET = ["to_q", "to_k", "to_v", "to_out.0"]
 FIRST = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v"
-
-
-@pytest.fixture(scope="module")
-def base() -> dict[str, Any]:
-    return open_bundle(Settings(bundle="tiny")).base()
-
-
-@pytest.fixture(scope="module")
-def layers(base: dict[str, Any]) -> dict[str, Layers]:
-    return {
-        "unet": random_layers(base["unet"], ATTENTION + CONVOLUTIONS),
-        "text_encoder": random_layers(base["text_encoder"], TEXT),
-    }
 
 
 def lora(file: Path, scale: float = 1.0) -> Lora:

@@ -4,7 +4,6 @@ import itertools
 import random
 import time
 from functools import cache
-from string import ascii_lowercase
 from typing import Any
 
 from PIL import Image
@@ -13,6 +12,7 @@ from support.requests_to_tiny import FAST, HALF, NIGHT, OTHER, PHOTO, SQUARE, an
 from support.server import Answer, Server
 
 Inputs = dict[str, Any]
+Pair = tuple[str, str]
 FEATURES: dict[str, Inputs] = {
     "second control": {"conditioner_2": "depth", "conditioning_scale_2": 0.5},
     "third control": {"conditioner_3": "scribble", "image_3": OTHER, "control_end_3": 0.5},
@@ -44,9 +44,12 @@ RETURNED = ("several outputs", "the map returned", "jpg")
 TABLE = ROOT / "docs" / "combinations.md"
 HEAD = """# What combines with what
 
-Made by `tests/product/test_combinations.py`, which sends every pair to a server and looks at what comes back. ✓: both
-act on the picture. •: both are values of one input, so only one can be sent. A number: refused, with the words below,
-because the two contradict each other. A letter: served without the inputs below, which have no effect.
+`tests/product/test_combinations.py` sends every pair of these features to a server and looks at what comes back:
+
+{features}.
+
+Both act on the picture, but for these pairs:
+
 """
 
 
@@ -55,35 +58,29 @@ def test_every_pair_of_features_acts_or_is_ignored_or_refused(server: Server, up
     def send(*names: str) -> Answer:
         return answer(server, **{"num_inference_steps": 3} | _inputs_of(*names))
 
-    refusals: list[str] = []
-    ignored: list[str] = []
-    cells: dict[tuple[str, str], str] = {}
+    refusals, ignored, alike = dict[str, list[Pair]](), dict[str, list[Pair]](), list[Pair]()
     for first, second in itertools.combinations(FEATURES, 2):
         drawn = [name for name in (first, second) if name not in RETURNED]
         if FEATURES[first].keys() & FEATURES[second].keys():
-            cells[first, second] = "•"
+            alike.append((first, second))
         elif len(drawn) < 2 and (together := send(*drawn, *RETURNED)).status == "succeeded":
             _check_returned(together, *drawn)
             assert not drawn or differ(together.files[-2:], send(*RETURNED).files[-2:]), f"{drawn} is ignored"
-            cells[first, second] = "✓"
         elif reasons := _ignored(both := send(first, second)):
             kept = {k: v for k, v in _inputs_of(first, second).items() if k not in both.metrics["ignored"]}
             assert not differ(both.files, answer(server, **{"num_inference_steps": 3} | kept).files)
-            ignored += [reasons] if reasons not in ignored else []
-            cells[first, second] = ascii_lowercase[ignored.index(reasons)]
+            ignored.setdefault(reasons, []).append((first, second))
         elif both.status == "succeeded":
             assert differ(both.files, send(first).files), f"{second} is ignored next to {first}"
             assert differ(both.files, send(second).files), f"{first} is ignored next to {second}"
-            cells[first, second] = "✓"
         else:
-            refusals += [both.error] if both.error not in refusals else []
-            cells[first, second] = str(refusals.index(both.error) + 1)
+            refusals.setdefault(both.error, []).append((first, second))
     alone = {name: send(name) for name in FEATURES}
     assert all(one.status == "succeeded" for one in alone.values()), {name: one.error for name, one in alone.items()}
     assert not any(map(_ignored, alone.values()))
     for refusal in refusals:
         assert refusal.endswith(".") and "Traceback" not in refusal and "failed to make" not in refusal, refusal
-    table = _table(cells, refusals, ignored)
+    table = _table(refusals, ignored, alike)
     if update_table:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(table, encoding="utf-8")
@@ -108,15 +105,17 @@ def _check_returned(got: Answer, *names: str) -> None:
     assert differ(got.files[:1], got.files[-2:-1]), f"{names}: the control map is the picture"
 
 
-def _table(cells: dict[tuple[str, str], str], refusals: list[str], ignored: list[str]) -> str:
-    names = list(FEATURES)
-    rows = [["", *names[1:]], ["---"] * len(names)]
-    for i, first in enumerate(names[:-1]):
-        rows.append([first, *[""] * i, *(cells[first, second] for second in names[i + 1 :])])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", *(f"{number}. {refusal}" for number, refusal in enumerate(refusals, 1)), ""]
-    lines += [f"- {letter}: {reasons}" for letter, reasons in zip(ascii_lowercase, ignored, strict=False)]
-    return "\n".join([HEAD, *lines, ""])
+def _table(refusals: dict[str, list[Pair]], ignored: dict[str, list[Pair]], alike: list[Pair]) -> str:
+    rows = [["features", "what happens"], ["---", "---"]]
+    rows += [[_named(pairs), f"refused: {refusal}"] for refusal, pairs in refusals.items()]
+    rows += [[_named(pairs), f"served without {reasons}"] for reasons, pairs in ignored.items()]
+    rows += [[_named(alike), "not tried: both set one input"]]
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return HEAD.format(features=", ".join(FEATURES)) + "".join(lines)
+
+
+def _named(pairs: list[Pair]) -> str:
+    return "; ".join(f"{first} with {second}" for first, second in pairs)
 
 
 # ---- no trace, over all features

@@ -92,7 +92,7 @@ def test_a_cancelled_lora_leaves_nothing(server: Server) -> None:
     before, choose = png(server), random.Random(3)
     night = made(server, lora_weights=NIGHT)
     for i in range(8):
-        scale = 0.3 + 0.1 * i  # another scale is put on anew
+        scale = 0.3 + 0.1 * i  # another scale is put on again
         fast = {"go_fast": True, "num_inference_steps": 8} if i % 2 else {"num_inference_steps": 100}
         sent = {"image": PHOTO, "num_outputs": 4, "lora_weights": NIGHT, "lora_scale": scale}
         running = server.start(**FAST | sent | fast)

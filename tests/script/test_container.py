@@ -7,6 +7,8 @@ from pathlib import Path
 import container
 import pytest
 
+from controlnet.serving.api import Api
+
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -54,12 +56,14 @@ def test_a_server_that_had_to_be_killed_is_reported(tools: Path) -> None:
 
 
 def test_an_image_that_does_not_validate_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "request", lambda url, body: {"status": "failed"})
+    answers = [(200, {"status": "failed"}), (422, {"detail": []})]
+    monkeypatch.setattr(Api, "request", lambda *arguments, **options: answers.pop(0))
     with pytest.raises(container.ContainerError, match="was not refused with 422"):
-        container.check_validation("http://127.0.0.1:1")
+        container.check_validation(Api("http://127.0.0.1:1"))
+    container.check_validation(Api("http://127.0.0.1:1"))
 
-    def refuse(url: str, body: object) -> None:
-        raise container.ContainerError(f"{url} answered 422: a list of faults")
 
-    monkeypatch.setattr(container, "request", refuse)
-    container.check_validation("http://127.0.0.1:1")
+def test_a_prediction_without_a_picture_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Api, "request", lambda *arguments, **options: (200, {"status": "failed", "error": "no room"}))
+    with pytest.raises(container.ContainerError, match="no room"):
+        container.predict(Api("http://127.0.0.1:1"))

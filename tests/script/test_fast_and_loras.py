@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
-from random_loras import ATTENTION, TEXT, random_layers, save_kohya
+from random_loras import ATTENTION, random_layers, save_kohya
 from safetensors.torch import load_file
 from skimage import data
 from support.latents import latents
+from support.loras import TEXT
 
 from controlnet.bundle import open_bundle
 from controlnet.generation.generator import Generator
@@ -35,7 +36,7 @@ def ours(generator: Generator, **job) -> torch.Tensor:
 
 
 def diffusers(generator: Generator, root: Path, scheduler: type, files: dict[Path, float]) -> torch.Tensor:
-    """With LoRAs put on by diffusers, each with its scale, on networks that are loaded anew."""
+    """With LoRAs put on by diffusers, each with its scale, on networks that are loaded again."""
     parts = open_bundle(Settings(bundle="sd15"), root).base()
     parts |= {"scheduler": scheduler.from_config(parts["scheduler"].config)}
     pipeline = StableDiffusionControlNetPipeline(

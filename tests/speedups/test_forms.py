@@ -248,7 +248,7 @@ def test_a_model_is_planned_once_and_its_plan_goes_with_it(monkeypatch: pytest.M
     assert plan() is None and len(forms._plans) == others - 1
 
 
-def test_layers_are_planned_anew_for_other_kernels(models: dict[str, Any]) -> None:
+def test_layers_are_planned_again_for_other_kernels(models: dict[str, Any]) -> None:
     without = forms.plan_of(models["unet"])
     with torch_kernels():
         assert forms.plan_of(models["unet"]) is not without

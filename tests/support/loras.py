@@ -9,10 +9,15 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from random_loras import Layers
+from safetensors.torch import save_file
 
 from controlnet.bundle import open_bundle
 from controlnet.settings import Settings
 
+CONVOLUTIONS = ("conv1", "conv2", "downsamplers.0.conv", "proj_in", "time_emb_proj")
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
+"""Ends of names of layers."""
 Weights = dict[str, torch.Tensor]
 
 
@@ -68,3 +73,14 @@ def saved_by_diffusers(
             saved[f"{part}_lora_adapter_metadata"] = network.peft_config["default"].to_dict()
     pipeline.save_lora_weights(str(folder), **saved)
     return folder / "pytorch_lora_weights.safetensors"
+
+
+def save_diffusers(file: Path, layers: Mapping[str, Layers]) -> Path:
+    """Write the layers of "unet" and "text_encoder" as diffusers does."""
+    tensors = {}
+    for network, own in layers.items():
+        for name, (down, up) in own.items():
+            tensors[f"{network}.{name}.lora_A.weight"] = down
+            tensors[f"{network}.{name}.lora_B.weight"] = up
+    save_file(tensors, file)
+    return file
