@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from random_loras import save_kohya
+from random_loras import Layers, save_kohya
 from safetensors.torch import load_file, save_file
 from support.loras import save_diffusers, saved_by_diffusers, tiny_pipeline
 from torch import nn
