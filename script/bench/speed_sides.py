@@ -17,11 +17,20 @@ import cog
 import cv2
 import numpy as np
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    DDIMScheduler,
+    MultiControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
+)
 from PIL import Image
 from speed_clock import Clock
 
 from controlnet.model import Model
+from controlnet.models.lora_reader import NETWORKS
 from controlnet.models.schedulers import make_scheduler
 from controlnet.request.reading import read_request
 from controlnet.serving.files import write_pictures
@@ -129,18 +138,14 @@ class Plain:
 
     def __call__(self, case: Case, setting: Setting) -> list[Path]:
         """The request with diffusers. Returns the files of its pictures."""
-        maps = [self._map(case, setting)] * case.nets
-        one = case.nets == 1
         sampling = Sampling.of(self.model, case, setting)
         result: Any = self.pipeline(case, setting)(
             PROMPT,
             negative_prompt=NEGATIVE,
-            image=maps[0] if one else maps,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             num_images_per_prompt=case.outputs,
-            controlnet_conditioning_scale=1.0 if one else [1.0] * case.nets,
-            control_guidance_end=case.end if one else [case.end] * case.nets,
+            **self._control(case, setting),
             generator=[torch.Generator("cpu").manual_seed(SEED + i) for i in range(case.outputs)],
         )
         files = [setting.folder / f"plain_{i}.webp" for i in range(len(result.images))]
@@ -148,42 +153,54 @@ class Plain:
             picture.save(file)
         return files
 
+    def _control(self, case: Case, setting: Setting) -> dict[str, Any]:
+        """The arguments that say what acts: those of a union, which takes all maps in one call, or of nets."""
+        maps, scales = [self._map(case, setting)] * case.nets, [1.0] * case.nets
+        types = [self.model.bundle.conditioners[name].type for name in setting.conditioners[: case.nets]]
+        if None not in types:
+            end = {"control_guidance_end": case.end}
+            return {"control_image": maps, "control_mode": types, "controlnet_conditioning_scale": scales} | end
+        if case.nets == 1:
+            return {"image": maps[0], "controlnet_conditioning_scale": 1.0, "control_guidance_end": case.end}
+        ends = [case.end] * case.nets
+        return {"image": maps, "controlnet_conditioning_scale": scales, "control_guidance_end": ends}
+
     def pipeline(self, case: Case, setting: Setting) -> Any:
         nets = self.nets(setting.conditioners[: case.nets])
         parts: dict[str, Any] = {**self.model.generator.base, **(self.fast_networks if case.fast else {})}
         parts["scheduler"] = make_scheduler(Sampling.of(self.model, case, setting).scheduler, parts["scheduler"].config)
         parts["unet"], parts["vae"] = self._own(parts["unet"], self.compiled), self._own(parts["vae"])
         chosen: Any = [self._own(net, self.compiled) for net in nets]
-        return self._pipeline(parts, chosen[0] if case.nets == 1 else MultiControlNetModel(chosen))
+        return self._pipeline(parts, chosen[0] if len(chosen) == 1 else MultiControlNetModel(chosen))
 
-    def nets(self, names: Sequence[str]) -> list[ControlNetModel]:
-        """The ControlNets of a request."""
-        return self.model.generator.controlnets.prepare(names)
+    def nets(self, conditioners: Sequence[str]) -> list[Any]:
+        """The ControlNets of a request, each once."""
+        entries = [self.model.bundle.conditioners[name] for name in conditioners]
+        return self.model.generator.controlnets.prepare(list(dict.fromkeys(entry.net for entry in entries)))
 
     @cached_property
     def fast_networks(self) -> dict[str, Any]:
-        """Copies of UNet and text encoder with the bundle's LoRA for few steps, as diffusers puts it on.
+        """Copies of UNet and text encoders with the bundle's LoRA for few steps, as diffusers puts it on.
 
         It is fused into the weights, so that a step takes no longer than without it.
         """
         fast: Any = self.model.bundle.fast
         (file,) = self.model.bundle.files(fast.part)
-        changed = {name: copy.deepcopy(self.model.generator.base[name]) for name in ("unet", "text_encoder")}
-        pipeline = self._pipeline({**self.model.generator.base, **changed}, self.nets(["canny"])[0])
+        base = self.model.generator.base
+        changed = {name: copy.deepcopy(base[name]) for name in NETWORKS if name in base}
+        pipeline = self._pipeline({**base, **changed}, self.nets(["canny"])[0])
         pipeline.load_lora_weights(file.parent, weight_name=file.name)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
         return changed
 
-    @staticmethod
-    def _pipeline(parts: dict[str, Any], controlnet: Any) -> Any:
-        return StableDiffusionControlNetPipeline(
-            **parts,
-            controlnet=controlnet,
-            safety_checker=None,  # type: ignore[arg-type]
-            feature_extractor=None,  # type: ignore[arg-type]
-            requires_safety_checker=False,
-        )
+    def _pipeline(self, parts: dict[str, Any], controlnet: Any) -> Any:
+        kind: Any = {
+            ("sd15", ControlNetModel): StableDiffusionControlNetPipeline,
+            ("sdxl", ControlNetModel): StableDiffusionXLControlNetPipeline,
+            ("sdxl", ControlNetUnionModel): StableDiffusionXLControlNetUnionPipeline,
+        }[self.model.bundle.manifest.family, type(self.nets(["canny"])[0])]
+        return kind(**parts, controlnet=controlnet, **self.model.bundle.family.without)
 
     def _own(self, network: Any, compiled: bool = False) -> Any:
         """The network as a user of diffusers has it. Our requests give the network itself other forward methods.
