@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from diffusers import (
     StableDiffusionXLControlNetUnionPipeline,
 )
 from PIL import Image
-from random_loras import ATTENTION, TEXT, random_layers
+from random_loras import ATTENTION, random_layers
 from safetensors.torch import save_file
 from support import small_sdxl
 from support.jobs import hint, pixels
 from support.latents import latents
+from support.loras import TEXT
 from support.recorded_graphs import open_recorded, recorded_graphs
 
 from controlnet import speedups
@@ -34,6 +36,8 @@ from controlnet.models.loading import WeightsMismatch
 from controlnet.models.schedulers import SCHEDULERS, make_scheduler
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.settings import Settings
+from controlnet.speedups import forms
+from controlnet.speedups.replaced import FORMS
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import Manifest
 
@@ -122,6 +126,18 @@ def test_each_conditioner_equals_the_union_pipeline(generator: Generator, plain:
     assert torch.equal(latents(plain, asked)[0], expected)
     assert far(latents(generator, asked)[0], expected) < EXACT
     assert far(of_union(generator, asked, 0.0), expected) > 1e-2, "the comparison is empty: control changes nothing"
+
+
+@pytest.mark.parametrize("own", FORMS, ids=lambda own: own.__name__)
+def test_each_form_of_a_layer_alone_equals_diffusers(
+    generator: Generator, plain: Generator, own: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = job(control("canny", scale=0.6), control(small_sdxl.SINGLE, 2))
+    monkeypatch.setattr(forms, "_plans", weakref.WeakKeyDictionary())  # those of all forms come back afterwards
+    monkeypatch.setattr(forms, "FORMS", {own: FORMS[own]})
+    models = [generator.base["unet"], *generator.controlnets.values()]
+    assert own.__name__ == "Upsample2D" or any(type(layer) is own for model in models for layer in model.modules())
+    assert far(latents(generator, asked)[0], latents(plain, asked)[0]) < EXACT
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
