@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_rossjillian(root: Path) -> None:
             and "inference" not in refused.error
         )
         assert server.run(**sent | {"structure": "lineart"}).http_status == 422
-        ignored = server.run(**sent | {"scheduler": "KLMS", "eta": 0.5, "low_threshold": 50})
+        ignored = server.run(**sent | {"scheduler": "KLMS", "low_threshold": 50}, eta=0.5)
         assert ignored.metrics["ignored"] == ["eta", "low_threshold"]
 
 
@@ -74,7 +75,13 @@ def test_jagilley_normal_says_what_has_no_effect(root: Path) -> None:
 
 def test_fofr(root: Path) -> None:
     with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "fofr-sdxl") as server:
-        sent = {"prompt": FAST["prompt"], "width": 96, "height": 64, "num_inference_steps": 2, "seed": 0}
+        sent: dict[str, Any] = {
+            "prompt": FAST["prompt"],
+            "width": 96,
+            "height": 64,
+            "num_inference_steps": 2,
+            "seed": 0,
+        }
         free = server.run(**sent)
         assert free.status == "succeeded" and free.endings == [".png"], free.error
         assert free.metrics["ignored"] == [] and opened(free.files)[0].shape == (64, 96, 3)
@@ -99,7 +106,7 @@ def test_fofr(root: Path) -> None:
         assert server.run(**sent, prompt_strength=0.5).metrics["ignored"] == ["prompt_strength"]
 
         small = url(Image.new("RGB", (4, 4)))
-        refused = {
+        refused: dict[str, dict[str, Any]] = {
             "controlnet_1_image: The image is too small": first | {"controlnet_1_image": small},
             "image: The image is too small": first | {"image": small},
             "controlnet_1_start must be below controlnet_1_end": first | {"controlnet_1_start": 1.0},
@@ -115,7 +122,7 @@ def test_fofr(root: Path) -> None:
 
 def test_lucataco(root: Path) -> None:
     with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "lucataco") as server:
-        sent = {"image": PHOTO, "prompt": FAST["prompt"], "num_inference_steps": 2}
+        sent: dict[str, Any] = {"image": PHOTO, "prompt": FAST["prompt"], "num_inference_steps": 2}
         got = server.run(**sent, seed=1)
         assert got.status == "succeeded" and got.endings == [".png"], got.error
         assert isinstance(got.body["output"], str), "one file, no list, as there"
@@ -124,4 +131,5 @@ def test_lucataco(root: Path) -> None:
         assert server.run(**sent, seed=1).files == got.files
         drawn = {server.run(**sent, seed=0).metrics["seed"] for _ in range(2)}
         assert len(drawn) == 2, "0 draws a seed"
-        assert server.run(**sent | {"num_inference_steps": 500}).error.startswith("num_inference_steps: expected")
+        sent["num_inference_steps"] = 500
+        assert server.run(**sent).error.startswith("num_inference_steps: expected")

@@ -82,8 +82,9 @@ def test_every_choice_has_a_conditioner(choice: str) -> None:
 
 def test_controls_keep_their_order_and_their_names() -> None:
     of_second = {"controlnet_2_conditioning_scale": 1.5, "controlnet_2_start": 0.25, "controlnet_2_end": 0.75}
-    second, third = {"controlnet_2": "openpose"} | of_second, {"controlnet_3": "depth_midas"}
-    named = asked(**second, **third, controlnet_2_image=PICTURE, controlnet_3_image=cog.Path("other.png"))
+    third: dict[str, Any] = {"controlnet_3": "depth_midas", "controlnet_3_image": cog.Path("other.png")}
+    sent: dict[str, Any] = {"controlnet_2": "openpose", "controlnet_2_image": PICTURE} | of_second | third
+    named = asked(**sent)
     first, other = read(named).controls
     assert (first.conditioner, first.image, first.scale, first.start, first.end) == (
         *("openpose", PICTURE),
@@ -107,7 +108,13 @@ def test_controls_keep_their_order_and_their_names() -> None:
 
 
 def test_image_is_the_initial_picture() -> None:
-    sent = {"image": PICTURE, "prompt_strength": 0.5, "scheduler": "KarrasDPM", "seed": 0, "num_outputs": 3}
+    sent: dict[str, Any] = {
+        "image": PICTURE,
+        "prompt_strength": 0.5,
+        "scheduler": "KarrasDPM",
+        "seed": 0,
+        "num_outputs": 3,
+    }
     request = read(asked(**sent, mask=cog.Path("mask.png"), disable_safety_checker=True))
     assert (request.init_image, request.mask, request.prompt_strength) == (PICTURE, cog.Path("mask.png"), 0.5)
     assert (request.scheduler, request.seed, request.num_outputs) == ("DPMSolverMultistepKarras", 0, 3)
@@ -143,7 +150,7 @@ def test_what_is_missing_or_beyond_our_bounds_is_refused() -> None:
         asked(controlnet_2="lineart", controlnet_1="openpose", controlnet_1_image=PICTURE)
     with pytest.raises(RequestError, match=r"^controlnet_1 illusion needs the ControlNet QR Code Monster"):
         asked(controlnet_1="illusion", controlnet_1_image=PICTURE)
-    beyond = {"num_inference_steps": 500, "guidance_scale": 50.0, "width": 4096, "seed": -1}
+    beyond: dict[str, Any] = {"num_inference_steps": 500, "guidance_scale": 50.0, "width": 4096, "seed": -1}
     beyond |= {"controlnet_1": "openpose", "controlnet_1_image": PICTURE, "controlnet_1_conditioning_scale": 4.0}
     with pytest.raises(InputError) as refused:
         read(asked(**beyond))
@@ -188,7 +195,7 @@ def test_few_steps_are_those_of_the_bundle(predict: Predict, guidance: float) ->
 @pytest.mark.parametrize("predict", [fofr.Sdxl.predict, fofr.Lcm.predict, fofr.Lightning.predict])
 def test_every_input_acts_or_is_said_to_have_no_effect(predict: Predict) -> None:
     inputs = check_inputs(predict, {})
-    chosen = {f"controlnet_{number}": "openpose" for number in (1, 2)}
+    chosen: dict[str, Any] = {f"controlnet_{number}": "openpose" for number in (1, 2)}
     chosen |= {f"{name}_image": PICTURE for name in chosen}
     acting = {theirs for theirs, _ in asked(predict, image=PICTURE, **chosen).values()}
     unused = without_effect(predict, image=PICTURE, **chosen).keys()
