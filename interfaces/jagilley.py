@@ -184,7 +184,13 @@ class Pose(BasePredictor):
     """
 
     def setup(self) -> None:
-        self.adapter = Jagilley(self.record_metric, "openpose", detect_resolution="detect_resolution")
+        self.adapter = Jagilley(
+            self.record_metric,
+            "openpose",
+            detect_resolution="detect_resolution",
+            low_threshold="low_threshold",
+            high_threshold="high_threshold",
+        )
 
     def predict(
         self,

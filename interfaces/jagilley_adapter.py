@@ -41,7 +41,13 @@ class Jagilley(Adapter):
                 "output_format": (None, "png"),
             }
 
-        return self.answer(predict, values, named, _with_their_map)
+        return self.answer(
+            predict,
+            values,
+            named,
+            _with_their_map,
+            without_effect=lambda inputs: {"bg_threshold": "normals are not found from depth"},
+        )
 
 
 def _with_their_map(answer: Answer, request: Request) -> Answer:

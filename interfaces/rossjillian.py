@@ -63,9 +63,8 @@ class Predictor(BasePredictor):
 
 def _named(inputs: dict) -> Named:
     structure = inputs["structure"]
-    thresholds = ("low_threshold", "high_threshold") if structure == "canny" else ()
     return (
-        {name: (name, inputs[name]) for name in ("image", "prompt", *thresholds)}
+        {name: (name, inputs[name]) for name in ("image", "prompt", "low_threshold", "high_threshold")}
         | {
             "conditioner": ("structure", CONDITIONERS.get(structure, structure)),
             "resolution": ("image_resolution", inputs["image_resolution"]),

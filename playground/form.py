@@ -29,16 +29,22 @@ class Group:
 GROUPS = (
     Group(FIRST, ("prompt", "image", "input_image", "conditioner", "structure"), shapes_map=True),
     Group("Map", ("preprocess", "detect_resolution", "pose_parts", "pose_json"), shapes_map=True),
-    Group("How strongly", ("conditioning_scale", "control_start", "control_end", "control_mode", "control_mask")),
+    Group(
+        "How strongly",
+        ("conditioning_scale", "condition_scale", "control_start", "control_end", "control_mode", "control_mask"),
+    ),
     Group(
         "Painting",
         ("negative_prompt", "n_prompt", "a_prompt", "seed", "num_outputs", "num_samples", "go_fast", "guidance_scale")
         + ("num_inference_steps", "steps", "ddim_steps", "scale", "scheduler", "eta", "clip_skip"),
     ),
-    Group("Size", ("resolution", "image_resolution", "width", "height", "resize_mode"), shapes_map=True),
+    Group(
+        "Size", ("resolution", "image_resolution", "width", "height", "resize_mode", "sizing_strategy"), shapes_map=True
+    ),
     Group("Part of a picture", ("init_image", "prompt_strength", "mask", "mask_*", "outpaint_*"), shapes_map=True),
-    Group("Second control", tuple(f"{name}_2" for name in OF_A_CONTROL), shapes_map=True),
-    Group("Third control", tuple(f"{name}_3" for name in OF_A_CONTROL), shapes_map=True),
+    Group("First control", ("controlnet_1*",), shapes_map=True),
+    Group("Second control", (*(f"{name}_2" for name in OF_A_CONTROL), "controlnet_2*"), shapes_map=True),
+    Group("Third control", (*(f"{name}_3" for name in OF_A_CONTROL), "controlnet_3*"), shapes_map=True),
     Group("LoRA", ("lora_*",)),
     Group("Reference", ("reference_*",)),
     Group("Larger", ("upscale*",)),
@@ -140,9 +146,8 @@ class Form:
 
     def shown(self, field: Field, values: Mapping[str, Any]) -> bool:
         """Whether a field is of use with the conditioners that `values` choose."""
-        further = re.search(r"_\d$", field.name)
-        if further and not field.name.startswith(CONDITIONERS) and field.group.title.endswith("control"):
-            return values.get(f"conditioner{further[0]}") not in (None, "none")
+        if field.group.title.endswith("control") and (chooser := _chooser(field.name)):
+            return values.get(chooser) not in (None, "none")
         return not field.conditioners or bool(field.conditioners & self.chosen(values))
 
     def chosen(self, values: Mapping[str, Any]) -> set[str]:
@@ -185,6 +190,14 @@ class Form:
         """The name of the picture over which `mask` is painted. None if none of them is there."""
         candidates = MASK_OF.get(mask, ("init_image", "image"))
         return next((name for name in candidates if name in pictures), None)
+
+
+def _chooser(name: str) -> str | None:
+    """The input that chooses what the control of the input `name` takes. None if it is the one itself."""
+    if theirs := re.match(r"(controlnet_\d)_", name):
+        return theirs[1]
+    further = re.search(r"_\d$", name)
+    return f"conditioner{further[0]}" if further and not name.startswith((*CONDITIONERS, "controlnet")) else None
 
 
 def _field(name: str, schema: Json, schemas: Json, required: Iterable[str]) -> Field:

@@ -15,7 +15,7 @@ from support.requests import FakeBundle, asked
 from controlnet.pictures.images import ImageError, open_image
 from controlnet.request.combinations import RequestError, check_combinations
 from controlnet.serving.schema import openapi_schema
-from controlnet.serving.server import ROOT
+from controlnet.serving.server import ROOT, interfaces_in
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").iterdir())
 SCHEMAS = openapi_schema((ROOT / "predict.py").read_text())["components"]["schemas"]
@@ -196,4 +196,4 @@ def test_push_with_the_interface_of_another_model(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("cog-*.yaml"))
     wrong = pushed(tmp_path, "--interface", "jagilley")
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith("There is no interface 'jagilley'. There are: jagilley-canny jagilley-depth2img")
+    assert wrong.stderr == f"There is no interface 'jagilley'. There are: {' '.join(interfaces_in(ROOT))}\n"

@@ -26,6 +26,8 @@ TYPES: dict[str, Json] = {
     "bool": {"type": "boolean"},
     "Path": {"type": "string", "format": "uri"},
 }
+OUTPUTS: dict[str, Json] = {"list[Path]": {"type": "array", "items": TYPES["Path"]}, "Path": TYPES["Path"]}
+"""What predict() may return."""
 KEYWORDS = {
     "default": "default",
     "description": "description",
@@ -132,9 +134,10 @@ class _Reader:
             self.subject = f"input {argument.arg!r}"
             properties[argument.arg] = {"x-order": order} | self._input(argument, default, enums)
         self.subject = "the return type of predict()"
-        if function.returns is None or self.text(function.returns) != "list[Path]":
-            self.refuse(function, "expected list[Path]")
-        return properties, enums, {"title": "Output", "type": "array", "items": TYPES["Path"]}
+        returned = function.returns and self.text(function.returns)
+        if returned not in OUTPUTS:
+            self.refuse(function, f"expected {' or '.join(OUTPUTS)}")
+        return properties, enums, {"title": "Output"} | OUTPUTS[returned]
 
     def _predict_method(self, class_name: str) -> ast.FunctionDef:
         """The one method that Cog runs. It takes the first class, prefers run() to predict(), and looks at bases."""

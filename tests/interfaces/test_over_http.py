@@ -2,12 +2,13 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import ROOT
-from support.requests_to_tiny import FAST, PHOTO, url
+from support.requests_to_tiny import FAST, HALF, OTHER, PHOTO, url
 from support.server import Server
 
 SMALL = {"image_resolution": "256", "ddim_steps": 2, "prompt": FAST["prompt"], "seed": 1}
@@ -45,8 +46,8 @@ def test_rossjillian(root: Path) -> None:
             and "inference" not in refused.error
         )
         assert server.run(**sent | {"structure": "lineart"}).http_status == 422
-        ignored = server.run(**sent | {"scheduler": "KLMS", "eta": 0.5})
-        assert ignored.metrics["ignored"] == ["eta"]
+        ignored = server.run(**sent | {"scheduler": "KLMS", "low_threshold": 50}, eta=0.5)
+        assert ignored.metrics["ignored"] == ["eta", "low_threshold"]
 
 
 def test_jagilley_canny(root: Path) -> None:
@@ -65,3 +66,70 @@ def test_jagilley_hed_takes_input_image(root: Path) -> None:
         assert len(server.run(**SMALL, input_image=PHOTO).files) == 2
         too_small = server.run(**SMALL, input_image=url(Image.new("RGB", (4, 4))))
         assert too_small.status == "failed" and too_small.error.startswith("The image is too small: expected at least")
+
+
+def test_jagilley_normal_says_what_has_no_effect(root: Path) -> None:
+    with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "jagilley-normal") as server:
+        assert server.run(**SMALL, image=PHOTO, bg_threshold=0.4).metrics["ignored"] == ["bg_threshold"]
+
+
+def test_fofr(root: Path) -> None:
+    with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "fofr-sdxl") as server:
+        sent: dict[str, Any] = {
+            "prompt": FAST["prompt"],
+            "width": 96,
+            "height": 64,
+            "num_inference_steps": 2,
+            "seed": 0,
+        }
+        free = server.run(**sent)
+        assert free.status == "succeeded" and free.endings == [".png"], free.error
+        assert free.metrics["ignored"] == [] and opened(free.files)[0].shape == (64, 96, 3)
+        first = {"controlnet_1": "depth_leres", "controlnet_1_image": PHOTO}
+        both = first | {"controlnet_3": "edge_canny", "controlnet_3_image": OTHER}
+        got = server.run(**sent, **both, num_outputs=2)
+        assert got.endings == [".png"] * 4, got.error
+        depth, canny, *pictures = opened(got.files)
+        assert set(np.unique(canny)) == {0, 255} and len(np.unique(depth)) > 2, "the maps come first, in their order"
+        assert len({picture.tobytes() for picture in pictures}) == 2
+        assert "controlnet_1: depth_leres is drawn by the bundle's annotator of depth" in got.logs
+        weak = server.run(**sent, **first, controlnet_1_conditioning_scale=0)
+        assert np.array_equal(opened(weak.files)[1], opened(free.files)[0]), "no control is one that does nothing"
+        assert not np.array_equal(opened(free.files)[0], pictures[0])
+
+        begun = server.run(**sent, image=PHOTO, mask=HALF, refine="base_image_refiner", controlnet_2_end=0.5)
+        assert len(begun.files) == 1, begun.error
+        assert begun.metrics["ignored"] == ["refine", "controlnet_2_end"]
+        left = opened(begun.files)[0][:, 60:].astype(int)  # beyond the feathered edge of HALF, which repaints the left
+        whole = opened(server.run(**sent, image=PHOTO, mask=HALF, prompt_strength=0.5).files)[0][:, 60:].astype(int)
+        assert np.array_equal(left, whole), "outside of the mask it is the picture that was sent"
+        assert server.run(**sent, prompt_strength=0.5).metrics["ignored"] == ["prompt_strength"]
+
+        small = url(Image.new("RGB", (4, 4)))
+        refused: dict[str, dict[str, Any]] = {
+            "controlnet_1_image: The image is too small": first | {"controlnet_1_image": small},
+            "image: The image is too small": first | {"image": small},
+            "controlnet_1_start must be below controlnet_1_end": first | {"controlnet_1_start": 1.0},
+            "controlnet_1_conditioning_scale: expected a number": first | {"controlnet_1_conditioning_scale": 3},
+            "The bundle in use has no lineart_anime": first | {"controlnet_1": "lineart_anime"},
+            "controlnet_1 illusion needs": first | {"controlnet_1": "illusion"},
+            "lora_weights: expected a URL": {"lora_weights": "https://replicate.delivery/pbxt/a/trained_model.tar"},
+        }
+        for sentence, wrong in refused.items():
+            assert server.run(**sent | wrong).error.startswith(sentence), sentence
+        assert server.run(**sent).files == free.files, "the same request gives the same bytes, whatever came before"
+
+
+def test_lucataco(root: Path) -> None:
+    with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "lucataco") as server:
+        sent: dict[str, Any] = {"image": PHOTO, "prompt": FAST["prompt"], "num_inference_steps": 2}
+        got = server.run(**sent, seed=1)
+        assert got.status == "succeeded" and got.endings == [".png"], got.error
+        assert isinstance(got.body["output"], str), "one file, no list, as there"
+        height, width, _ = opened(got.files)[0].shape
+        assert (width, height) == (160, 104), "as many pixels as the bundle's size has, in the shape of the picture"
+        assert server.run(**sent, seed=1).files == got.files
+        drawn = {server.run(**sent, seed=0).metrics["seed"] for _ in range(2)}
+        assert len(drawn) == 2, "0 draws a seed"
+        sent["num_inference_steps"] = 500
+        assert server.run(**sent).error.startswith("num_inference_steps: expected")

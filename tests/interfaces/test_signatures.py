@@ -1,6 +1,7 @@
 """Each interface has the inputs of the original: names, types, choices, defaults and bounds.
 
-The originals are those of docs/moving.md: rossjillian's published schema, and jagilley's public code and clients.
+The originals are those of docs/moving.md: rossjillian's published schema, jagilley's public code and clients, and the
+public code of fofr and lucataco.
 """
 
 from typing import Any
@@ -84,7 +85,64 @@ ROSSJILLIAN: Fields = {
     **THRESHOLDS,
     "return_reference_image": {"type": "boolean", "default": False},
 }
+
+
+def fofr(
+    prompt: str, negative: str = "", side: int = 768, steps: int = 30, guidance: float = 7.5, lora: bool = True
+) -> Fields:
+    share, picture = {"type": "number", "minimum": 0, "maximum": 1}, PICTURE | {"nullable": True}
+    kinds = ["edge_canny", "illusion", "depth_leres", "depth_midas", "soft_edge_pidi", "soft_edge_hed"]
+    kinds = ["none", *kinds, "lineart", "lineart_anime", "openpose"]
+    sizes = ["width_height", "input_image"] + [f"controlnet_{number}_image" for number in (1, 2, 3)] + ["mask_image"]
+    samplers = ["DDIM", "DPMSolverMultistep", "HeunDiscrete", "KarrasDPM", "K_EULER_ANCESTRAL", "K_EULER", "PNDM"]
+    own = {"lora_scale": share | {"default": 0.6}, "lora_weights": text() | {"nullable": True}} if lora else {}
+    fields: Fields = {
+        "prompt": text(prompt),
+        "negative_prompt": text(negative),
+        "image": picture,
+        "mask": picture,
+        "width": {"type": "integer", "default": side},
+        "height": {"type": "integer", "default": side},
+        "sizing_strategy": text("width_height", sizes),
+        "num_outputs": {"type": "integer", "default": 1, "minimum": 1, "maximum": 4},
+        "scheduler": text("K_EULER", samplers),
+        "num_inference_steps": {"type": "integer", "default": steps, "minimum": 1, "maximum": 500},
+        "guidance_scale": {"type": "number", "default": guidance, "minimum": min(1, int(guidance)), "maximum": 50},
+        "prompt_strength": share | {"default": 0.8},
+        "seed": SEED,
+        "refine": text("no_refiner", ["no_refiner", "base_image_refiner"]),
+        "refine_steps": SEED,
+        "apply_watermark": {"type": "boolean", "default": True},
+        **own,
+        "disable_safety_checker": {"type": "boolean", "default": False},
+    }
+    for name in (f"controlnet_{number}" for number in (1, 2, 3)):
+        fields |= {
+            name: text("none", kinds),
+            f"{name}_image": picture,
+            f"{name}_conditioning_scale": {"type": "number", "default": 0.75, "minimum": 0, "maximum": 4},
+            f"{name}_start": share | {"default": 0},
+            f"{name}_end": share | {"default": 1},
+        }
+    return fields
+
+
+LUCATACO: Fields = {
+    "image": PICTURE,
+    "prompt": text("aerial view, a futuristic research complex in a bright foggy jungle, hard lighting"),
+    "negative_prompt": text("low quality, bad quality, sketches"),
+    "num_inference_steps": {"type": "integer", "default": 50, "minimum": 1, "maximum": 500},
+    "condition_scale": {"type": "number", "default": 0.5, "minimum": 0, "maximum": 1},
+    "seed": {"type": "integer", "default": 0},
+}
+RIDER = "An astronaut riding a rainbow unicorn"
 ORIGINALS = {
+    "fofr-sdxl": fofr(RIDER),
+    "fofr-lcm": fofr(RIDER, steps=4, guidance=1.1),
+    "fofr-lightning": fofr(
+        "A monkey making latte art", "worst quality, low quality", side=1024, steps=4, guidance=0, lora=False
+    ),
+    "lucataco": LUCATACO,
     "rossjillian": ROSSJILLIAN,
     "jagilley-canny": jagilley(THRESHOLDS),
     "jagilley-hed": jagilley(DETECT, picture="input_image"),
@@ -114,6 +172,7 @@ def test_the_inputs_are_those_of_the_original(name: str) -> None:
             properties.pop(ours, None)
         fields[field] = properties
     assert fields == ORIGINALS[name]
-    required = {field for field, properties in ORIGINALS[name].items() if "default" not in properties} - {"seed"}
-    assert set(schemas["Input"]["required"]) == required
-    assert schemas["Output"] == {"items": PICTURE, "title": "Output", "type": "array"}
+    required = {field for field, properties in ORIGINALS[name].items() if not {"default", "nullable"} & {*properties}}
+    assert set(schemas["Input"].get("required", ())) == required
+    output = PICTURE if name == "lucataco" else {"items": PICTURE, "type": "array"}
+    assert schemas["Output"] == output | {"title": "Output"}

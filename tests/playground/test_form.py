@@ -52,6 +52,17 @@ def test_knobs_are_shown_for_the_chosen_conditioners_alone() -> None:
     assert theirs.shown(theirs.fields["low_threshold"], {"structure": "canny"})
 
 
+def test_inputs_of_a_control_are_shown_when_it_is_chosen() -> None:
+    theirs = form("interfaces/fofr.py:Sdxl")
+    groups = {group.title: [field.name for field in members] for group, members in theirs.groups().items()}
+    assert [groups[f"{title} control"][0] for title in ("First", "Second", "Third")] == [
+        f"controlnet_{number}" for number in (1, 2, 3)
+    ]
+    shown = {name for name, field in theirs.fields.items() if theirs.shown(field, {"controlnet_2": "openpose"})}
+    assert {"controlnet_1", "controlnet_2", "controlnet_2_image", "controlnet_2_start", "controlnet_3"} <= shown
+    assert shown.isdisjoint({"controlnet_1_image", "controlnet_3_end"})
+
+
 def test_only_what_differs_from_its_default_is_sent() -> None:
     values = {"prompt": "a house", "image": "data:x", "conditioner": "canny", "num_outputs": 1, "seed": 0}
     values |= {"tile_factor": 2.0, "mask_feather": 0, "negative_prompt": "", "image_2": "data:y", "eta": None}

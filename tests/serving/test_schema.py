@@ -55,6 +55,10 @@ def test_schema_of_a_small_predictor() -> None:
     }
 
 
+def test_one_file_is_no_list() -> None:
+    assert schemas("x: int = 1", "Path")["Output"] == {"format": "uri", "title": "Output", "type": "string"}
+
+
 def test_schema_has_the_fixed_paths_and_components() -> None:
     document = openapi_schema(source("x: int = 1"))
 

@@ -65,8 +65,8 @@ def test_an_input_that_cog_does_not_resolve_is_refused(declaration: str, problem
         ("x", "list[Path]", "input 'x': expected str, int, float, bool, Path or Optional of one of these, got no type"),
         ("*, x: str", "list[Path]", "expected plain parameters, without *, ** or /"),
         ("**options", "list[Path]", "expected plain parameters, without *, ** or /"),
-        ("x: str", "", "the return type of predict(): expected list[Path]"),
-        ("x: str", "Path", "the return type of predict(): expected list[Path]"),
+        ("x: str", "", "the return type of predict(): expected list[Path] or Path"),
+        ("x: str", "list[str]", "the return type of predict(): expected list[Path] or Path"),
     ],
 )
 def test_a_signature_that_cog_does_not_accept_is_refused(parameters: str, returns: str, problem: str) -> None:
