@@ -194,7 +194,7 @@ def _new_models(
             say(f"{part}: left out, because {base.name} has another kind of it.")
             used.update(own)
         elif part == "vae" and len(parts) > 1 and _keeps_vae(base) and not wanted.vae:
-            say(f"vae: that of {base.name} is kept, because this one may overflow in half precision (--vae own takes it).")
+            say(f"vae: that of {base.name} is kept, because the file's may overflow in half precision (--vae).")
             used.update(own)
         else:
             model = read_model(file, contents, part, config, base.name)
@@ -278,7 +278,9 @@ def main(arguments: list[str] | None = None, root: Path = WEIGHTS) -> int:
     said = "what the UNet predicts; left out, what the file says, or else the base's"
     parser.add_argument("--prediction-type", choices=PREDICTION_TYPES, help=said)
     parser.add_argument(
-        "--zero-snr", action=BooleanOptionalAction, help="whether it was trained to zero SNR; left out, what the file says"
+        "--zero-snr",
+        action=BooleanOptionalAction,
+        help="whether it was trained to zero SNR; left out, what the file says",
     )
     parser.add_argument("--vae", choices=VAES, help="take an SDXL file's VAE, or say that it was made for float16")
     parser.add_argument("--clip-skip", type=int, metavar="N", help="default of the input clip_skip, often 2 for anime")

@@ -283,7 +283,10 @@ def control_net(channels: int = 3, width: int = 16) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        (unet(4, 1024), "is a checkpoint of Stable Diffusion 2: expected a checkpoint of Stable Diffusion 1.5 or XL, a VAE"),
+        (
+            unet(4, 1024),
+            "is a checkpoint of Stable Diffusion 2: expected a checkpoint of Stable Diffusion 1.5 or XL, a VAE",
+        ),
         (unet(9, 1024), "is a checkpoint of Stable Diffusion 2 (inpainting): "),
         (unet(4, 2048), "is a checkpoint of Stable Diffusion XL, and sd15 is Stable Diffusion 1: leave --base out, or"),
         (unet(4, 1280), "is a checkpoint of the refiner of Stable Diffusion XL: "),

@@ -65,7 +65,9 @@ def checkpoint(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(checkpoint: Path, file: Path, *left_out: str, **more: torch.Tensor) -> Path:
     """The file without what begins with `left_out`, and with more tensors."""
-    tensors = {name: tensor for name, tensor in load_file(checkpoint).items() if not name.startswith(left_out or ("-",))}
+    tensors = {
+        name: tensor for name, tensor in load_file(checkpoint).items() if not name.startswith(left_out or ("-",))
+    }
     save_file(tensors | more, file)
     return file
 
@@ -86,9 +88,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 def test_a_checkpoint_becomes_a_bundle_on_sdxl(root: Path, models: Path, checkpoint: Path) -> None:
     lines: list[str] = []
     import_checkpoint(checkpoint, Wanted("realistic"), root, lines.append)
-    assert lines[0] == (
-        "vae: that of sdxl is kept, because this one may overflow in half precision (--vae own takes it)."
-    )
+    assert lines[0] == "vae: that of sdxl is kept, because the file's may overflow in half precision (--vae)."
     assert not any(line.startswith(("Not used", "scheduler")) for line in lines)
     bundle = opened(root)
     assert bundle.manifest.base and bundle.manifest.base.name == "sdxl" and bundle.defaults.clip_skip == 2
@@ -108,7 +108,9 @@ def test_a_checkpoint_becomes_a_bundle_on_sdxl(root: Path, models: Path, checkpo
 
 def test_parts_that_the_file_lacks_are_the_bases(root: Path, models: Path, checkpoint: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    import_checkpoint(single_file(models, tmp_path / "unet.safetensors", "unet"), Wanted("realistic"), root, lines.append)
+    import_checkpoint(
+        single_file(models, tmp_path / "unet.safetensors", "unet"), Wanted("realistic"), root, lines.append
+    )
     assert imported(root) == ["unet"]
     assert [line for line in lines if line.startswith("text_encoder_2")] == [
         "text_encoder_2: not in the file, so that of sdxl is used."
@@ -120,7 +122,9 @@ def test_parts_that_the_file_lacks_are_the_bases(root: Path, models: Path, check
     assert "text_encoder_2: the same as that of sdxl, so it is shared." in lines
     assert "Not used: 1 tensors, such as conditioner.embedders.1.model.stray." in lines
     cut = changed(checkpoint, tmp_path / "cut.safetensors", "conditioner.embedders.1.model.text_projection")
-    with pytest.raises(CheckpointError, match=r"lacks 1 of the \d+ tensors of the text_encoder_2 of sdxl, such as text_p"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 of the \d+ tensors of the text_encoder_2 of sdxl, such as text_p"
+    ):
         import_checkpoint(cut, Wanted("realistic", replace=True), root)
 
 
@@ -199,7 +203,9 @@ def test_a_bundle_with_zero_snr_begins_with_noise_alone_and_refuses_other_sample
     text = (root / "realistic.toml").read_text()
     for table in ("defaults", "fast"):
         (root / "realistic.toml").write_text(text.replace("[made]", f'[{table}]\nscheduler = "PNDM"\n\n[made]'))
-        words = rf"^scheduler: its noise schedule is not one for PNDM of \[{table}\]: in the manifest, name one of DDIM, "
+        words = (
+            rf"^scheduler: its noise schedule is not one for PNDM of \[{table}\]: in the manifest, name one of DDIM, "
+        )
         with pytest.raises(WeightsMismatch, match=words):
             opened(root).base()
 
@@ -218,7 +224,7 @@ def test_what_the_file_is_chooses_the_base(root: Path, models: Path, checkpoint:
     part = Manifest.read(WEIGHTS / "sd15.toml", {}).part("unet")
     write_part(part, tmp_path / "old", SMALL, seed=1)
     old = single_file(tmp_path / "old", tmp_path / "old.safetensors", "unet")
-    with pytest.raises(CheckpointError, match="of Stable Diffusion 1, and sdxl is Stable Diffusion XL: leave --base out"):
+    with pytest.raises(CheckpointError, match="of Stable Diffusion 1, and sdxl is Stable Diffusion XL: leave --b"):
         import_checkpoint(old, Wanted("realistic", base="sdxl"), root)
     save_file({FIRST: torch.ones(2, 4, 3, 3), ATTENTION: torch.ones(2, 768)}, old)
     with pytest.raises(CheckpointError, match=r"^The files of sd15 are not there: script/download-weights sd15\.$"):
@@ -227,7 +233,6 @@ def test_what_the_file_is_chooses_the_base(root: Path, models: Path, checkpoint:
     save_file({FIRST: torch.ones(2, 4, 3, 3), ATTENTION: torch.ones(2, 2048)}, old)
     with pytest.raises(CheckpointError, match=r"^The files of sdxl are not there: script/download-weights sdxl\.$"):
         import_checkpoint(old, Wanted("realistic"), root)
-
 
 
 def as_refiner(checkpoint: Path, file: Path) -> Path:
@@ -246,7 +251,7 @@ XL_NET = "is a ControlNet of Stable Diffusion XL, which is not imported: a manif
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (as_refiner, "is a checkpoint of the refiner of Stable Diffusion XL: expected a checkpoint of Stable Diffusion"),
+        (as_refiner, "is a checkpoint of the refiner of Stable Diffusion XL: expected a checkpoint of Stable"),
         (with_channels(9), "is an inpainting checkpoint whose UNet takes 9 channels, not 4: "),
         (with_channels(8), "is an InstructPix2Pix checkpoint whose UNet takes 8 channels, not 4: "),
         (

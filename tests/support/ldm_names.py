@@ -126,7 +126,7 @@ def _text_encoder(name: str, config: dict) -> str:
 
 
 def _open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As mlfoundations/open_clip's class names its tensors: queries, keys and values are one, the projection is x @ W."""
+    """As mlfoundations/open_clip's class names its tensors. It has queries, keys and values in one."""
     made = {}
     for name, tensor in tensors.items():
         if ".k_proj." in name or ".v_proj." in name:
