@@ -126,7 +126,7 @@ class Bundle:
     def lora_hosts(self) -> Sequence[str]:
         return self.settings.lora_hosts
 
-    @cached_property
+    @property
     def schedulers(self) -> Sequence[str]:
         return suited_schedulers(self._scheduler_config)
 
