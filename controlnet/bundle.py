@@ -33,7 +33,7 @@ from controlnet.models.lora_reader import read_lora
 from controlnet.models.low_memory import LOW_MEMORY, choose_mode, needed_memory
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
-from controlnet.models.schedulers import unet_calls
+from controlnet.models.schedulers import suited_schedulers, unet_calls
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
 from controlnet.settings import Settings
@@ -126,6 +126,10 @@ class Bundle:
     def lora_hosts(self) -> Sequence[str]:
         return self.settings.lora_hosts
 
+    @property
+    def schedulers(self) -> Sequence[str]:
+        return suited_schedulers(self._scheduler_config)
+
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         key = scheduler, num_inference_steps, skipped
         if key not in self._unet_calls:
@@ -164,7 +168,7 @@ class Bundle:
         if self.dtype == torch.float16 and vae.config.get("force_upcast") and self.manifest.family != "sd15":
             raise WeightsMismatch(
                 "vae: its config.json has force_upcast true, so it gives black pictures in float16. Use a VAE that was"
-                " made for float16, such as madebyollin/sdxl-vae-fp16-fix, or CONTROLNET_DTYPE=float32."
+                " made for float16, such as madebyollin/sdxl-vae-fp16-fix, or CONTROLNET_DTYPE=fp32."
             )
         return vae
 
@@ -292,7 +296,16 @@ class Bundle:
             return kind.from_pretrained(self.folder(part), local_files_only=True)
 
     def _scheduler(self) -> Any:
-        """Its class does not matter: each request builds the one it names from this one's configuration."""
+        """Its class does not matter: each request builds the one it names from this one's configuration.
+
+        Raises WeightsMismatch if the manifest names one that does not know the noise schedule.
+        """
+        named = {"defaults": self.defaults.scheduler} | ({"fast": self.fast.scheduler} if self.fast else {})
+        if wrong := [f"{name} of [{table}]" for table, name in named.items() if name not in self.schedulers]:
+            raise WeightsMismatch(
+                f"scheduler: its noise schedule is not one for {wrong[0]}: in the manifest, name one of"
+                f" {', '.join(self.schedulers)}."
+            )
         with self.log("scheduler", self.files("scheduler")):
             return DDIMScheduler.from_config(self._scheduler_config)
 

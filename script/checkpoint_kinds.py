@@ -17,6 +17,8 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from controlnet.families.family import family_of
+
 FIRST_LAYER = f"{LDM_UNET_KEY}input_blocks.0.0.weight"
 HINT_LAYERS = (
     f"{LDM_CONTROLNET_KEY}input_hint_block.0.weight", "input_hint_block.0.weight",
@@ -25,20 +27,32 @@ HINT_LAYERS = (
 """Names of a ControlNet's first layer, which sees the control map: those that diffusers reads, and its own."""
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.")
 """How the names of a text encoder's tensors begin, of whatever kind it is."""
+FIRST_ENCODER, SECOND_ENCODER = "conditioner.embedders.0.", "conditioner.embedders.1."
+"""The same for Stable Diffusion XL's two. Its refiner has the second one alone, and it is the first there."""
 EXPECTED = (
-    "expected a Stable Diffusion 1.5 checkpoint, or a ControlNet or a VAE for it, in one .safetensors file, as CivitAI "
-    "has them"
+    "expected a checkpoint of Stable Diffusion 1.5 or XL, a VAE for either, or a ControlNet for 1.5, in one "
+    ".safetensors file, as CivitAI has them"
 )
 PICKLED = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickled files begin: as zip files, or as bare pickles of a protocol that is in use."""
-V_PREDICTION = "v_pred"
-"""A tensor of this name marks a checkpoint that predicts v; web UIs read it too."""
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+"""Tensors of these names mark a checkpoint that predicts v, and one that was trained to zero SNR besides; web UIs read
+them too."""
+EDM = ("edm_mean", "edm_vpred.")
+"""How the names of tensors begin that mark a checkpoint with the noise of EDM (arXiv 2206.00364)."""
+OF_XL = (
+    FIRST_ENCODER, SECOND_ENCODER, *(f"{key}label_emb." for key in (LDM_UNET_KEY, LDM_CONTROLNET_KEY)), "label_emb.",
+    "add_embedding.",
+)  # fmt: skip
+"""Beginnings of names that only files of Stable Diffusion XL, and few that are refused anyway, have."""
 OF_TRAINING = (
     "model_ema.", *(f"{key}{part}" for key in ("", *LDM_VAE_KEYS) for part in ("loss.", "model_ema.")),
     "alphas_cumprod", "betas", "log_one_minus", "logvar", "lvlb_weights", "posterior_", "sqrt_", "denoiser.",
     "embedding_manager.",
 )  # fmt: skip
 """Beginnings of names that checkpoints also have and that generating does not need."""
+PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")
+"""Keys of the metadata that say what a UNet predicts. ComfyUI writes the second one."""
 OF_CLIP = (".position_ids", "logit_scale", "text_projection", "text_projection.weight")
 """Endings of names that text encoders also have, for other uses."""
 
@@ -62,15 +76,31 @@ class Contents:
     def needless(self, name: str) -> bool:
         """Whether generating does not need the tensor of that name, whatever it holds."""
         kept = name.startswith(OF_TRAINING) or (name.startswith(TEXT_ENCODERS) and name.endswith(OF_CLIP))
-        return kept or name == V_PREDICTION
+        return kept or name in (V_PREDICTION, ZERO_SNR)
+
+    @property
+    def widths(self) -> set[int]:
+        """How many numbers its layers of cross-attention take for each token of a prompt."""
+        layers = [tensor for name, tensor in self.tensors.items() if name.endswith("attn2.to_k.weight")]
+        return {layer.shape[-1] for layer in layers if layer.ndim}
+
+    @property
+    def family(self) -> str:
+        """The family of a checkpoint or ControlNet, as controlnet/families names it. A VAE does not show its own."""
+        return "sdxl" if self.begins(*OF_XL) or WIDTHS["sdxl"] in self.widths else "sd15"
 
     @property
     def prediction_type(self) -> str | None:
         """What the file says that its UNet predicts, as diffusers calls it. None if it says nothing."""
-        said = self.metadata.get("modelspec.prediction_type", "").lower()
+        said = next((self.metadata[key].lower() for key in PREDICTION_KEYS if key in self.metadata), "")
         if V_PREDICTION in self.tensors or said in ("v", "v_prediction"):
             return "v_prediction"
         return "epsilon" if said in ("e", "eps", "epsilon") else None
+
+    @property
+    def zero_snr(self) -> bool:
+        """Whether the file says that it was trained to zero SNR, which counts only if it predicts v."""
+        return ZERO_SNR in self.tensors
 
 
 def read_contents(file: Path) -> Contents:
@@ -124,65 +154,75 @@ def kind_of(file: Path, contents: Contents) -> str:
     return kind
 
 
-def check_family(file: Path, kind: str, contents: Contents, channels: int, width: int) -> None:
-    """Raise CheckpointError, which names what the file is for, unless it goes with the base.
+def check_family(file: Path, kind: str, contents: Contents, base: str, family: str, unet: Mapping[str, int]) -> None:
+    """Raise CheckpointError, which names what the file is for, unless it goes with the bundle `base` of that family.
 
-    The base's UNet takes `channels` of latents, and `width` numbers for each token of a prompt.
+    `unet` has in_channels and cross_attention_dim of the base's UNet: the channels of latents that it takes, and the
+    numbers for each token of a prompt.
     """
-    what = None
-    if kind == "checkpoint":
-        what = _other_checkpoint(contents, channels, width)
-    elif kind == "controlnet":
-        what = _other_controlnet(contents, width)
+    if kind == "vae":  # they look alike in all families
+        return
+    channels, own = unet["in_channels"], contents.family
+    what = (_odd_checkpoint if kind == "checkpoint" else _odd_controlnet)(contents, channels)
+    title, wanted = (family_of(name).title for name in (own, family))
+    if not what and kind == "controlnet" and own == "sdxl":
+        raise CheckpointError(
+            f"{file.name} is a ControlNet of {title}, which is not imported: a manifest can name its repository "
+            "(docs/bring-your-own.md)."
+        )
+    if not what and own == family and contents.widths != {unet["cross_attention_dim"]}:
+        widths = ", ".join(map(str, sorted(contents.widths)))
+        what = f"{NAMED[kind]} for another text encoder than the bundle's ({widths} wide)"
     if what:
         raise CheckpointError(f"{file.name} is {what}: {EXPECTED}.")
+    if own != family:
+        raise CheckpointError(
+            f"{file.name} is {NAMED[kind]} of {title}, and {base} is {wanted}: leave --base out, or name a bundle "
+            f"that is {title}."
+        )
 
 
-def _other_checkpoint(contents: Contents, channels: int, width: int) -> str | None:
-    """In words, a checkpoint of another family or with other inputs. None if it is like the base's."""
+def _odd_checkpoint(contents: Contents, channels: int) -> str | None:
+    """In words, a checkpoint that goes with no bundle. None if there is nothing odd in it."""
     shape = tuple(contents.tensors[FIRST_LAYER].shape)
     if len(shape) != 4:
         return f"no checkpoint that can be read, because its first layer has the shape {shape}"
-    taken = shape[1]
-    task = TASKS.get(taken) if taken != channels else None
-    if said := _other_family(contents, width):
+    task = TASKS.get(shape[1]) if shape[1] != channels else None
+    refiner = contents.begins(f"{FIRST_ENCODER}model.") and not contents.begins(SECOND_ENCODER)
+    if said := f"of {REFINER}" if refiner else _other_family(contents):
         return f"a checkpoint {said}{f' ({task})' if task else ''}"
-    if taken == channels:
+    if contents.begins(*EDM):
+        return "a checkpoint for the noise of EDM, as Playground 2.5 and CosXL are, which no sampler here knows"
+    if shape[1] == channels:
         return None
-    return f"{f'an {task} checkpoint' if task else 'a checkpoint'} whose UNet takes {taken} channels, not {channels}"
+    return f"{f'an {task} checkpoint' if task else 'a checkpoint'} whose UNet takes {shape[1]} channels, not {channels}"
 
 
-def _other_controlnet(contents: Contents, width: int) -> str | None:
-    """In words, a ControlNet of another family or with other inputs. None if it is like the base's."""
-    if said := _other_family(contents, width):
+def _odd_controlnet(contents: Contents, channels: int) -> str | None:
+    """In words, a ControlNet that goes with no bundle. None if there is nothing odd in it."""
+    if said := _other_family(contents):
         return f"a ControlNet {said}"
     layers = [contents.tensors[name] for name in HINT_LAYERS if name in contents.tensors]
     others = [layer.shape[1] for layer in layers if layer.ndim == 4 and layer.shape[1] != 3]
     return f"a ControlNet for control maps of {others[0]} channels, and here they have 3" if others else None
 
 
-def _other_family(contents: Contents, width: int) -> str | None:
-    """Which family a file is for, in words. None if its attention reads prompts of that width."""
-    layers = [tensor for name, tensor in contents.tensors.items() if name.endswith("attn2.to_k.weight")]
-    widths = {layer.shape[-1] for layer in layers if layer.ndim}
-    if widths == {width}:
-        return None
-    if not widths:
+def _other_family(contents: Contents) -> str | None:
+    """Which family a file is for, in words. None if it may be one that a bundle has."""
+    if not contents.widths:
         return "without layers that read a prompt"
-    if family := next((FAMILIES[each] for each in sorted(widths) if each in FAMILIES), None):
-        return f"of {family}"
-    return f"for another text encoder than the bundle's ({', '.join(map(str, sorted(widths)))} wide)"
+    return next((f"of {FAMILIES[each]}" for each in sorted(contents.widths) if each in FAMILIES), None)
 
 
 TASKS = {9: "inpainting", 8: "InstructPix2Pix", 5: "depth-to-image", 7: "upscaling"}
 """What a UNet is for, by its number of input channels, if it is not the usual one."""
-FAMILIES = {
-    768: "Stable Diffusion 1",
-    1024: "Stable Diffusion 2",
-    1280: "the SDXL refiner",
-    2048: "SDXL",
-}
-"""By the width of the keys of cross-attention."""
+REFINER = "the refiner of Stable Diffusion XL"
+FAMILIES = {1024: "Stable Diffusion 2", 1280: REFINER}
+"""Those that no bundle is of, by the width of the keys of cross-attention."""
+WIDTHS = {"sd15": 768, "sdxl": 2048}
+"""The same of those that bundles are of, by their names in controlnet/families."""
+NAMED = {"checkpoint": "a checkpoint", "controlnet": "a ControlNet", "vae": "a VAE"}
+"""The kinds of files that are imported, in words."""
 
 Fits = Callable[[Collection[str]], bool]
 

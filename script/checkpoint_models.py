@@ -3,14 +3,16 @@
 from_single_file, which uses the same converters, drops whatever it does not know without a word.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from checkpoint_kinds import TEXT_ENCODERS, CheckpointError, Contents
+from checkpoint_kinds import FIRST_ENCODER, SECOND_ENCODER, CheckpointError, Contents
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     LDM_CONTROLNET_KEY,
@@ -20,9 +22,10 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
 )
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from controlnet.models.loading import is_outdated, open_file, weights_file
 
@@ -37,6 +40,11 @@ def _clip(tensors: Tensors, config: dict[str, Any]) -> Tensors:
     return {name.removeprefix(PREFIX): tensor for name, tensor in read}
 
 
+def _open_clip(tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    like = SimpleNamespace(config=CLIPTextConfig(**config))
+    return convert_open_clip_checkpoint(like, tensors, prefix=f"{SECOND_ENCODER}model.")
+
+
 @dataclass(frozen=True)
 class ModelKind:
     """A model that a file may have."""
@@ -48,12 +56,14 @@ class ModelKind:
     """How the names of its tensors begin in a file that has other models too."""
     purpose: str
     file: str = "diffusion_pytorch_model.fp16.safetensors"
+    copies: bool = False
+    """Whether the converter gives copies, each of one tensor of the file or of a part of it."""
 
     def shapes(self, config: dict[str, Any]) -> dict[str, torch.Size]:
         """The tensors that the model has with this configuration."""
         with torch.device("meta"):
-            if self.model_class is CLIPTextModel:
-                model = CLIPTextModel(CLIPTextConfig(**config))
+            if issubclass(self.model_class, PreTrainedModel):
+                model = self.model_class(CLIPTextConfig(**config))
             else:
                 model = self.model_class.from_config(config)
         return {name: tensor.shape for name, tensor in model.state_dict().items() if not is_outdated(name)}
@@ -63,7 +73,19 @@ MODELS = {
     "unet": ModelKind(UNet2DConditionModel, convert_ldm_unet_checkpoint, (LDM_UNET_KEY,), "Denoising network"),
     "vae": ModelKind(AutoencoderKL, convert_ldm_vae_checkpoint, tuple(LDM_VAE_KEYS), "Turns latents into pixels"),
     "text_encoder": ModelKind(
-        CLIPTextModel, _clip, TEXT_ENCODERS, "Turns the prompt's tokens into embeddings", "model.fp16.safetensors"
+        CLIPTextModel,
+        _clip,
+        ("cond_stage_model.", FIRST_ENCODER),
+        "Turns the prompt's tokens into embeddings",
+        "model.fp16.safetensors",
+    ),
+    "text_encoder_2": ModelKind(
+        CLIPTextModelWithProjection,
+        _open_clip,
+        (SECOND_ENCODER,),
+        "Turns them into further embeddings",
+        "model.fp16.safetensors",
+        copies=True,
     ),
     "controlnet": ModelKind(ControlNetModel, convert_controlnet_checkpoint, (LDM_CONTROLNET_KEY,), "ControlNet"),
 }
@@ -81,7 +103,7 @@ class Model:
 
 
 def kind_of_part(part: str) -> ModelKind:
-    """The kind of model of a part: "unet", "vae", "text_encoder", or "controlnet/canny" and the like."""
+    """The kind of model of a part: "unet", "vae", "text_encoder" or "controlnet/canny" and the like."""
     return MODELS[part.partition("/")[0]]
 
 
@@ -106,8 +128,11 @@ def read_model(file: Path, contents: Contents, part: str, config: dict[str, Any]
     places = {tensor.data_ptr() for tensor in tensors.values()}
     taken = {name for name, tensor in contents.tensors.items() if tensor.data_ptr() in places}
     of_model = contents.begins(*kind.prefixes) or contents.tensors
+    if kind.copies:
+        one_by_one = ((name, kind.convert({name: contents.tensors[name]}, config)) for name in of_model)
+        taken |= {name for name, made in one_by_one if made.keys() & expected.keys()}
     strange = [name for name in of_model if name not in taken and not contents.needless(name)]
-    _check(file, part, base, expected, tensors, strange if kind is not MODELS["text_encoder"] else [])
+    _check(file, part, base, expected, tensors, [] if issubclass(kind.model_class, PreTrainedModel) else strange)
     half = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
     if wrong := [name for name, tensor in half.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
@@ -140,11 +165,16 @@ def _check(
 def same_model(tensors: Tensors, folder: Path) -> bool:
     """Whether a folder holds the same model, if its numbers are brought to half precision."""
     stored = {name.removeprefix(PREFIX): tensor for name, tensor in open_file(weights_file(folder)).items()}
-    return all(name in stored and torch.equal(t, stored[name].to(t.dtype)) for name, t in tensors.items())
+    short = ((name.removeprefix(PREFIX), tensor) for name, tensor in tensors.items())
+    return all(name in stored and torch.equal(t, stored[name].to(t.dtype)) for name, t in short)
 
 
-def write_model(part: str, tensors: Tensors, config: Path, folder: Path) -> None:
-    """Write a model's tensors and its configuration, which is copied, into a new folder. Raises what save_file does."""
+def write_model(part: str, tensors: Tensors, config: Path, folder: Path, changes: Mapping[str, Any]) -> None:
+    """Write a model's tensors and a configuration with some changes into a new folder. Raises what save_file does."""
     folder.mkdir(parents=True)
     save_file(tensors, folder / kind_of_part(part).file, metadata={"format": "pt"})
-    shutil.copyfile(config, folder / config.name)
+    if changes:
+        text = json.dumps(json.loads(config.read_text(encoding="utf-8")) | changes, indent=2)
+        (folder / config.name).write_text(f"{text}\n", encoding="utf-8")
+    else:
+        shutil.copyfile(config, folder / config.name)

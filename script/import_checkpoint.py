@@ -1,7 +1,8 @@
 """script/import-checkpoint: make a bundle of a checkpoint, a ControlNet or a VAE in one file, as CivitAI has them.
 
-The bundle extends another (sd15) and has only what differs, in half precision: of a checkpoint UNet, text encoder and
-VAE. All other parts are shared with that one. A ControlNet takes the place of the one that --conditioner names.
+The bundle extends another (sd15 or sdxl) and has only what differs, in half precision: of a checkpoint UNet, text
+encoders and VAE. All other parts are shared with that one. A ControlNet takes the place of the one that --conditioner
+names.
 """
 
 import argparse
@@ -9,13 +10,15 @@ import json
 import os
 import shutil
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_kinds import CheckpointError, Contents, check_family, kind_of, read_contents
-from checkpoint_models import kind_of_part, read_model, same_model, write_model
+from checkpoint_kinds import NAMED, WIDTHS, CheckpointError, Contents, check_family, kind_of, read_contents
+from checkpoint_models import MODELS, kind_of_part, read_model, same_model, write_model
+from checkpoint_noise import PREDICTION_TYPES, noise_of
 from safetensors import SafetensorError
 from staging import staging
 
@@ -25,12 +28,9 @@ from controlnet.weights.lockfile import Lock, WeightsError
 from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names
 from controlnet.weights.parts import BUNDLE_NAME
 
-CHECKPOINT = ["unet", "vae", "text_encoder"]
-"""The parts that a checkpoint may have."""
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-SCHEDULER_CONFIG = "scheduler_config.json"
-STABLE_DIFFUSION_1 = {"in_channels": 4, "cross_attention_dim": 768}
-"""What a file is compared with before the base's files are there."""
+VAES = ("own", "float16")
+"""What --vae may say of the file's VAE, if the base's is another one because that one overflows in half precision."""
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 PREFIX = ".import-"
 """How the name of the folder begins in which a bundle is written."""
 
@@ -40,11 +40,16 @@ class Wanted:
     """What the command line says about the new bundle."""
 
     name: str
-    base: str = "sd15"
+    base: str | None = None
+    """The bundle to extend. None: the one of the file's family, which for a VAE alone is taken to be sd15's."""
     conditioner: str | None = None
     """Whose ControlNet the file is."""
     prediction_type: str | None = None
     """One of PREDICTION_TYPES. None: what the file says, or else the base's."""
+    zero_snr: bool | None = None
+    """Whether it was trained to zero SNR. None: as prediction_type."""
+    vae: str | None = None
+    """One of VAES. None: a checkpoint's is used unless the base's is one that was made for half precision."""
     clip_skip: int | None = None
     """None: the base's."""
     licence: str = "as the page says that the file is from"
@@ -61,29 +66,36 @@ def import_checkpoint(
     CheckpointError if the file or a wish cannot be used or the bundle cannot be written, and WeightsError or
     ManifestError if the base cannot be used.
     """
-    base = Manifest.read(root / f"{wanted.base}.toml")
     _check_free(wanted, root)
-    if base.base:
-        raise CheckpointError(f"{base.name} extends {base.base.name}: extend that one.")
     if not wanted.licence.strip():
         raise CheckpointError("The licence is empty: leave --licence out if you do not know it.")
     if os.fsencode(wanted.licence) != wanted.licence.encode(errors="replace"):
         raise CheckpointError("The licence is not text in UTF-8.")
     contents = read_contents(file)
     kind = kind_of(file, contents)
+    base = Manifest.read(root / f"{wanted.base or ('sd15' if kind == 'vae' else contents.family)}.toml")
+    if kind == "vae" and not wanted.base:
+        say(f"vae: taken as one for {base.name}, which no tensor shows. For Stable Diffusion XL: --base sdxl.")
+    if base.base:
+        raise CheckpointError(f"{base.name} extends {base.base.name}: extend that one.")
+    published = {"in_channels": 4, "cross_attention_dim": WIDTHS[base.family]}
+    unet = published if _absent(base, root) else _config(base, root, "unet")
+    check_family(file, kind, contents, base.name, base.family, unet)
     _check_wishes(file, kind, wanted, base)
-    unet = STABLE_DIFFUSION_1 if _absent(base, root) else _config(base, root, "unet")
-    check_family(file, kind, contents, unet["in_channels"], unet["cross_attention_dim"])
     if _absent(base, root):
         raise CheckpointError(f"The files of {base.name} are not there: script/download-weights {base.name}.")
     check(base, root)
     _check_clip_skip(wanted, base, root)
-    parts = {"checkpoint": CHECKPOINT, "vae": ["vae"], "controlnet": [f"controlnet/{wanted.conditioner}"]}
-    models = _new_models(file, parts[kind], contents, base, root, say)
-    predicts = (wanted.prediction_type or contents.prediction_type) if kind == "checkpoint" else None
+    own = {part.name for part in base.parts}
+    parts = {"checkpoint": [part for part in MODELS if part in own], "vae": ["vae"]}
+    noise = {}
+    if kind == "checkpoint":
+        schedule = _read_json(root / base.name / SCHEDULER_CONFIG)
+        noise = noise_of(contents, schedule, wanted.prediction_type, wanted.zero_snr, say)
+    models = _new_models(file, parts.get(kind, [f"controlnet/{wanted.conditioner}"]), contents, wanted, base, root, say)
     try:
         with staging(root, PREFIX) as made:
-            locked = _write(file, wanted, models, predicts, root, made.folder)
+            locked = _write(file, wanted, models, noise, base, root, made.folder)
             made.put_in_place([wanted.name, f"{wanted.name}.lock", f"{wanted.name}.toml"])
     except (OSError, SafetensorError) as error:  # the latter if a disk is full
         raise CheckpointError(f"The bundle could not be written to {root}: {error}.") from error
@@ -101,7 +113,7 @@ def _check_free(wanted: Wanted, root: Path) -> None:
         manifest = Manifest.read(path)
         if "sha256" not in manifest.made or not wanted.replace:
             raise CheckpointError(f"There is a bundle named {wanted.name}: take another, or --replace one of your own.")
-        imported = manifest.made.get("parts", [*CHECKPOINT, "scheduler"])
+        imported = manifest.made.get("parts", [*MODELS, "scheduler"])
         files = {file for part in manifest.manifests[-1].parts if part.name in imported for file in part.paths}
         if added := sorted(_files(folder) - files):
             raise CheckpointError(
@@ -126,13 +138,20 @@ def _check_wishes(file: Path, kind: str, wanted: Wanted, base: Manifest) -> None
             f"{', '.join(base.conditioners)}."
         )
     if kind != "controlnet" and wanted.conditioner:
-        raise CheckpointError(f"--conditioner is for a ControlNet, and {file.name} is a {kind.replace('vae', 'VAE')}.")
-    if kind != "checkpoint" and wanted.prediction_type:
-        raise CheckpointError(f"--prediction-type is for a checkpoint, and {file.name} has no UNet.")
+        raise CheckpointError(f"--conditioner is for a ControlNet, and {file.name} is {NAMED[kind]}.")
+    if kind != "checkpoint" and (wanted.prediction_type or wanted.zero_snr is not None):
+        option = "--prediction-type" if wanted.prediction_type else "--zero-snr"
+        raise CheckpointError(f"{option} is for a checkpoint, and {file.name} has no UNet.")
+    if wanted.vae and (kind == "controlnet" or not _keeps_vae(base)):
+        raise CheckpointError(
+            "--vae is for files of Stable Diffusion XL, whose own VAE overflows in half precision: leave it out, "
+            f"because {file.name} is {NAMED[kind]} for {base.name}."
+        )
 
 
 def _check_clip_skip(wanted: Wanted, base: Manifest, root: Path) -> None:
-    layers = _config(base, root, "text_encoder")["num_hidden_layers"]
+    encoders = [part.name for part in base.parts if part.name.startswith("text_encoder")]
+    layers = min(_config(base, root, name)["num_hidden_layers"] for name in encoders)
     if wanted.clip_skip is not None and wanted.clip_skip not in range(1, layers + 1):
         raise CheckpointError(f"clip_skip must be 1 to {layers}, the text encoder's layers; it is {wanted.clip_skip}.")
 
@@ -142,11 +161,26 @@ def _absent(base: Manifest, root: Path) -> bool:
 
 
 def _config(base: Manifest, root: Path, part: str) -> dict[str, Any]:
-    return json.loads((root / base.name / part / "config.json").read_text(encoding="utf-8"))
+    return _read_json(root / base.name / part / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _keeps_vae(base: Manifest) -> bool:
+    """Whether the base's VAE was made for half precision, in which its family's own overflows."""
+    return base.family != "sd15"
 
 
 def _new_models(
-    file: Path, parts: Sequence[str], contents: Contents, base: Manifest, root: Path, say: Callable[[str], None]
+    file: Path,
+    parts: Sequence[str],
+    contents: Contents,
+    wanted: Wanted,
+    base: Manifest,
+    root: Path,
+    say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """By part, the tensors of each model that the file has and the base has not, in half precision."""
     new: dict[str, dict[str, Any]] = {}
@@ -159,6 +193,9 @@ def _new_models(
         elif config.get("_class_name", kind.model_class.__name__) != kind.model_class.__name__:
             say(f"{part}: left out, because {base.name} has another kind of it.")
             used.update(own)
+        elif part == "vae" and len(parts) > 1 and _keeps_vae(base) and not wanted.vae:
+            say(f"vae: that of {base.name} is kept, because the file's may overflow in half precision (--vae).")
+            used.update(own)
         else:
             model = read_model(file, contents, part, config, base.name)
             used |= model.taken
@@ -166,6 +203,8 @@ def _new_models(
                 say(f"{part}: the same as that of {base.name}, so it is shared.")
             else:
                 new[part] = model.tensors
+                if part == "vae" and _keeps_vae(base) and wanted.vae != "float16":
+                    say("vae: taken, but refused in float16: CONTROLNET_DTYPE=bf16, or --vae float16 if made for it.")
     unused = [name for name in contents.tensors if name not in used and not contents.needless(name)]
     if unused:
         say(f"Not used: {len(unused)} tensors, such as {unused[0]}.")
@@ -175,30 +214,29 @@ def _new_models(
 
 
 def _write(
-    file: Path, wanted: Wanted, models: dict[str, dict[str, Any]], prediction_type: str | None, root: Path, made: Path
+    file: Path,
+    wanted: Wanted,
+    models: dict[str, dict[str, Any]],
+    noise: dict[str, Any],
+    base: Manifest,
+    root: Path,
+    made: Path,
 ) -> Lock:
     """Write the bundle's folder, manifest and lock into the folder `made`. Returns the lock."""
-    base = root / wanted.base
     folder, purposes = made / wanted.name, {}
     for part, tensors in models.items():
-        write_model(part, tensors, base / part / "config.json", folder / part)
+        # Without a word about it, the VAE is one that overflows, and is refused in half precision.
+        changes = {"force_upcast": wanted.vae != "float16"} if part == "vae" and _keeps_vae(base) else {}
+        write_model(part, tensors, root / base.name / part / "config.json", folder / part, changes)
         purposes[part] = f"{kind_of_part(part).purpose} of {file.name}"
-    if prediction_type and _write_scheduler(prediction_type, base / "scheduler", folder / "scheduler"):
-        purposes["scheduler"] = f"The noise schedule, with {prediction_type}"
-    (made / f"{wanted.name}.toml").write_text(manifest_text(file, wanted, folder, purposes), encoding="utf-8")
-    shutil.copyfile(root / f"{wanted.base}.toml", made / f"{wanted.base}.toml")  # for Manifest.read
+    if noise:
+        text = json.dumps(_read_json(root / base.name / SCHEDULER_CONFIG) | noise, indent=2)
+        (folder / "scheduler").mkdir()
+        (folder / SCHEDULER_CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        purposes["scheduler"] = f"The noise schedule, with another {' and '.join(noise)}"
+    (made / f"{wanted.name}.toml").write_text(manifest_text(file, wanted, base, folder, purposes), encoding="utf-8")
+    shutil.copyfile(root / f"{base.name}.toml", made / f"{base.name}.toml")  # for Manifest.read
     return lock(Manifest.read(made / f"{wanted.name}.toml"), made)
-
-
-def _write_scheduler(prediction_type: str, base: Path, folder: Path) -> bool:
-    """Write the base's scheduler with another prediction type, unless the base's is the same."""
-    config = json.loads((base / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
-    if prediction_type == config.get("prediction_type", "epsilon"):
-        return False
-    folder.mkdir()
-    config |= {"prediction_type": prediction_type}
-    (folder / SCHEDULER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return True
 
 
 def quoted(value: str | list[str]) -> str:
@@ -206,14 +244,14 @@ def quoted(value: str | list[str]) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def manifest_text(file: Path, wanted: Wanted, folder: Path, purposes: dict[str, str]) -> str:
+def manifest_text(file: Path, wanted: Wanted, base: Manifest, folder: Path, purposes: dict[str, str]) -> str:
     """The manifest of a bundle whose files are in `folder`. `purposes` has the purpose of each part."""
     what = "a checkpoint" if "unet" in purposes else f"parts of {file.name}"
     lines = [
-        f"# Written by script/import-checkpoint. What is not here is as in {wanted.base}.toml.",
+        f"# Written by script/import-checkpoint. What is not here is as in {base.name}.toml.",
         f"name = {quoted(wanted.name)}",
-        f"extends = {quoted(wanted.base)}",
-        f"title = {quoted(f'{wanted.name}, {what} for {wanted.base}')}",
+        f"extends = {quoted(base.name)}",
+        f"title = {quoted(f'{wanted.name}, {what} for {base.name}')}",
         f"summary = {quoted(f'Made of {file.name}.')}",
     ]
     if wanted.clip_skip is not None:
@@ -235,10 +273,16 @@ def main(arguments: list[str] | None = None, root: Path = WEIGHTS) -> int:
     )
     parser.add_argument("--name", required=True, help="of the new bundle, for CONTROLNET_BUNDLE")
     known = ", ".join(bundle_names(root))
-    parser.add_argument("--base", default="sd15", help=f"the bundle to extend, of {known} (default: %(default)s)")
+    parser.add_argument("--base", help=f"the bundle to extend, of {known} (default: sd15 or sdxl, as the file is)")
     parser.add_argument("--conditioner", help="of a ControlNet: the conditioner whose net it replaces, such as canny")
     said = "what the UNet predicts; left out, what the file says, or else the base's"
     parser.add_argument("--prediction-type", choices=PREDICTION_TYPES, help=said)
+    parser.add_argument(
+        "--zero-snr",
+        action=BooleanOptionalAction,
+        help="whether it was trained to zero SNR; left out, what the file says",
+    )
+    parser.add_argument("--vae", choices=VAES, help="take an SDXL file's VAE, or say that it was made for float16")
     parser.add_argument("--clip-skip", type=int, metavar="N", help="default of the input clip_skip, often 2 for anime")
     parser.add_argument("--licence", default=Wanted.licence, help="of the file, for the manifest")
     parser.add_argument("--replace", action="store_true", help="replace the imported bundle of that name")

@@ -1,5 +1,6 @@
 """The schedulers (samplers) that a request can name, by the names of other Stable Diffusion models on Replicate."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -60,6 +61,8 @@ class PNDMFromAnyStep(PNDMScheduler):
         self.timesteps = torch.tensor(timesteps, device=device)
 
 
+ZERO_SNR = "rescale_betas_zero_snr"
+"""In a scheduler's configuration: whether its noise schedule ends with noise alone."""
 KARRAS = {"use_karras_sigmas": True}
 """Noise levels of T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022."""
 
@@ -97,6 +100,18 @@ def make_scheduler(name: str, config: Mapping[str, Any], skipped: int = 0) -> An
     if isinstance(scheduler, PNDMFromAnyStep):
         scheduler.skipped = skipped
     return scheduler
+
+
+def suited_schedulers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of those that can follow a noise schedule.
+
+    With zero SNR (rescale_betas_zero_snr) the last step of training saw noise alone: S. Lin et al., "Common Diffusion
+    Noise Schedules and Sample Steps are Flawed", 2023. diffusers' Heun, LMS and PNDM overlook it. They would begin at a
+    level of noise that is far too low for such a model.
+    """
+    if not config.get(ZERO_SNR):
+        return tuple(SCHEDULERS)
+    return tuple(name for name, (kind, _) in SCHEDULERS.items() if ZERO_SNR in inspect.signature(kind).parameters)
 
 
 def keep_times_in_main_memory(scheduler: Any) -> None:

@@ -47,6 +47,11 @@ class BundleFacts(Protocol):
         """Where LoRAs may be fetched from, as Settings.lora_hosts."""
         ...
 
+    @property
+    def schedulers(self) -> Collection[str]:
+        """Names of the samplers that know the base model's noise schedule."""
+        ...
+
     def unet_calls(self, scheduler: str, num_inference_steps: int, skipped: int) -> int:
         """How often the UNet is called. Some samplers call it more than once for each of the steps asked for.
 

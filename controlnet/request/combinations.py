@@ -176,7 +176,15 @@ def _fast(request: Request, bundle: BundleFacts) -> Iterator[str]:
 
 
 def _sampler(request: Request, bundle: BundleFacts) -> Iterator[str]:
-    """LCM and TCD choose their steps among those that they were distilled for."""
+    """The base's noise may reach a level that a sampler does not know. The picture would be washed out, or noise.
+
+    LCM and TCD choose their steps among those that they were distilled for.
+    """
+    if request.scheduler not in bundle.schedulers:
+        yield (
+            f"The bundle in use was trained to zero SNR, which the scheduler {request.scheduler} does not know: choose "
+            f"one of {', '.join(bundle.schedulers)}."
+        )
     if _is_too_many(request) and not request.go_fast:
         yield (
             f"The scheduler {request.scheduler} takes at most {DISTILLED_STEPS} steps: got "

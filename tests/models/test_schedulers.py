@@ -12,7 +12,7 @@ from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.generator import Generator
-from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler, unet_calls
+from controlnet.models.schedulers import SCHEDULERS, SchedulerError, make_scheduler, suited_schedulers, unet_calls
 from controlnet.request.ignored import USUAL_ETA
 
 STEPS = (1, 2, 5)
@@ -102,6 +102,14 @@ def test_every_scheduler_gives_different_latents(generator: Generator) -> None:
     for i, one in enumerate(names):
         for other in names[:i]:
             assert (made[one] - made[other]).abs().max() > 1e-3, (one, other)
+
+
+def test_those_suited_to_zero_snr_are_those_whose_schedule_ends_with_noise_alone() -> None:
+    config = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
+    left = {name: make_scheduler(name, config).alphas_cumprod[-1].item() for name in SCHEDULERS}
+    assert {name for name, signal in left.items() if signal > 1e-7} == {"HeunDiscrete", "KLMS", "PNDM"}
+    assert suited_schedulers(config) == tuple(name for name, signal in left.items() if signal <= 1e-7)
+    assert suited_schedulers({}) == tuple(SCHEDULERS)
 
 
 def test_an_unknown_scheduler_is_refused_with_the_known_names() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from support.requests import FILE, FakeBundle, asked
 
-from controlnet.models.schedulers import SCHEDULERS
+from controlnet.models.schedulers import SCHEDULERS, suited_schedulers
 from controlnet.request.combinations import RequestError
 
 NOBODY = '{"people": []}'
@@ -125,6 +125,23 @@ def test_a_window_counts_the_samplers_own_steps(scheduler: str) -> None:
     steps = FakeBundle().unet_calls(scheduler, 10, 8)
     with pytest.raises(RequestError, match=f"covers none of the {steps} steps"):
         asked(init_image=FILE, prompt_strength=0.2, num_inference_steps=10, scheduler=scheduler, control_end=0.2)
+
+
+def test_samplers_that_do_not_know_a_bundles_zero_snr_are_refused() -> None:
+    class Rescaled(FakeBundle):
+        schedulers = suited_schedulers({"rescale_betas_zero_snr": True})
+
+    refused = {"HeunDiscrete", "KLMS", "PNDM"}
+    assert set(SCHEDULERS) - set(Rescaled.schedulers) == refused
+    for scheduler in SCHEDULERS:
+        assert asked(scheduler=scheduler).scheduler == scheduler
+        if scheduler not in refused:
+            assert asked(Rescaled(), scheduler=scheduler).scheduler == scheduler
+            continue
+        words = f"to zero SNR, which the scheduler {scheduler} does not know: choose one of DDIM, DPMSolverMultistep, "
+        with pytest.raises(RequestError, match=words):
+            asked(Rescaled(), scheduler=scheduler)
+        assert asked(Rescaled(), scheduler=scheduler, map_only=True).scheduler == "DDIM", "no sampler is used"
 
 
 def test_the_container_can_forbid_unsafe_requests() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import import_checkpoint
 import pytest
-from random_bundle import write_part
-from random_models import SMALL
+from random_bundle import SIZES, write_bundle, write_part
 from support import ROOT
 from support.documents import blocks
 from support.hub import Hub
@@ -24,23 +23,28 @@ from controlnet.weights.manifest import Manifest, Part
 
 pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of the unet:FutureWarning")
 BLOCKS = blocks("docs/bring-your-own.md")
+BASES = ("sd15", "sdxl")
 
 
 def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder_with(sd15_root, tmp_path)
-    lock_as_it_is(Manifest.read(root / "sd15.toml"), root)
+    write_bundle("sdxl", root, small=True, conditioners=("canny",))
+    for base in BASES:
+        lock_as_it_is(Manifest.read(root / f"{base}.toml"), root)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     prepare_downloads(tmp_path / "Downloads", tmp_path)
     shown = ("canny", "scribble", "ip2p", "lineart")
-    pictures = {"sd15": {name: picture(opened(root, "sd15"), name) for name in shown}}
+    of_bases = {"sd15": {name: picture(opened(root, "sd15"), name) for name in shown}}
+    of_bases["sdxl"] = {"canny": picture(opened(root, "sdxl"))}
+    pictures: dict[str, dict[str, bytes]] = {}
     with Hub() as hub:
         point_at(hub, monkeypatch)
         for block in BLOCKS:
             text = block.text
             if block.language == "toml":
                 (root / f"{tomllib.loads(text)['name']}.toml").write_text(text)
-                prepare(Manifest.read(root / f"{tomllib.loads(text)['name']}.toml").manifests[-1].parts[0], root, hub)
+                prepare(Manifest.read(root / f"{tomllib.loads(text)['name']}.toml"), root, hub)
                 continue
             for command, arguments, environ in commands(text):
                 if command == "predict":
@@ -51,11 +55,12 @@ def test_the_page_does_what_it_says(sd15_root: Path, tmp_path: Path, monkeypatch
                     assert import_checkpoint.main(arguments, root) == 0
                 else:
                     assert cli.main([command.removesuffix("-weights"), *arguments], root) == 0
-    assert list(pictures) == ["sd15", "realistic", "sd15-mse", "lines", "qrcode", "mine"]
+    assert list(pictures) == ["realistic", "juggernaut", "sd15-mse", "lines", "qrcode", "xl-canny", "mine"]
     for name, made in pictures.items():
+        base = Manifest.read(root / f"{name}.toml").base
+        assert base and base.name == ("sdxl" if name in ("juggernaut", "xl-canny") else "sd15")
         for conditioner, pixels in made.items():
-            assert (pixels == pictures["sd15"][conditioner]) == (name == "sd15"), name
-    for name in list(pictures)[1:]:
+            assert pixels != of_bases[base.name][conditioner], name
         assert cli.main(["verify", name], root) == 0
 
 
@@ -85,21 +90,26 @@ def lock_as_it_is(manifest: Manifest, root: Path) -> None:
 
 
 def prepare_downloads(downloads: Path, folder: Path) -> None:
-    """Write a checkpoint and a ControlNet, each in one file, as if they had been downloaded."""
+    """Write checkpoints and a ControlNet, each in one file, as if they had been downloaded."""
     downloads.mkdir()
-    for name in ("unet", "vae", "text_encoder", "controlnet/lineart"):
-        weights = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-        part = Part(name, "any", ("config.json", f"{weights}.fp16.safetensors"), "", "")
-        write_part(part, folder / "models", SMALL, seed=len(name))
-    single_file(folder / "models", downloads / "realistic_v5.safetensors")
-    controlnet_file(folder / "models/controlnet/lineart", downloads / "control_lines.safetensors")
+    for base, file, last in (
+        ("sd15", "realistic_v5", "controlnet/lineart"),
+        ("sdxl", "juggernaut_xl", "text_encoder_2"),
+    ):
+        for name in ("unet", "vae", "text_encoder", last):
+            weights = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+            part = Part(name, "any", ("config.json", f"{weights}.fp16.safetensors"), "", "")
+            write_part(part, folder / base, SIZES[base][True], seed=len(name))
+        single_file(folder / base, downloads / f"{file}.safetensors")
+    controlnet_file(folder / "sd15/controlnet/lineart", downloads / "control_lines.safetensors")
 
 
-def prepare(part: Part, root: Path, hub: Hub) -> None:
-    """Put a part's random files on the hub, or where somebody's own files belong."""
+def prepare(manifest: Manifest, root: Path, hub: Hub) -> None:
+    """Put the random files of a manifest's own part on the hub, or where somebody's own files belong."""
+    (part,), sizes = manifest.manifests[-1].parts, SIZES[manifest.family][True]
     if not part.repo:
-        return write_part(part, root / part.bundle, SMALL, seed=7)
-    write_part(part, root.parent / "hub" / part.bundle, SMALL, seed=8)
+        return write_part(part, root / part.bundle, sizes, seed=7)
+    write_part(part, root.parent / "hub" / part.bundle, sizes, seed=8)
     folder = root.parent / "hub" / part.bundle / part.name
     hub.publish(part.repo, {file: (folder / file).read_bytes() for file in part.files})
     return None

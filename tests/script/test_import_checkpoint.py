@@ -233,7 +233,8 @@ def test_a_vae_alone_takes_the_place_of_the_bases(root: Path, models: Path, tmp_
     import_checkpoint(file, Wanted("realistic"), root, lines.append)
     assert_same(root / "realistic/vae", models / "vae")
     assert picture(opened(root)) != picture(opened(root, "sd15"))
-    assert len(lines) == 1, lines
+    assert lines[0] == "vae: taken as one for sd15, which no tensor shows. For Stable Diffusion XL: --base sdxl."
+    assert len(lines) == 2, lines
 
 
 def test_a_pickled_checkpoint_of_tensors_is_read_and_no_other_one(root: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -282,10 +283,13 @@ def control_net(channels: int = 3, width: int = 16) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        (unet(4, 1024), "is a checkpoint of Stable Diffusion 2: expected a Stable Diffusion 1.5 checkpoint, or a"),
+        (
+            unet(4, 1024),
+            "is a checkpoint of Stable Diffusion 2: expected a checkpoint of Stable Diffusion 1.5 or XL, a VAE",
+        ),
         (unet(9, 1024), "is a checkpoint of Stable Diffusion 2 (inpainting): "),
-        (unet(4, 2048), "is a checkpoint of SDXL: "),
-        (unet(4, 1280), "is a checkpoint of the SDXL refiner: "),
+        (unet(4, 2048), "is a checkpoint of Stable Diffusion XL, and sd15 is Stable Diffusion 1: leave --base out, or"),
+        (unet(4, 1280), "is a checkpoint of the refiner of Stable Diffusion XL: "),
         (unet(9, 16), "is an inpainting checkpoint whose UNet takes 9 channels, not 4: "),
         (unet(8, 16), "is an InstructPix2Pix checkpoint whose UNet takes 8 channels, not 4: "),
         (unet(6, 16), "is a checkpoint whose UNet takes 6 channels, not 4: "),
@@ -302,7 +306,7 @@ def control_net(channels: int = 3, width: int = 16) -> dict[str, torch.Tensor]:
         ({FIRST: torch.ones(2, 4, 3, 3), ATTENTION: torch.tensor(1.0)}, "is a checkpoint without layers that read a "),
         (control_net(channels=1), "is a ControlNet for control maps of 1 channels, and here they have 3: expected"),
         (control_net(width=1024), "is a ControlNet of Stable Diffusion 2: "),
-        (control_net(width=2048), "is a ControlNet of SDXL: "),
+        (control_net(width=2048), "is a ControlNet of Stable Diffusion XL, which is not imported: "),
         (control_net(width=17), "is a ControlNet for another text encoder than the bundle's (17 wide): "),
         (control_net() | other("lora_controlnet"), "is a Control-LoRA, which is no whole ControlNet: "),
         (control_net() | other("difference"), "is the difference of a ControlNet from a checkpoint, which is no whole"),
@@ -327,7 +331,7 @@ def test_other_files_are_refused_by_what_they_are(root: Path, tmp_path: Path, te
     save_file(tensors, tmp_path / "file.safetensors")
     conditioner = "canny" if what.startswith("is a ControlNet") else None
     with pytest.raises(CheckpointError) as caught:
-        import_checkpoint(tmp_path / "file.safetensors", Wanted("realistic", conditioner=conditioner), root)
+        import_checkpoint(tmp_path / "file.safetensors", Wanted("realistic", "sd15", conditioner), root)
     assert str(caught.value).startswith(f"file.safetensors {what}")
     assert str(tmp_path) not in str(caught.value)
     assert sorted(os.listdir(root)) == ["sd15", "sd15.toml"]
@@ -337,12 +341,12 @@ def test_the_file_is_looked_at_before_the_bases_files_are_asked_for(root: Path, 
     (root / "sd15").unlink()
     for tensors, words in (
         (other("lora_unet_x.lora_down.weight"), "is a LoRA"),
-        (unet(4, 2048), "of SDXL"),
+        (unet(4, 2048), "of Stable Diffusion XL, and sd15 is"),
         (unet(), "The files of sd15 are not there: script/download-weights sd15"),
     ):
         save_file(tensors, tmp_path / "file.safetensors")
         with pytest.raises(CheckpointError, match=words):
-            import_checkpoint(tmp_path / "file.safetensors", Wanted("realistic"), root)
+            import_checkpoint(tmp_path / "file.safetensors", Wanted("realistic", "sd15"), root)
 
 
 class Spell:
@@ -525,6 +529,7 @@ def test_an_interrupted_import_leaves_nothing(root: Path, checkpoint: Path, monk
         (Wanted("Realistic v5"), r"^The name must be lower case letters"),
         (Wanted("realistic", conditioner="canny"), r"^--conditioner is for a ControlNet, and .* is a checkpoint\.$"),
         (Wanted("realistic", clip_skip=3), r"^clip_skip must be 1 to 2, the text encoder's layers; it is 3\.$"),
+        (Wanted("realistic", vae="own"), r"^--vae is for files of Stable Diffusion XL, .* is a checkpoint for sd15\.$"),
         (Wanted("realistic", base="large"), r"There is no bundle named 'large'"),
     ],
 )

@@ -16,11 +16,18 @@ RESNET = {
 }  # fmt: skip
 UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
+    "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
 VAE_PLACES = {
     "resnets.": "block.", "downsamplers.0": "downsample", "upsamplers.0": "upsample", "conv_norm_out": "norm_out",
     "conv_shortcut": "nin_shortcut",
+}  # fmt: skip
+OPEN_CLIP = {
+    r"^text_model\.": "", r"^embeddings\.token_embedding": "token_embedding",
+    r"^embeddings\.position_embedding\.weight": "positional_embedding", "final_layer_norm": "ln_final",
+    r"^text_projection\.weight": "text_projection", r"^encoder\.layers": "transformer.resblocks",
+    r"self_attn\.q_proj\.": "attn.in_proj_", "self_attn": "attn", "layer_norm": "ln_", "fc1": "c_fc", "fc2": "c_proj",
 }  # fmt: skip
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
@@ -28,10 +35,18 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 def single_file(bundle: Path, file: Path, *parts: str, **more: torch.Tensor) -> Path:
     """Write the models of a bundle's folder as one file: of all three parts, or of those named. `more` is added."""
     tensors: dict[str, torch.Tensor] = {}
-    for part in parts or ("unet", "vae", "text_encoder"):
+    xl = (bundle / "text_encoder_2").exists()
+    for part in parts or ("unet", "vae", "text_encoder", *(["text_encoder_2"] if xl else [])):
         (weights,) = (bundle / part).glob("*.safetensors")
         config = json.loads((bundle / part / "config.json").read_text())
-        tensors |= {NAMED[part](name, config): _shaped(part, name, t) for name, t in load_file(weights).items()}
+        read = load_file(weights)
+        if part == "text_encoder_2":
+            tensors |= _open_clip(read)
+        else:
+            tensors |= {NAMED[part](name, config): _shaped(part, name, t) for name, t in read.items()}
+    if xl:
+        first = {name: name.replace("cond_stage_model.", "conditioner.embedders.0.") for name in tensors}
+        tensors = {first[name]: tensor for name, tensor in tensors.items()}
     save_file(tensors | more, file)
     return file
 
@@ -108,6 +123,20 @@ def _vae(name: str, config: dict) -> str:
 
 def _text_encoder(name: str, config: dict) -> str:
     return f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"
+
+
+def _open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As mlfoundations/open_clip's class names its tensors. It has queries, keys and values in one."""
+    made = {}
+    for name, tensor in tensors.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            tensor = torch.cat([tensors[name.replace("q_proj", f"{each}_proj")] for each in "qkv"])
+        for ours, theirs in OPEN_CLIP.items():
+            name = re.sub(ours, theirs, name)
+        made[f"conditioner.embedders.1.model.{name}"] = tensor.T.contiguous() if name == "text_projection" else tensor
+    return made | {"conditioner.embedders.1.model.logit_scale": torch.tensor(4.6)}
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 import predict
 from controlnet.maps.annotators import ANNOTATORS
-from controlnet.models.schedulers import unet_calls
+from controlnet.models.schedulers import suited_schedulers, unet_calls
 from controlnet.pictures.canvas import Layout, lay_out
 from controlnet.request.knobs import KnobValue
 from controlnet.request.reading import read_request
@@ -36,6 +36,7 @@ class FakeBundle:
 
     defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
     fast: Fast | None = None
+    schedulers: Collection[str] = suited_schedulers({})
     annotator_of: Mapping[str, str] = ANNOTATOR_OF
 
     @property
