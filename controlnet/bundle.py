@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.conditioners import BY_NAME
-from controlnet.families.family import Family, family_of
+from controlnet.families.family import Base, Embeddings, Family, family_of
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, LoadedAnnotator
 from controlnet.models.attention import check_attention, use_attention
@@ -30,7 +30,7 @@ from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
 from controlnet.models.lora_reader import read_lora
-from controlnet.models.low_memory import LOW_MEMORY, choose_mode, needed_memory
+from controlnet.models.low_memory import LOW_MEMORY, choose_mode, needed_memory, on_device
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
 from controlnet.models.schedulers import suited_schedulers, unet_calls
@@ -48,6 +48,7 @@ from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+CPU = torch.device("cpu")
 NETS = {"ControlNetModel": ControlNetModel, "ControlNetUnionModel": ControlNetUnionModel}
 WITH_CONVOLUTIONS = (UNet2DConditionModel, *NETS.values(), AutoencoderKL)
 """Models whose layers have kernels for a GPU."""
@@ -159,8 +160,19 @@ class Bundle:
 
     def _text_part(self, name: str, kind: type) -> Any:
         if issubclass(kind, PreTrainedModel):
-            return self.model(kind, name)
+            return self.model(kind, name, device=CPU if self._texts_wait else None)
         return self.tokenizer if name == "tokenizer" else self._tokenizer(name)
+
+    @property
+    def _texts_wait(self) -> bool:
+        return self.low_memory and self.family.texts_wait
+
+    def encode(self, base: Base, prompt: str, negative_prompt: str, clip_skip: int) -> Embeddings:
+        """The embeddings of both prompts, by the text encoders of a base, which may have LoRAs."""
+        if self._texts_wait:
+            encoders = [name for name, kind in self.family.texts.items() if issubclass(kind, PreTrainedModel)]
+            base = {**base, **{name: on_device(base[name], self.device) for name in encoders}}
+        return self.family.encode(base, prompt, negative_prompt, clip_skip)
 
     def _vae(self) -> Any:
         vae = self.model(VAES[self._class_name("vae")], "vae")
@@ -213,13 +225,15 @@ class Bundle:
             if part.option:
                 say(f"{part.option} is used because it was chosen. Licence: {part.licence}")
 
-    def model(self, model_class: type, part: str, mapped: bool = False) -> Any:
-        """A part as a `model_class`. Raises WeightsMismatch if its tensors are not the model's.
+    def model(self, model_class: type, part: str, mapped: bool = False, device: torch.device | None = None) -> Any:
+        """A part as a `model_class`, on the bundle's device or another one.
 
-        `mapped`: its tensors are left in the file, in the file's precision, for any dtype of the bundle.
+        `mapped`: its tensors are left in the file, in the file's precision, for any dtype of the bundle. Raises
+        WeightsMismatch if its tensors are not the model's.
         """
+        where = device or self.device
         with self.log(part, self.files(part), mapped):
-            model: Any = load_pretrained(model_class, self.folder(part), self.device, None if mapped else self.dtype)
+            model: Any = load_pretrained(model_class, self.folder(part), where, None if mapped else self.dtype)
             if issubclass(model_class, WITH_CONVOLUTIONS) and self._have_kernels(model):
                 model.to(memory_format=torch.channels_last)
             return self._with_attention(model)
@@ -321,11 +335,11 @@ class Bundle:
         return DDIMScheduler.load_config(self.folder("scheduler"), local_files_only=True)
 
     def _annotator(self, name: str) -> LoadedAnnotator:
-        kind = ANNOTATORS[name]
+        kind, device = ANNOTATORS[name], CPU if self._texts_wait else self.device
         if not kind.parts:
-            return LoadedAnnotator(kind, kind.load(self.folder, self.device))
+            return LoadedAnnotator(kind, kind.load(self.folder, device))
         with self.log(f"annotator {name}", self.files(*kind.parts)):
-            return LoadedAnnotator(kind, kind.load(self.folder, self.device))
+            return LoadedAnnotator(kind, kind.load(self.folder, device))
 
 
 def open_bundle(settings: Settings | None = None, root: Path = WEIGHTS) -> Bundle:

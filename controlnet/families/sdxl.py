@@ -60,5 +60,6 @@ FAMILY = Family(
     from_picture=FromPicture,
     # A package for watermarks that happens to be installed would change the pictures.
     without={"add_watermarker": False},
+    texts_wait=True,
     window=1.0,
 )

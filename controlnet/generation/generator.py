@@ -35,7 +35,7 @@ class Generator:
         self.speedups = Speedups(self.base["unet"].device, bundle.settings.speedups, bundle.graphs)
         self._adapted = AdaptedBase(self.base)
         self._fast_lora = bundle.fast_lora(self.base["unet"])
-        self._recent = RecentEmbeddings(partial(bundle.family.encode, self.base))
+        self._recent = RecentEmbeddings(partial(bundle.encode, self.base))
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
@@ -111,4 +111,4 @@ class Generator:
     def _embeddings(self, job: Job, base: Base) -> Embeddings:
         if base is self.base:
             return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
-        return self.bundle.family.encode(base, job.prompt, job.negative_prompt, job.clip_skip)
+        return self.bundle.encode(base, job.prompt, job.negative_prompt, job.clip_skip)

@@ -124,7 +124,7 @@ class _Pass:
         scheduler = make_scheduler(job.scheduler, self.models.base["scheduler"].config, job.steps_skipped)
         self.models.prepare(scheduler, outputs)
         kind: Any = self.family.from_noise if job.begins_with_noise else self.family.from_picture
-        composite = self._composite(parts["text_encoder"].device)
+        composite = self._composite(next(parts["unet"].parameters()).device)
         made = kind(**parts, controlnet=composite, scheduler=scheduler, **self.family.without)
         made.control_image_processor.register_to_config(do_resize=False)  # the control maps have the pictures' size
         return made

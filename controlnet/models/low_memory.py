@@ -1,15 +1,18 @@
 """Low-memory mode, for a GPU without room for all ControlNets: they stay in main memory until a request uses them.
 
-The base model, the annotators and the safety checker are on the GPU in this mode, too. How much memory a bundle needs
-is estimated from its files and from the largest picture that it allows. For sd15 in fp16 that is about 22 GB: a card
-of 24 GB holds everything, and a smaller one gets low-memory mode.
+UNet, VAE and safety checker are on the GPU in this mode, too. So are text encoders and annotators, unless the family
+says that they wait (Family.texts_wait). How much memory a bundle needs is estimated from its files and from the largest
+picture that it allows. For sd15 in fp16 that is about 22 GB: a card of 24 GB holds everything, and a smaller one gets
+low-memory mode.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from controlnet.models.loading import stored_dtype
+from controlnet.models.packed import tensors_of, with_tensors
 from controlnet.settings import Settings
 from controlnet.weights.files import TENSOR_FILES
 from controlnet.weights.manifest import Manifest
@@ -32,6 +35,11 @@ def choose_mode(asked: bool | None, free: int, needed: int) -> tuple[bool, str]:
     mode = "low-memory mode" if low else "all ControlNets on the GPU"
     forced = "" if asked is None else f" ({LOW_MEMORY}={asked:d})"
     return low, f"{mode}{forced}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed"
+
+
+def on_device(network: Any, device: torch.device) -> Any:
+    """A copy of a network on a device. The network itself stays where it is, whatever interrupts this."""
+    return with_tensors(network, [tensor.to(device) for tensor in tensors_of(network)])
 
 
 def needed_memory(manifest: Manifest, root: Path, dtype: torch.dtype) -> int:

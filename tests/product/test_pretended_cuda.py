@@ -7,6 +7,7 @@ choice of the device.
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cog
@@ -212,6 +213,33 @@ def test_low_memory_mode_swaps_controlnets_on_a_gpu(root, predictor, gpu, monkey
         asked = job(control={"conditioner": conditioner})
         assert low.generate(asked) == predictor.model.generator.generate(asked)
     assert waits == [CUDA] * 3
+
+
+def test_low_memory_mode_of_sdxl_keeps_text_encoders_and_annotators_off_the_gpu(
+    tmp_path: Path, pictures: dict[str, cog.Path], gpu: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_pin", lambda buffer: None)
+    monkeypatch.setattr(packed, "_unpin", lambda address: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
+    manifest = Manifest.read(write_bundle("sdxl", tmp_path, small=True, conditioners=("canny", "depth")), {})
+    answers, predictors = [], []
+    for low_memory in (False, True):
+        bundle = Bundle(manifest, tmp_path, CUDA, torch.float16, low_memory)
+        monkeypatch.setattr(predict, "open_bundle", lambda bundle=bundle: bundle)
+        predictors.append(made := predict.Predictor())
+        made.setup()
+        sent = SHORTEST | {"image": pictures["photo"], "output_format": "png"}
+        two = sent | {"conditioner_2": "depth", "negative_prompt": "grass"}
+        answers.append([path.read_bytes() for inputs in (sent, two, sent) for path in made.predict(**inputs)])
+    assert answers[0] == answers[1] and answers[0][0] == answers[0][2] != answers[0][1]
+    base = predictors[1].model.generator.base
+    for name in ("text_encoder", "text_encoder_2"):
+        assert not any(isinstance(tensor, PretendedTensor) for tensor in packed.tensors_of(base[name]))
+    for name in ("unet", "vae"):
+        assert all(isinstance(tensor, PretendedTensor) for tensor in packed.tensors_of(base[name]))
+    before = gpu.count
+    list(predictors[1].predict(**sent | {"conditioner": "depth", "map_only": True, "detect_resolution": 64}))
+    assert gpu.count == before, "no annotator is on the GPU"
 
 
 # ---- the pretended GPU

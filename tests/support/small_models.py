@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from annotator_weights import make_tiny
@@ -75,6 +75,9 @@ class SmallBundle:
 
     def base(self) -> dict:
         return {name: parts()[name] for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
+
+    def encode(self, *given: Any) -> Any:
+        return self.family.encode(*given)
 
     def controlnets(self) -> ControlNets:
         return ControlNets({name: parts()[name] for name in self.conditioners}, torch.float32)
