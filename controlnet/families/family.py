@@ -35,8 +35,8 @@ class Family:
     without: Mapping[str, Any]
     """Arguments of both that leave out what this project does itself."""
     texts_wait: bool
-    """Whether in low-memory mode the text encoders, too, are on the GPU only while they are used, and the annotators not
-    at all. With one ControlNet for all conditioners, little else can wait."""
+    """Whether in low-memory mode the text encoders, too, are on the GPU only while they are used, and the annotators
+    never. With one ControlNet for all conditioners, little else can wait."""
     window: float
     """Sides of the windows in which the UNet sees a large picture, as a multiple of what it was trained on."""
 
