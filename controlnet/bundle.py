@@ -26,6 +26,7 @@ from controlnet.families.family import Base, Embeddings, Family, family_of
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, LoadedAnnotator
 from controlnet.models.attention import check_attention, use_attention
+from controlnet.models.checks import check_net, check_vae
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
@@ -40,10 +41,9 @@ from controlnet.settings import Settings
 from controlnet.speedups.cuda.graphs import room
 from controlnet.speedups.cuda.kernels import HALVES
 from controlnet.speedups.cuda.trial import TriedKernels, open_kernels
-from controlnet.weights.download import download
+from controlnet.weights.download import make_present
 from controlnet.weights.entries import ConditionerEntry
-from controlnet.weights.files import check, sha256
-from controlnet.weights.lockfile import WeightsError, read_lock
+from controlnet.weights.files import sha256
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
 
@@ -52,16 +52,6 @@ CPU = torch.device("cpu")
 NETS = {"ControlNetModel": ControlNetModel, "ControlNetUnionModel": ControlNetUnionModel}
 WITH_CONVOLUTIONS = (UNet2DConditionModel, *NETS.values(), AutoencoderKL)
 """Models whose layers have kernels for a GPU."""
-
-
-SHARED_WITH_UNET = (
-    "in_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "cross_attention_dim",
-    "addition_embed_type",
-)
-"""Settings that a ControlNet must have as the UNet has them, because it sees the same inputs and adds to its layers."""
 
 
 class Bundle:
@@ -154,7 +144,7 @@ class Bundle:
         return {
             **{name: self._text_part(name, kind) for name, kind in self.family.texts.items()},
             "unet": self.model(UNet2DConditionModel, "unet"),
-            "vae": self._vae(),
+            "vae": self._vae_part(),
             "scheduler": self._scheduler(),
         }
 
@@ -162,6 +152,11 @@ class Bundle:
         if issubclass(kind, PreTrainedModel):
             return self.model(kind, name, device=CPU if self._texts_wait else None)
         return self.tokenizer if name == "tokenizer" else self._tokenizer(name)
+
+    def _vae_part(self) -> Any:
+        if self.family.upcasts_vae:
+            check_vae(self._config("vae"), self.dtype)
+        return self.model(VAES[self._class_name("vae")], "vae")
 
     @property
     def _texts_wait(self) -> bool:
@@ -174,21 +169,12 @@ class Bundle:
             base = {**base, **{name: on_device(base[name], self.device) for name in encoders}}
         return self.family.encode(base, prompt, negative_prompt, clip_skip)
 
-    def _vae(self) -> Any:
-        vae = self.model(VAES[self._class_name("vae")], "vae")
-        # diffusers would move it to float32 and back for each picture, and a cancelled request could leave it there.
-        if self.dtype == torch.float16 and vae.config.get("force_upcast") and self.manifest.family != "sd15":
-            raise WeightsMismatch(
-                "vae: its config.json has force_upcast true, so it gives black pictures in float16. Use a VAE that was"
-                " made for float16, such as madebyollin/sdxl-vae-fp16-fix, or CONTROLNET_DTYPE=fp32."
-            )
-        return vae
-
     def controlnets(self) -> ControlNets:
         """Every ControlNet of the bundle, by its name. On a CPU their numbers stay in the files until used."""
         mapped = self.device.type == "cpu"
         for name, entry in self.conditioners.items():
-            self._check_net(entry.part, BY_NAME[name].pooled, entry.type)
+            config = self._config(entry.part)
+            check_net(entry.part, config, self._config("unet"), BY_NAME[name].pooled, entry.type)
         kinds = {entry.net: (NETS[self._class_name(entry.part)], entry.part) for entry in self.conditioners.values()}
         if self.low_memory:
             stored = {net: self.packed(*kind) for net, kind in kinds.items()}
@@ -263,41 +249,13 @@ class Bundle:
         chosen = (part for part in self.manifest.needed_parts if part.name in parts or not parts)
         return [self.root / part.bundle / path for part in chosen for path in part.paths]
 
-    def _check_net(self, part: str, pooled: bool, kind: int | None) -> None:
-        """Raise WeightsMismatch if a ControlNet's config does not go with an entry and the base. No tensor shows it.
-
-        `kind` is the type that the entry names.
-        """
-        config: Any = ControlNetModel.load_config(self.folder(part), local_files_only=True)
-        unet: Any = UNet2DConditionModel.load_config(self.folder("unet"), local_files_only=True)
-        got = config.get("global_pool_conditions", False)
-        if got is not pooled:
-            raise WeightsMismatch(
-                f"{part}: its config.json has global_pool_conditions {got}, expected {pooled}. It is the file of"
-                " another ControlNet: check the part's repo in the manifest, then fetch it again."
-            )
-        types = config["num_control_type"] if config["_class_name"] == "ControlNetUnionModel" else None
-        if types is None if kind is not None else types is not None:
-            raise WeightsMismatch(
-                f"{part}: it is a {config['_class_name']}, and the manifest names {'a' if types is None else 'no'} type"
-                " for its conditioner. A union needs one, and no other ControlNet has any."
-            )
-        if types is not None and kind is not None and kind >= types:
-            raise WeightsMismatch(f"{part}: it has {types} types, and the manifest names type {kind}.")
-        if (got := config.get("conditioning_channels", 3)) != 3:
-            raise WeightsMismatch(
-                f"{part}: its config.json has conditioning_channels {got}, expected 3. It is a ControlNet for another"
-                " kind of control maps, which cannot be used here."
-            )
-        if wrong := [name for name in SHARED_WITH_UNET if config.get(name) != unet.get(name)]:
-            raise WeightsMismatch(
-                f"{part}: its config.json has {wrong[0]} {config.get(wrong[0])}, and the UNet's has"
-                f" {unet.get(wrong[0])}. It is a ControlNet for another base model."
-            )
-
     def _class_name(self, part: str) -> str:
+        return self._config(part)["_class_name"]
+
+    def _config(self, part: str) -> Mapping[str, Any]:
+        """The config.json of a model of diffusers, of whatever class."""
         config: Any = AutoencoderKL.load_config(self.folder(part), local_files_only=True)
-        return config["_class_name"]
+        return config
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -359,7 +317,7 @@ def open_bundle(settings: Settings | None = None, root: Path = WEIGHTS) -> Bundl
     check_attention(settings.attention, device)
     if not settings.threads:
         use_threads(manifest.cpu_threads, device)
-    _make_present(manifest, root, settings.download)
+    make_present(manifest, root, settings.download)
     disable_progress_bar()  # of transformers' loading: one per model, in the log of every start
     precision = str(dtype).removeprefix("torch.")
     say(f"bundle: {name} on {device.type} in {precision}{f' ({reason})' if reason else ''}")
@@ -389,20 +347,3 @@ def use_threads(threads: int | None, device: torch.device) -> None:
     """
     if threads and device.type == "cpu":
         torch.set_num_threads(min(threads, torch.get_num_threads()))
-
-
-def _make_present(manifest: Manifest, root: Path, in_container: bool) -> None:
-    """Check a bundle's files, and in the container fetch what is absent. Raises WeightsError."""
-    layers = [layer for layer in manifest.manifests if not layer.embedded]
-    if in_container and (unlocked := [layer.name for layer in layers if read_lock(layer, root) is None]):
-        raise WeightsError(
-            f"The container starts with locked weights only, and {unlocked[0]} has no lock: run script/lock-weights "
-            f"{unlocked[0]} and build it again."
-        )
-    try:
-        check(manifest, root)
-    except WeightsError:
-        if not layers or not in_container:
-            raise
-        download(manifest, root, require_lock=True)
-        check(manifest, root)

@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 import pytest
 import torch
 from diffusers import ControlNetModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import ROOT
 from support.small_models import parts, write_bundle
@@ -17,7 +18,7 @@ from support.small_models import parts, write_bundle
 import predict
 from controlnet.bundle import Bundle, open_bundle
 from controlnet.conditioners import BY_NAME
-from controlnet.maps.annotators import knobs_of
+from controlnet.maps.annotators import ANNOTATORS, LoadedAnnotator, knobs_of
 from controlnet.models.loading import WeightsMismatch, load_pretrained
 from controlnet.request.combinations import RequestError
 from controlnet.request.reading import read_request
@@ -215,8 +216,8 @@ def test_the_small_test_bundle_has_tinys_manifest(root: Path) -> None:
 def test_a_chosen_annotator_replaces_the_first(value: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     manifest = Manifest.read(WEIGHTS / "sd15.toml", {"openpose": value})
     bundle = Bundle(manifest, WEIGHTS, torch.device("cpu"), torch.float32)
-    monkeypatch.setattr(bundle, "_annotator", lambda name: name)
-    assert bundle.annotators()["openpose"] == kind
+    monkeypatch.setattr(bundle, "_annotator", lambda name: LoadedAnnotator(ANNOTATORS[name], Image.Image.copy))
+    assert bundle.annotators()["openpose"].kind.name == kind
     said = (
         f"{kind} is used because it was chosen. Licence: {manifest.part(f'annotator/{kind}').licence}\n"
         if value

@@ -34,6 +34,8 @@ class Family:
     """The pipeline for pictures that begin with an initial picture."""
     without: Mapping[str, Any]
     """Arguments of both that leave out what this project does itself."""
+    upcasts_vae: bool
+    """Whether its pipelines compute in float32 with a VAE whose configuration says force_upcast."""
     texts_wait: bool
     """Whether in low-memory mode the text encoders, too, are on the GPU only while they are used, and the annotators
     never. With one ControlNet for all conditioners, little else can wait."""

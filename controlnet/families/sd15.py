@@ -45,6 +45,7 @@ FAMILY = Family(
     from_picture=FromPicture,
     # controlnet/generation/safety.py checks the pictures instead: there a flagged one does not affect the others.
     without={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    upcasts_vae=False,
     texts_wait=False,
     window=1.5,
 )

@@ -60,6 +60,7 @@ FAMILY = Family(
     from_picture=FromPicture,
     # A package for watermarks that happens to be installed would change the pictures.
     without={"add_watermarker": False},
+    upcasts_vae=True,
     texts_wait=True,
     window=1.0,
 )

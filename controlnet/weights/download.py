@@ -245,3 +245,20 @@ def _exclusive_use(folder: Path, manifest: Manifest) -> Iterator[None]:
         raise WeightsError(f"Another download of {manifest.name} is running. Wait until it ends.") from None
     finally:
         os.close(claim)
+
+
+def make_present(manifest: Manifest, root: Path, in_container: bool) -> None:
+    """Check a bundle's files, and in the container fetch what is absent. Raises WeightsError."""
+    layers = [layer for layer in manifest.manifests if not layer.embedded]
+    if in_container and (unlocked := [layer.name for layer in layers if read_lock(layer, root) is None]):
+        raise WeightsError(
+            f"The container starts with locked weights only, and {unlocked[0]} has no lock: run script/lock-weights "
+            f"{unlocked[0]} and build it again."
+        )
+    try:
+        check(manifest, root)
+    except WeightsError:
+        if not layers or not in_container:
+            raise
+        download(manifest, root, require_lock=True)
+        check(manifest, root)
