@@ -16,7 +16,7 @@ from controlnet.request.modes import CONTROL_MODES
 from controlnet.request.pose import POSE_PARTS
 from controlnet.request.reading import NO_CONDITIONER
 from controlnet.request.request import INITIAL_STRENGTH, SEEDS, UPSCALE_STRENGTH
-from controlnet.weights.manifest import Manifest
+from controlnet.weights.manifest import Manifest, bundle_names
 
 PARAMETERS = {k: v for k, v in inspect.signature(predict.Predictor.predict).parameters.items() if k != "self"}
 
@@ -65,13 +65,15 @@ def test_names_and_order_of_inputs_are_final() -> None:
 
 
 @pytest.mark.parametrize("name", ["resolution", "num_inference_steps", "guidance_scale", "scheduler", "control_mode"])
-@pytest.mark.parametrize("bundle", ["sd15", "tiny"])
+@pytest.mark.parametrize("bundle", bundle_names())
 def test_descriptions_say_each_bundles_default(name: str, bundle: str) -> None:
+    """As "512 with sd15, 128 with tiny", or as "20, with tiny 30" for a value that all others have."""
     effective = getattr(Manifest.read(ROOT / f"weights/{bundle}.toml").defaults, name)
-    description = PARAMETERS[name].default.description.split("Left out:")[1]
+    description = PARAMETERS[name].default.description.split("Left out: ")[1].rstrip(".")
     assert PARAMETERS[name].default.default is None
     shown = f"{effective:g}" if isinstance(effective, float) else str(effective)
-    assert re.search(rf"\b{re.escape(shown)}( with {bundle}|\.$)", description), description
+    said = re.search(rf"([^ ,]+) with {bundle}\b|, with {bundle} (\S+)", description) or re.match(r"([^ ,]+)", description)
+    assert said and shown in said.groups(), description
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

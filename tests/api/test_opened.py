@@ -121,7 +121,7 @@ def test_a_bundle_that_is_not_there_is_refused_before_torch_is_imported(tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     unknown, path, *absent = done.stdout.splitlines()
-    assert unknown.startswith("There is no bundle named 'smal'. Bundles with a manifest: sd15, tiny")
+    assert unknown.startswith("There is no bundle named 'smal'. Bundles with a manifest: sd15, sdxl, tiny")
     assert path == "CONTROLNET_BUNDLE: expected the name of a bundle, such as sd15, got 'weights/tiny'."
     assert absent[0].startswith("The weights of sd15 cannot be used") or (ROOT / "weights/sd15").exists()
 

@@ -25,6 +25,12 @@ DOODLE = ("-i", "prompt=a house", "-i", f"image=@{ROOT}/examples/doodle.png", "-
 QUICK = (*DOODLE, "-i", "resolution=64", "-i", "num_inference_steps=2", "-i", "seed=7")
 
 
+@pytest.fixture(autouse=True)
+def working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command changes it, and the next test would be left in a folder that is gone."""
+    monkeypatch.chdir(ROOT)
+
+
 def started(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "controlnet.command.predict", "--folder", str(cwd), *arguments]
     return subprocess.Popen(
