@@ -72,7 +72,8 @@ def test_descriptions_say_each_bundles_default(name: str, bundle: str) -> None:
     description = PARAMETERS[name].default.description.split("Left out: ")[1].rstrip(".")
     assert PARAMETERS[name].default.default is None
     shown = f"{effective:g}" if isinstance(effective, float) else str(effective)
-    said = re.search(rf"([^ ,]+) with {bundle}\b|, with {bundle} (\S+)", description) or re.match(r"([^ ,]+)", description)
+    own = re.search(rf"([^ ,]+) with {bundle}\b|, with {bundle} (\S+)", description)
+    said = own or re.match(r"([^ ,]+)", description)
     assert said and shown in said.groups(), description
 
 
