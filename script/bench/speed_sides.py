@@ -32,6 +32,7 @@ from speed_clock import Clock
 from controlnet.model import Model
 from controlnet.models.lora_reader import NETWORKS
 from controlnet.models.schedulers import make_scheduler
+from controlnet.request.ignored import USUAL_ETA
 from controlnet.request.reading import read_request
 from controlnet.serving.files import write_pictures
 from predict import Predictor
@@ -144,6 +145,7 @@ class Plain:
             negative_prompt=NEGATIVE,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
+            eta=USUAL_ETA.get(sampling.scheduler, 0.0),
             num_images_per_prompt=case.outputs,
             **self._control(case, setting),
             generator=[torch.Generator("cpu").manual_seed(SEED + i) for i in range(case.outputs)],
