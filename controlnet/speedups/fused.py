@@ -1,4 +1,4 @@
-"""Forward methods of diffusers' layers that use the kernels of this folder, on a GPU in half precision.
+"""Forward methods of diffusers' layers that use the kernels of cuda/, on a GPU in half precision.
 
 They take the place of those of controlnet/speedups/replaced.py, and keep what those leave out. A result is rounded
 once where diffusers rounds several times, so it is closer to float32's, and not bit for bit that of diffusers. Any
