@@ -40,12 +40,12 @@ class PlainBundle(Bundle):
     def read_ahead(self) -> None:
         pass
 
-    def model(self, model_class: Any, part: str, mapped: bool = False) -> Any:
+    def model(self, model_class: Any, part: str, mapped: bool = False, device: torch.device | None = None) -> Any:
         with self.log(part, self.files(part)):
             dtype: Any = {"dtype" if PreTrainedModel in model_class.__mro__ else "torch_dtype": self.dtype}
             variant = "fp16" if any(self.folder(part).glob("*.fp16.*")) else None
             model = model_class.from_pretrained(self.folder(part), variant=variant, local_files_only=True, **dtype)
-            return model.to(self.device)
+            return model.to(device or self.device)
 
 
 def load_ours(bundle: Bundle) -> Bundle:
