@@ -18,11 +18,11 @@ from diffusers import (
     DDIMScheduler,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, PreTrainedModel
+from transformers import CLIPTextConfig
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.conditioners import BY_NAME
-from controlnet.families.family import Base, Embeddings, Family, family_of
+from controlnet.families.family import Embeddings, Family, family_of
 from controlnet.log import say
 from controlnet.maps.annotators import ANNOTATORS, LoadedAnnotator
 from controlnet.models.attention import check_attention, use_attention
@@ -30,6 +30,7 @@ from controlnet.models.checks import check_net, check_vae
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
 from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
+from controlnet.models.lora import Base
 from controlnet.models.lora_reader import read_lora
 from controlnet.models.low_memory import LOW_MEMORY, choose_mode, needed_memory, on_device
 from controlnet.models.packed import Packed
@@ -149,7 +150,7 @@ class Bundle:
         }
 
     def _text_part(self, name: str, kind: type) -> Any:
-        if issubclass(kind, PreTrainedModel):
+        if name in self.family.encoders:
             return self.model(kind, name, device=CPU if self._texts_wait else None)
         return self.tokenizer if name == "tokenizer" else self._tokenizer(name)
 
@@ -165,8 +166,7 @@ class Bundle:
     def encode(self, base: Base, prompt: str, negative_prompt: str, clip_skip: int) -> Embeddings:
         """The embeddings of both prompts, by the text encoders of a base, which may have LoRAs."""
         if self._texts_wait:
-            encoders = [name for name, kind in self.family.texts.items() if issubclass(kind, PreTrainedModel)]
-            base = {**base, **{name: on_device(base[name], self.device) for name in encoders}}
+            base = {**base, **{name: on_device(base[name], self.device) for name in self.family.encoders}}
         return self.family.encode(base, prompt, negative_prompt, clip_skip)
 
     def controlnets(self) -> ControlNets:
@@ -284,8 +284,8 @@ class Bundle:
     @cached_property
     def _text_layers(self) -> int:
         """Those of the text encoder that has the fewest."""
-        encoders = (name for name, kind in self.family.texts.items() if issubclass(kind, PreTrainedModel))
-        configs = (CLIPTextConfig.from_pretrained(self.folder(name), local_files_only=True) for name in encoders)
+        folders = (self.folder(name) for name in self.family.encoders)
+        configs = (CLIPTextConfig.from_pretrained(folder, local_files_only=True) for folder in folders)
         return min(config.num_hidden_layers for config in configs)
 
     @cached_property

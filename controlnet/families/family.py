@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from controlnet.models.lora import Base
 from controlnet.weights.toml_table import ManifestError
 
-Base = Mapping[str, Any]
-"""The base model's parts, by the names that diffusers' pipelines give them."""
 Embeddings = Mapping[str, torch.Tensor]
 """Of a prompt and of a negative prompt, as the keyword arguments of the family's pipelines that take them. The names of
 those of the negative prompt begin with "negative_". All have a batch of 1."""
@@ -22,8 +22,6 @@ NAMES = ("sd15", "sdxl")
 class Family:
     """How the models of a family are put together. Its module in this package defines one as FAMILY."""
 
-    title: str
-    """Its name in sentences."""
     texts: Mapping[str, type]
     """The classes of its tokenizers and text encoders, by the names of their parts."""
     encode: Callable[[Base, str, str, int], Embeddings]
@@ -41,6 +39,11 @@ class Family:
     never. With one ControlNet for all conditioners, little else can wait."""
     window: float
     """Sides of the windows in which the UNet sees a large picture, as a multiple of what it was trained on."""
+
+    @property
+    def encoders(self) -> list[str]:
+        """The names of its text encoders."""
+        return [name for name, kind in self.texts.items() if issubclass(kind, PreTrainedModel)]
 
 
 def family_of(name: str) -> Family:

@@ -5,8 +5,9 @@ from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionC
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.families import pipelines
-from controlnet.families.family import Base, Embeddings, Family
+from controlnet.families.family import Embeddings, Family
 from controlnet.families.prompts import encode_chunks
+from controlnet.models.lora import Base
 
 
 class FromNoise(pipelines.FromNoise, StableDiffusionControlNetPipeline):
@@ -38,7 +39,6 @@ def encode(base: Base, prompt: str, negative_prompt: str, clip_skip: int = 1) ->
 
 
 FAMILY = Family(
-    title="Stable Diffusion 1",
     texts={"tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel},
     encode=encode,
     from_noise=FromNoise,

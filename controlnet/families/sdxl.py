@@ -5,8 +5,9 @@ from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusio
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from controlnet.families import pipelines
-from controlnet.families.family import Base, Embeddings, Family
+from controlnet.families.family import Embeddings, Family
 from controlnet.families.prompts import encode_chunks
+from controlnet.models.lora import Base
 
 
 class FromNoise(pipelines.FromNoise, StableDiffusionXLControlNetPipeline):
@@ -48,7 +49,6 @@ def encode(base: Base, prompt: str, negative_prompt: str, clip_skip: int = 2) ->
 
 
 FAMILY = Family(
-    title="Stable Diffusion XL",
     texts={
         "tokenizer": CLIPTokenizer,
         "text_encoder": CLIPTextModel,

@@ -11,14 +11,14 @@ from functools import partial
 from PIL import Image
 
 from controlnet.bundle import Bundle
-from controlnet.families.family import Base, Embeddings
+from controlnet.families.family import Embeddings
 from controlnet.families.prompts import RecentEmbeddings
 from controlnet.generation.decoding import NotFinite
 from controlnet.generation.job import Job
 from controlnet.generation.painting import Painting
 from controlnet.log import say
 from controlnet.maps.controls import Control
-from controlnet.models.lora import AdaptedBase
+from controlnet.models.lora import AdaptedBase, Base
 from controlnet.pictures.geometry import SMALLEST
 from controlnet.speedups import Speedups
 from controlnet.stopwatch import Stopwatch

@@ -84,6 +84,6 @@ def test_what_the_family_lacks_is_said(send) -> None:
         send(clip_skip=12)
 
 
-def test_left_out_inputs_are_those_of_the_bundle(send, capfd: pytest.CaptureFixture[str]) -> None:
+def test_left_out_inputs_are_those_of_the_bundle(send) -> None:
     files = send(num_inference_steps=2, clip_skip=2, guidance_scale=6.0, scheduler="K_EULER_ANCESTRAL")
     assert send(num_inference_steps=2) == files
