@@ -22,6 +22,8 @@ NAMES = ("sd15", "sdxl")
 class Family:
     """How the models of a family are put together. Its module in this package defines one as FAMILY."""
 
+    title: str
+    """Its name in sentences (script/import-checkpoint)."""
     texts: Mapping[str, type]
     """The classes of its tokenizers and text encoders, by the names of their parts."""
     encode: Callable[[Base, str, str, int], Embeddings]

@@ -39,6 +39,7 @@ def encode(base: Base, prompt: str, negative_prompt: str, clip_skip: int = 1) ->
 
 
 FAMILY = Family(
+    title="Stable Diffusion 1",
     texts={"tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel},
     encode=encode,
     from_noise=FromNoise,

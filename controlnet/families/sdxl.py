@@ -49,6 +49,7 @@ def encode(base: Base, prompt: str, negative_prompt: str, clip_skip: int = 2) ->
 
 
 FAMILY = Family(
+    title="Stable Diffusion XL",
     texts={
         "tokenizer": CLIPTokenizer,
         "text_encoder": CLIPTextModel,
