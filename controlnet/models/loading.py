@@ -6,6 +6,7 @@ torch.nn.Module for the whole process while it builds one, so the threads would 
 14347.)
 """
 
+import contextlib
 import os
 import pickle
 import threading
@@ -148,7 +149,8 @@ def read_ahead(files: Iterable[Path]) -> None:
 
     def advise() -> None:
         for file in files:
-            with file.open("rb") as opened:
+            # A file that cannot be read is an error for whoever loads it, not here.
+            with contextlib.suppress(OSError), file.open("rb") as opened:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     if hasattr(os, "posix_fadvise"):  # not on macOS

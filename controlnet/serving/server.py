@@ -192,8 +192,9 @@ class Server(Api):
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            self.lines.append(_log_line(raw.decode(errors="replace").rstrip("\n")))
+        with self.process.stdout as log:
+            for raw in log:
+                self.lines.append(_log_line(raw.decode(errors="replace").rstrip("\n")))
 
     def wait_ready(self) -> None:
         """Wait until setup() has finished. Raises ServerError with its message if it failed or the server stopped."""

@@ -56,6 +56,7 @@ def fetch(source: RemoteSource, file: BinaryIO, name: str) -> str:
         finally:
             process.kill()
             process.wait()
+            process.stdout.close()
     return _outcome(written)
 
 

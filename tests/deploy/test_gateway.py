@@ -106,12 +106,14 @@ def test_a_client_that_leaves_cancels_its_prediction(shared: tuple[Server, Gatew
 
 
 def test_the_other_server_answers_if_one_is_killed(
-    pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor
+    pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     one, two, gateway = pair
-    answers = [pool.submit(ask, gateway, seconds=3) for _ in range(3)]
+    end = tmp_path / "end"
+    answers = [pool.submit(ask, gateway, prompt=str(end), seconds=60) for _ in range(3)]
     until(lambda: is_busy(one) and is_busy(two))
     kill(one, "server")
+    end.touch()
     results = [answer.result() for answer in answers]
     assert [(status, answer["status"]) for status, answer in results] == [(200, "succeeded")] * 3
     assert {answer["metrics"]["worker"] for _, answer in results} == {results[0][1]["metrics"]["worker"]}
@@ -133,13 +135,16 @@ def test_a_request_ends_two_servers_at_most(toy: Path, pool: ThreadPoolExecutor)
 
 
 def test_a_server_that_is_stopped_finishes_and_the_other_gets_the_rest(
-    pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor
+    pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     one, two, gateway = pair
-    first = [pool.submit(ask, gateway, seconds=10) for _ in range(2)]
+    end = tmp_path / "end"
+    first = [pool.submit(ask, gateway, prompt=str(end), seconds=60) for _ in range(2)]
     until(lambda: is_busy(one) and is_busy(two))
     os.kill(one.process.pid, signal.SIGTERM)
     rest = [pool.submit(ask, gateway) for _ in range(6)]
+    until(lambda: gateway.figures()[ACTIVE] == 8)
+    end.touch()
     assert [answer.result()[1]["status"] for answer in first + rest] == ["succeeded"] * 8
     workers = [answer.result()[1]["metrics"]["worker"] for answer in rest]
     assert len({answer.result()[1]["metrics"]["worker"] for answer in first}) == 2

@@ -1,4 +1,7 @@
-"""A small predictor for tests of the server and the client: it prints, counts, fails or waits as requested."""
+"""A small predictor for tests of the server and the client: it prints, counts, fails or waits as requested.
+
+A wait ends before its time once the file that the prompt names is there.
+"""
 
 from pathlib import Path
 
@@ -38,7 +41,7 @@ class Predictor(BasePredictor):
             print("ignored: loud (only for echo)")
         try:
             end = time.monotonic() + seconds
-            while time.monotonic() < end:
+            while time.monotonic() < end and not (os.path.isabs(prompt) and os.path.exists(prompt)):
                 time.sleep(0.01)
         except BaseException as error:
             print("cleaning up after", type(error).__name__)

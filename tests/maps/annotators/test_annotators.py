@@ -15,6 +15,7 @@ from annotator_weights import MAKERS
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
+from support.warned import warned
 
 from controlnet.maps.annotators import ANNOTATORS, SHORT_SIDE, Annotator, LoadedAnnotator, knobs_of
 from controlnet.maps.annotators.skeletons import PoseAnnotator
@@ -51,7 +52,7 @@ def test_a_map_is_rgb_of_the_same_size_and_deterministic(
         assert len(np.unique(np.array(control_map))) > 1, f"{kind} draws nothing at {size}"
         assert image.tobytes() == photo(size).tobytes(), "the input was changed"
     assert annotator(image).tobytes() == control_map.tobytes()
-    assert [str(warning.message) for warning in recwarn] == []
+    assert warned(recwarn) == []
     assert capfd.readouterr().out == ""
 
 

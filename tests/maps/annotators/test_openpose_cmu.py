@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
+from support.warned import warned
 
 from controlnet.maps.annotators import ANNOTATORS, openpose_cmu
 from controlnet.maps.annotators.network import quiet_controlnet_aux
@@ -188,7 +189,7 @@ def test_a_strip_is_padded_and_nobody_is_found_in_the_padding(recwarn: pytest.Wa
         for x, y in (joint for person in people for joint in person.joints()):
             assert 0 <= x < size[0] and 0 <= y < size[1]
         assert draw_poses(people, size, parts).size == size
-    assert [str(warning.message) for warning in recwarn] == []
+    assert warned(recwarn) == []
 
 
 def test_bodies_and_hands_equal_controlnet_aux() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.warned import warned
 
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.maps.annotators.network import quiet_controlnet_aux, restore_exact
@@ -64,7 +65,7 @@ def test_pose_parts_are_drawn_as_controlnet_aux_draws_them(choice: str, recwarn:
     assert np.array_equal(drawn, theirs(POSE_PARTS[choice]))
     others = [other for other in POSE_PARTS if other != choice]
     assert not any(np.array_equal(drawn, theirs(POSE_PARTS[other])) for other in others), "choices draw the same"
-    assert [str(warning.message) for warning in recwarn] == []
+    assert warned(recwarn) == []
 
 
 @pytest.mark.parametrize(
