@@ -46,7 +46,7 @@ from controlnet.weights.download import make_present
 from controlnet.weights.entries import ConditionerEntry
 from controlnet.weights.files import sha256
 from controlnet.weights.lora_files import Lora
-from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, choose_bundle
+from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, Reference, choose_bundle
 
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 CPU = torch.device("cpu")
@@ -96,6 +96,10 @@ class Bundle:
     @property
     def fast(self) -> Fast | None:
         return self.manifest.fast
+
+    @property
+    def reference(self) -> Reference | None:
+        return self.manifest.reference
 
     @property
     def conditioners(self) -> Mapping[str, ConditionerEntry]:
@@ -311,7 +315,7 @@ def open_bundle(settings: Settings | None = None, root: Path = WEIGHTS) -> Bundl
     """
     settings = Settings.read() if settings is None else settings
     name, reason = choose_bundle(settings.bundle, root)
-    manifest = Manifest.read(root / f"{name}.toml", settings.annotators)
+    manifest = Manifest.read(root / f"{name}.toml", settings.annotators, settings.reference)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = working_dtype(device, settings.dtype)
     check_attention(settings.attention, device)

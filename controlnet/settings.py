@@ -78,6 +78,11 @@ class Settings:
     """Whether UNet and ControlNets run as CUDA graphs. They take up to 1.7 GB; without that room there are none."""
     attention: str = _one_of("CONTROLNET_ATTENTION", "sdpa", "xformers", usual="sdpa", default="sdpa")
     """Whose attention: PyTorch's, or on a GPU that of xformers, which some speedups do not fit."""
+    reference: bool | None = _setting(
+        "CONTROLNET_REFERENCE", "1 or 0", "1 if the files for it are there", {"1": True, "0": False}.__getitem__, None
+    )
+    """Whether requests may have a reference picture. It takes an image encoder and an adapter, which are fetched only
+    if this is 1."""
     batch_outputs: bool = _switch("CONTROLNET_BATCH_OUTPUTS", False)
     """Whether a request's outputs are denoised as one batch: quicker on a GPU, more memory, and each picture differs by
     rounding from the one that its seed gives alone."""

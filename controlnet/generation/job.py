@@ -5,7 +5,7 @@ from typing import Any
 
 from controlnet.conditioners import ENLARGING
 from controlnet.maps.controls import Control
-from controlnet.pictures.canvas import InitialPicture, Layout
+from controlnet.pictures.canvas import InitialPicture, Layout, ReferencePicture
 from controlnet.request.request import SEEDS, UPSCALE_STRENGTH, Request, steps_taken
 from controlnet.weights.lora_files import Lora
 
@@ -41,6 +41,8 @@ class Job:
     """By what factor the pictures are enlarged in a second pass, 1–4. 1 means not at all, without that pass."""
     upscale_strength: float = UPSCALE_STRENGTH
     """Share of the steps that the second pass takes, 0–1."""
+    reference: ReferencePicture | None = None
+    """None means that the prompt and the controls alone say what to paint."""
     original: InitialPicture | None = None
     """If a part is repainted: `initial` at the size of the enlarged pictures. Outside of its mask they show it."""
 
@@ -93,6 +95,7 @@ class Job:
             **({"loras": [lora.parameters() for lora in self.loras]} if self.loras else {}),
             **begun,
             **enlarged,
+            **({"reference": self.reference.parameters()} if self.reference else {}),
             "seed": self.seed_of(i),
             "controls": [control.parameters() for control in self.controls],
         }
@@ -118,4 +121,5 @@ def make_job(request: Request, controls: tuple[Control, ...], layout: Layout, lo
         upscale=request.upscale,
         upscale_strength=request.upscale_strength,
         original=layout.original,
+        reference=layout.reference,
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,6 +91,24 @@ class InitialPicture:
         return made if self.mask is None else Image.composite(made, self.picture, self.mask)
 
 
+@dataclass(frozen=True)
+class ReferencePicture:
+    """A picture whose content or style is taken over into those to be made."""
+
+    picture: Image.Image
+    """RGB, of any size."""
+    scale: float
+    """How strongly it acts, above 0 to 1.5."""
+    mode: str
+    """"all", or "style": only in the layers that the bundle names for it."""
+    mask: Image.Image | None = None
+    """Mode L, of the canvas' size: 255 where it acts in full, 0 where not at all. None means everywhere."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Its plain values, without pictures."""
+        return {"scale": self.scale, "mode": self.mode}
+
+
 MOST_KEPT = 8_000_000
 """Pixels of a second or third control's picture that is kept in memory. A larger one is opened again for its map."""
 
@@ -129,6 +148,8 @@ class Layout:
     """None if the request begins with noise alone."""
     size: tuple[int, int]
     """(width, height) of the final pictures: that of the canvas, or as much larger as the request says."""
+    reference: ReferencePicture | None
+    """None if the request has none."""
     original: InitialPicture | None
     """If a part is repainted and the pictures are enlarged: `initial` at the final size, from the sent pictures."""
 

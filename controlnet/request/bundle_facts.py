@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from controlnet.request.knobs import KnobValue
-from controlnet.weights.manifest import Defaults, Fast
+from controlnet.weights.manifest import Defaults, Fast, Reference
 
 
 class BundleFacts(Protocol):
@@ -18,6 +18,11 @@ class BundleFacts(Protocol):
     @property
     def fast(self) -> Fast | None:
         """How it paints in few steps. None if it cannot."""
+        ...
+
+    @property
+    def reference(self) -> Reference | None:
+        """How reference pictures act. None if it takes none."""
         ...
 
     @property

@@ -23,7 +23,9 @@ def check_chosen(settings: Settings, root: Path = WEIGHTS) -> None:
     That takes milliseconds, and importing what opens a bundle takes many seconds. If absent files are fetched when it
     is opened, only its manifest is read.
     """
-    manifest = Manifest.read(root / f"{choose_bundle(settings.bundle, root)[0]}.toml", settings.annotators)
+    manifest = Manifest.read(
+        root / f"{choose_bundle(settings.bundle, root)[0]}.toml", settings.annotators, settings.reference
+    )
     if not settings.download:
         check(manifest, root)
 

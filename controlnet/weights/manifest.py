@@ -14,7 +14,7 @@ from typing import Any
 
 from controlnet.settings import Settings, variable_of
 from controlnet.weights.entries import ConditionerEntry, chosen, read_entries
-from controlnet.weights.parts import BUNDLE_NAME, Part, read_parts, replaced
+from controlnet.weights.parts import BUNDLE_NAME, REFERENCE, Part, read_parts, replaced
 from controlnet.weights.toml_table import ManifestError, Table
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -58,6 +58,21 @@ class Fast:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """How a reference picture acts, if a request has one (H. Ye et al., "IP-Adapter", arXiv 2308.06721)."""
+
+    adapter: str
+    """The part with the layers that attend to the picture."""
+    encoder: str
+    """The part that turns the picture into embeddings."""
+    scale: float
+    """How strongly it acts, unless a request names another number."""
+    style: tuple[str, ...] = ()
+    """The layers that act in the mode "style": their names in the UNet begin with one of these. Empty: there is no such
+    mode (H. Wang et al., "InstantStyle", arXiv 2404.02733)."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """Upper limits for one request."""
 
@@ -94,6 +109,8 @@ class Manifest:
     """For each conditioner whose annotator is not its first, the word that chooses it."""
     fast: Fast | None = None
     """How to paint in few steps. None if the bundle cannot."""
+    reference: Reference | None = None
+    """How reference pictures act. None if the bundle takes none, or if they are switched off."""
     cpu_threads: int | None = None
     """With how many threads the bundle is fastest without a GPU. None leaves it to PyTorch: one per core."""
     base: "Manifest | None" = None
@@ -113,8 +130,9 @@ class Manifest:
 
     @property
     def needed_parts(self) -> tuple[Part, ...]:
-        """All parts but those of annotators that are not chosen, and those left out; in the manifest's order."""
-        chosen = (part for part in self.parts if not part.option or part.option in self.options)
+        """All parts but those of options that are not chosen, and those left out; in the manifest's order."""
+        options = self.options | ({REFERENCE} if self.reference else set())
+        chosen = (part for part in self.parts if not part.option or part.option in options)
         return tuple(part for part in chosen if part.name not in self.left_out)
 
     @property
@@ -144,18 +162,23 @@ class Manifest:
         return entry.annotators[self.chosen[conditioner]] if conditioner in self.chosen else entry.annotator
 
     def choices(self) -> dict[str, str]:
-        """The environment variables that choose other annotators than the first, with their values."""
-        return {variable_of(conditioner): word for conditioner, word in sorted(self.chosen.items())}
+        """The environment variables that make parts needed which otherwise are not, with their values."""
+        chosen = {variable_of(conditioner): word for conditioner, word in sorted(self.chosen.items())}
+        optional = self.reference is not None and any(part.option == REFERENCE for part in self.parts)
+        return chosen | ({Settings.variable("reference"): "1"} if optional else {})
 
     @classmethod
-    def read(cls, path: Path, annotators: Mapping[str, str] | None = None) -> "Manifest":
+    def read(cls, path: Path, annotators: Mapping[str, str] | None = None, reference: bool | None = None) -> "Manifest":
         """Read weights/<bundle>.toml, and the one that it extends.
 
-        `annotators` are the words that choose them, by conditioner; if it is None, those of the environment's settings.
+        `annotators` are the words that choose them, by conditioner; if it is None, it and `reference` are those of the
+        environment's settings. Without a `reference` there, it is on if all files for it are in the bundle's folder.
 
         Raises ManifestError for anything missing, misspelt or of the wrong type.
         """
-        annotators = Settings.read().annotators if annotators is None else annotators
+        if annotators is None:
+            settings = Settings.read()
+            annotators, reference = settings.annotators, settings.reference
         values = _read_toml(path)
         source = f"{path.parent.name}/{path.name}"
         base = None
@@ -165,12 +188,18 @@ class Manifest:
             inherited = _read_toml(base_path)
             if "extends" in inherited:
                 raise ManifestError(f"{source}: extends: {name} extends {inherited['extends']}: extend that one.")
-            base = cls.read(base_path, annotators)
+            base = cls.read(base_path, annotators, reference)
             values = _with_inherited(values, inherited)
         manifest = _read_manifest(Table(values, source), annotators, base)
         if manifest.name != path.stem:
             raise ManifestError(f"{source}: name: expected {path.stem!r}, as the file is named, got {manifest.name!r}.")
-        return manifest
+        return manifest if manifest._takes_references(path.parent, reference) else replace(manifest, reference=None)
+
+    def _takes_references(self, root: Path, asked: bool | None) -> bool:
+        if asked is not None or self.reference is None:
+            return asked is not False
+        parts = self.part(self.reference.adapter), self.part(self.reference.encoder)
+        return all((root / part.bundle / path).exists() for part in parts for path in part.paths)
 
 
 def bundle_names(root: Path = WEIGHTS) -> list[str]:
@@ -204,7 +233,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ManifestError(f"{path.parent.name}/{path.name}: not readable as TOML: {error}.") from error
 
 
-_INHERITED_TABLES = ("needs", "defaults", "limits", "fast", "conditioners")
+_INHERITED_TABLES = ("needs", "defaults", "limits", "fast", "reference", "conditioners")
 _NOT_INHERITED = ("name", "title", "summary", "embedded", "parts", "made")
 
 
@@ -238,6 +267,7 @@ def _read_manifest(table: Table, annotators: Mapping[str, str], base: Manifest |
         parts=replaced(base.parts, own) if base else own,
         made=table.table("made", default={}).take_rest(),
         fast=_read_fast(table.table("fast")) if "fast" in table.remaining_keys() else None,
+        reference=_read_reference(table.table("reference")) if "reference" in table.remaining_keys() else None,
         chosen=chosen(conditioners, annotators),
         cpu_threads=table.number("cpu_threads", 1) if "cpu_threads" in table.remaining_keys() else None,
         base=base,
@@ -251,9 +281,14 @@ def _check_names(table: Table, manifest: Manifest) -> None:
     """Raise ManifestError unless every part and annotator that another entry names exists."""
     names = {part.name for part in manifest.parts if not part.option}
     options = {kind for entry in manifest.conditioners.values() for kind in entry.others.values()}
+    own = {manifest.reference.adapter, manifest.reference.encoder} if manifest.reference else set()
     for number, part in enumerate(manifest.parts, start=1):
-        if part.option and part.option not in options:
+        if part.option == REFERENCE and part.name not in own:
+            raise table.error(f"parts[{number}].option", "the table [reference] does not name this part")
+        if part.option not in {"", REFERENCE, *options}:
             raise table.error(f"parts[{number}].option", f"no conditioner can choose the annotator {part.option!r}")
+    if manifest.reference and (missing := own - {part.name for part in manifest.parts}):
+        raise table.error("reference", f"there is no part named {min(missing)!r}")
     for conditioner, entry in manifest.conditioners.items():
         if entry.part not in names:
             raise table.error(f"conditioners.{conditioner}", f"there is no part named {entry.part!r}")
@@ -300,6 +335,16 @@ def _read_fast(table: Table) -> Fast:
     )
     table.close()
     return fast
+
+
+def _read_reference(table: Table) -> Reference:
+    adapter, encoder = table.text("adapter"), table.text("encoder")
+    style = table.take("style", list, [])
+    if not all(isinstance(name, str) and name for name in style):
+        raise table.error("style", f"expected names of layers, such as ['up_blocks.1'], got {style}")
+    reference = Reference(adapter, encoder, table.number("scale", 0, float), tuple(style))
+    table.close()
+    return reference
 
 
 def _read_limits(table: Table) -> Limits:

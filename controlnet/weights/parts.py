@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from controlnet.weights.toml_table import Table
 
+REFERENCE = "reference"
+"""The option of the parts that reference pictures need."""
 BUNDLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _PART_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -32,7 +34,8 @@ class Part:
     folder: str = ""
     """Folder of the files inside the repo; empty for its root."""
     option: str = ""
-    """The only annotator that needs the part. While it is not chosen, the part is not fetched and may be missing."""
+    """The only annotator that needs the part, or REFERENCE. While that is not chosen, the part is not fetched and may
+    be missing."""
 
     @property
     def paths(self) -> tuple[str, ...]:
