@@ -55,6 +55,7 @@ SCHEDULERS = [
 POSE_PARTS = ["body", "body_hands", "body_face", "all"]
 CONTROL_MODES = ["balanced", "prompt", "control", "unbalanced"]
 RESIZE_MODES = ["crop", "fill", "stretch"]
+REFERENCE_MODES = ["all", "style"]
 OUTPUT_FORMATS = ["webp", "jpg", "png"]
 
 
@@ -240,6 +241,27 @@ class Predictor(BasePredictor):
             ge=0,
             le=1,
             description="upscale: how much the second pass may change. 0.3 to 0.5 is a good range.",
+        ),
+        reference_image: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="What the picture should be like: the colours, style and things of this one. Its middle square counts.",
+        ),
+        reference_scale: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1.5,
+            description="How strongly reference_image acts; 0 ignores it. Left out: 0.6.",
+        ),
+        reference_mode: str = Input(
+            default="all",
+            choices=REFERENCE_MODES,
+            description="What of reference_image acts: all, or style (its look, without its things).",
+        ),
+        reference_mask: Optional[Path] = Input(
+            default=None,
+            accept="image/*",
+            description="Where reference_image acts: white where it does, black where it does not.",
         ),
         control_start: float = Input(
             default=0.0,

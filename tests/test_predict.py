@@ -12,7 +12,7 @@ from controlnet.maps.annotators.canny import STRONGEST
 from controlnet.models.schedulers import SCHEDULERS
 from controlnet.pictures.geometry import LARGEST, RESIZE_MODES, SMALLEST
 from controlnet.pictures.output import OUTPUT_FORMATS
-from controlnet.request.modes import CONTROL_MODES
+from controlnet.request.modes import CONTROL_MODES, REFERENCE_MODES
 from controlnet.request.pose import POSE_PARTS
 from controlnet.request.reading import NO_CONDITIONER
 from controlnet.request.request import INITIAL_STRENGTH, SEEDS, UPSCALE_STRENGTH
@@ -29,6 +29,7 @@ def test_choices_equal_the_registries_they_name() -> None:
     assert list(OUTPUT_FORMATS) == predict.OUTPUT_FORMATS
     assert list(CONTROL_MODES) == predict.CONTROL_MODES
     assert list(RESIZE_MODES) == predict.RESIZE_MODES
+    assert list(REFERENCE_MODES) == predict.REFERENCE_MODES
     assert list(POSE_PARTS) == predict.POSE_PARTS
 
 
@@ -58,6 +59,7 @@ def test_names_and_order_of_inputs_are_final() -> None:
         "map_only", "return_control_map", "return_pose_json", "lora_weights", "lora_scale", "lora_weights_2",
         "lora_scale_2", "init_image", "prompt_strength", "mask", "mask_feather",
         "outpaint_left", "outpaint_right", "outpaint_top", "outpaint_bottom", "upscale", "upscale_strength",
+        "reference_image", "reference_scale", "reference_mode", "reference_mask",
         "control_start", "control_end", "control_mode", "control_mask",
         *knobs, *others, "scheduler", "eta", "clip_skip", "output_format",
         "output_quality", "disable_safety_checker",
@@ -68,7 +70,16 @@ def test_names_and_order_of_inputs_are_final() -> None:
 @pytest.mark.parametrize("bundle", bundle_names())
 def test_descriptions_say_each_bundles_default(name: str, bundle: str) -> None:
     """As "512 with sd15, 128 with tiny", or as "20, with tiny 30" for a value that all others have."""
-    effective = getattr(Manifest.read(ROOT / f"weights/{bundle}.toml").defaults, name)
+    assert_said(name, bundle, getattr(Manifest.read(ROOT / f"weights/{bundle}.toml").defaults, name))
+
+
+@pytest.mark.parametrize("bundle", bundle_names())
+def test_reference_scale_says_each_bundles_default(bundle: str) -> None:
+    if reference := Manifest.read(ROOT / f"weights/{bundle}.toml", {}, reference=True).reference:
+        assert_said("reference_scale", bundle, reference.scale)
+
+
+def assert_said(name: str, bundle: str, effective: float | str) -> None:
     description = PARAMETERS[name].default.description.split("Left out: ")[1].rstrip(".")
     assert PARAMETERS[name].default.default is None
     shown = f"{effective:g}" if isinstance(effective, float) else str(effective)

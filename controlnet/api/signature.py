@@ -28,6 +28,10 @@ ResizeMode = Literal[
     "fill",
     "stretch",
 ]
+ReferenceMode = Literal[
+    "all",
+    "style",
+]
 ControlMode = Literal[
     "balanced",
     "prompt",
@@ -121,6 +125,10 @@ class Signature:
         outpaint_bottom: int = 0,
         upscale: float = 1.0,
         upscale_strength: float = 0.4,
+        reference_image: Picture | None = None,
+        reference_scale: float | None = None,
+        reference_mode: ReferenceMode = "all",
+        reference_mask: Picture | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
         control_mode: ControlMode | None = None,
@@ -199,6 +207,11 @@ class Signature:
         outpaint_bottom: Pixels to paint beyond the bottom edge, by which the picture grows.
         upscale: How many times as wide and high a second pass makes the picture, with new details.
         upscale_strength: upscale: how much the second pass may change. 0.3 to 0.5 is a good range.
+        reference_image: What the picture should be like: the colours, style and things of this one. Its middle square
+            counts.
+        reference_scale: How strongly reference_image acts; 0 ignores it. Left out: 0.6.
+        reference_mode: What of reference_image acts: all, or style (its look, without its things).
+        reference_mask: Where reference_image acts: white where it does, black where it does not.
         control_start: Share of the steps after which control begins. Above 0, the prompt lays out the picture.
         control_end: Share of the steps after which control ends. 0.5 to 0.8 leaves details to the prompt.
         control_mode: Who wins where prompt and map disagree: balanced (neither, as the net was trained), prompt,

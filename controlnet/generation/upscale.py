@@ -1,7 +1,8 @@
 """The second pass of a job that enlarges its pictures: img2img at the larger size, under the tile ControlNet.
 
 The tile net sees the picture of the first pass, enlarged, and keeps its colours and shapes while details are repainted
-(github.com/lllyasviel/ControlNet-v1-1-nightly). The controls of the first pass act again where they can.
+(github.com/lllyasviel/ControlNet-v1-1-nightly). The controls of the first pass act again where they can, and so does
+its reference picture.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ class Upscale:
         self.size = upscaled_size(job.controls[0].control_map.size, job.upscale)
         self.steps_taken = steps_taken(job.num_inference_steps, job.upscale_strength)
         self.controls = tuple(self._enlarged(job.controls))
+        self.reference = job.reference and replace(job.reference, mask=self._enlarged_region(job.reference.mask))
 
     def of(self, i: int, picture: Image.Image) -> Job:
         """The job that makes the final picture i from that of the first pass."""
@@ -39,6 +41,7 @@ class Upscale:
             num_outputs=1,
             controls=(*self.controls, Control(ENLARGING, enlarged)),
             initial=InitialPicture(enlarged, self.job.upscale_strength, mask),
+            reference=self.reference,
             upscale=1.0,
         )
 
@@ -48,14 +51,16 @@ class Upscale:
             conditioner, window = BY_NAME[control.conditioner], self._window(control)
             if not conditioner.acts_on_parts or window is None or control.scale == 0:
                 continue
-            region = control.region
             yield replace(
                 control,
                 control_map=resize_map(control.control_map, self.size, conditioner.form),
-                region=None if region is None else fit(region, self.size, Image.Resampling.BICUBIC),
+                region=self._enlarged_region(control.region),
                 start=window[0],
                 end=window[1],
             )
+
+    def _enlarged_region(self, region: Image.Image | None) -> Image.Image | None:
+        return None if region is None else fit(region, self.size, Image.Resampling.BICUBIC)
 
     def _window(self, control: Control) -> tuple[float, float] | None:
         """The control's window as shares of the steps that the second pass takes, which are the last of all steps."""

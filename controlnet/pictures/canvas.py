@@ -96,11 +96,11 @@ class ReferencePicture:
     """A picture whose content or style is taken over into those to be made."""
 
     picture: Image.Image
-    """RGB, of any size."""
+    """RGB, of any size: its encoder has a size of its own."""
     scale: float
     """How strongly it acts, above 0 to 1.5."""
     mode: str
-    """"all", or "style": only in the layers that the bundle names for it."""
+    """One of controlnet.request.modes.REFERENCE_MODES."""
     mask: Image.Image | None = None
     """Mode L, of the canvas' size: 255 where it acts in full, 0 where not at all. None means everywhere."""
 
@@ -185,7 +185,7 @@ def lay_out(request: Request, most_pixels: int, most_upscaled: int) -> Layout:
             )
     del begun, mask
     areas = tuple(_area(request, control, first, canvas) for control in request.controls)
-    return Layout(canvas, areas, initial, size, original)
+    return Layout(canvas, areas, initial, size, _reference_picture(request, canvas), original)
 
 
 def open_input(file: Path, name: str) -> Image.Image:
@@ -233,10 +233,23 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
     return Image.fromarray(cv2.GaussianBlur(np.asarray(mask), (window, window), pixels / 2))
 
 
+def _reference_picture(request: Request, canvas: Canvas) -> ReferencePicture | None:
+    """The reference picture as it was sent, white where it is transparent."""
+    if request.reference_image is None:
+        return None
+    picture = lay_on(open_input(request.reference_image, "reference_image"), WHITE)
+    mask = _region(request.reference_mask, "reference_mask", canvas)
+    return ReferencePicture(picture, request.reference_scale, request.reference_mode, mask)
+
+
+def _region(file: Path | None, name: str, canvas: Canvas) -> Image.Image | None:
+    """The mask that was sent for the input `name`, on the whole canvas. None if none was."""
+    return None if file is None else canvas.lay_mask(open_mask(file, name), canvas.size, name)
+
+
 def _area(request: Request, control: RequestedControl, first: Image.Image, canvas: Canvas) -> ControlArea:
     """The area of one control. `first` is the first control's picture, which is used unless this one has its own."""
-    name = control.input("mask")
-    region = None if control.mask is None else canvas.lay_mask(open_mask(control.mask, name), canvas.size, name)
+    region = _region(control.mask, control.input("mask"), canvas)
     margins, size = Margins(), canvas.size
     shows_initial = request.init_image is None and not control.has_own_image
     if canvas.margins and shows_initial and control.made_of != "holes":

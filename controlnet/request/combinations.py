@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from controlnet.conditioners import ENLARGING
 from controlnet.request.bundle_facts import BundleFacts
-from controlnet.request.modes import CONTROL_MODES
+from controlnet.request.modes import CONTROL_MODES, STYLE
 from controlnet.request.request import Request, RequestedControl
 
 DISTILLED, DISTILLED_STEPS = ("LCM", "TCD"), 50
@@ -218,6 +218,22 @@ def _upscale(request: Request, bundle: BundleFacts) -> Iterator[str]:
         )
 
 
+def _reference(request: Request, bundle: BundleFacts) -> Iterator[str]:
+    """Without the adapter the picture would not act, and without layers for its style all of it would."""
+    if request.reference_image is None:
+        return
+    if bundle.reference is None:
+        yield (
+            "The bundle in use takes no reference pictures, or they are switched off: leave reference_image out, or run "
+            "one that takes them (CONTROLNET_BUNDLE=sd15 with CONTROLNET_REFERENCE=1 does)."
+        )
+    elif request.reference_mode == STYLE and not bundle.reference.style:
+        yield (
+            f"The bundle in use has no reference_mode {STYLE}: leave it out, or run a bundle that has it "
+            "(CONTROLNET_BUNDLE=sd15 with CONTROLNET_REFERENCE=1 does)."
+        )
+
+
 def _safety(request: Request, bundle: BundleFacts) -> Iterator[str]:
     """Whoever runs the container decides. The request would be served with a checker that it asks to skip."""
     if request.disable_safety_checker and bundle.forbids_unsafe:
@@ -236,5 +252,6 @@ RULES: tuple[Rule, ...] = (
     _prompts,
     _steps,
     _upscale,
+    _reference,
     _safety,
 )

@@ -12,6 +12,8 @@ from controlnet.request.request import Ignored, Request, RequestedControl
 
 USUAL_ETA = {"DDIM": 0.0, "TCD": 0.3}
 """The schedulers for which eta acts, those whose step() takes it, and its value if a request leaves it out."""
+REFERENCE = ("reference_image", "reference_scale", "reference_mode", "reference_mask")
+"""The inputs of a reference picture, itself first."""
 Rule = Callable[[Request, BundleFacts], Iterator[Ignored]]
 
 
@@ -48,7 +50,7 @@ def _map_only(request: Request, bundle: BundleFacts) -> Iterator[Ignored]:
         *("negative_prompt", "control_mode", "prompt_strength", "num_outputs", "num_inference_steps"),
         *("guidance_scale", "clip_skip", "scheduler", "eta", "seed", "go_fast"),
         *("lora_weights", "lora_scale", "lora_weights_2", "lora_scale_2"),
-        *("upscale", "upscale_strength"),
+        *("upscale", "upscale_strength", *REFERENCE),
     ]
     for control in request.controls:
         names += [control.input(field) for field in ("scale", "start", "end", "mask")]
@@ -67,6 +69,13 @@ def _initial_picture(request: Request, bundle: BundleFacts) -> Iterator[Ignored]
 def _upscale(request: Request, bundle: BundleFacts) -> Iterator[Ignored]:
     if request.upscale == 1:
         yield Ignored(("upscale_strength",), "upscale is 1")
+
+
+def _reference(request: Request, bundle: BundleFacts) -> Iterator[Ignored]:
+    if request.reference_image is None:
+        yield Ignored(REFERENCE[1:], "no reference_image")
+    elif request.reference_scale == 0:
+        yield Ignored(REFERENCE, "a reference picture of scale 0 changes nothing")
 
 
 def _guidance(request: Request, bundle: BundleFacts) -> Iterator[Ignored]:
@@ -130,6 +139,7 @@ RULES: tuple[Rule, ...] = (
     _map_only,
     _initial_picture,
     _upscale,
+    _reference,
     _guidance,
     _sampler,
     _loras,

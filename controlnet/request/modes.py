@@ -1,4 +1,5 @@
-"""The control modes: how prompt and control map share the picture (github.com/Mikubill/sd-webui-controlnet)."""
+"""The control modes, how prompt and control map share the picture (github.com/Mikubill/sd-webui-controlnet); and those
+of a reference picture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,3 +22,7 @@ CONTROL_MODES: Mapping[str, ControlMode] = {
     "unbalanced": ControlMode(faded=False, conditional_only=True),
 }
 """The modes, by the choices of control_mode."""
+STYLE = "style"
+REFERENCE_MODES = ("all", STYLE)
+"""What of a reference picture acts: all, or what reaches the layers that the bundle names for style
+(Reference.style in controlnet/weights/manifest.py)."""

@@ -61,6 +61,7 @@ def _fill(
     `read` reads a pose_json, `locate` the text that says where a LoRA is.
     """
     of_bundle = asdict(bundle.defaults)
+    of_bundle["reference_scale"] = bundle.reference.scale if bundle.reference else 1.0  # without one it is refused
     if inputs["go_fast"] and bundle.fast:
         of_bundle |= {name: value for name, value in asdict(bundle.fast).items() if name in of_bundle}
     values: dict[str, Any] = {name: of_bundle.get(name) if v is None else v for name, v in inputs.items()}

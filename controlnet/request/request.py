@@ -117,6 +117,14 @@ class Request:
     """By what factor the pictures are enlarged in a second pass, 1–4. 1 means not at all, without that pass."""
     upscale_strength: float
     """Share of the steps that the second pass takes, 0–1: how much it may change."""
+    reference_image: Path | None
+    """The file of the picture that those to be made shall be like."""
+    reference_scale: float
+    """How strongly it acts, 0–1.5."""
+    reference_mode: str
+    """What of it acts: one of controlnet.request.modes.REFERENCE_MODES."""
+    reference_mask: Path | None
+    """The file of the picture that is white where the reference picture acts. None means everywhere."""
     num_outputs: int
     """How many pictures to make, 1–4."""
     resolution: int
@@ -171,7 +179,7 @@ class Request:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of all pictures of the request, some of them twice if controls share one."""
-        files = [self.init_image, self.mask]
+        files = [self.init_image, self.mask, self.reference_image, self.reference_mask]
         for control in self.controls:
             files += [control.image, control.mask]
         return tuple(file for file in files if file is not None)

@@ -5,6 +5,7 @@ from support.requests import FILE, FakeBundle, asked
 
 from controlnet.models.schedulers import SCHEDULERS, suited_schedulers
 from controlnet.request.combinations import RequestError
+from controlnet.weights.manifest import Reference
 
 NOBODY = '{"people": []}'
 
@@ -99,6 +100,8 @@ ALLOWED: list[dict] = [
     {"guidance_scale": 1.5, "negative_prompt": "a cat"},
     {"init_image": FILE, "prompt_strength": 0.25},
     {"upscale": 1.5, "upscale_strength": 0.25, "mask": FILE, "control_end": 0.5},
+    {"reference_image": FILE, "reference_scale": 1.5, "reference_mode": "style", "reference_mask": FILE},
+    {"reference_image": FILE, "guidance_scale": 1, "upscale": 2.0, "conditioner": "inpaint", "mask": FILE},
     {"init_image": FILE, "prompt_strength": 0.5, "control_end": 0.5},
 ]
 
@@ -118,6 +121,27 @@ def test_a_bundle_without_a_tile_net_refuses_to_upscale() -> None:
     with pytest.raises(RequestError, match="has no tile ControlNet, which upscale needs: leave upscale out, or run"):
         asked(Without(), upscale=2.0)
     assert asked(Without(), upscale_strength=0.5).upscale == 1
+
+
+def test_a_bundle_that_takes_no_reference_picture_refuses_it() -> None:
+    class Without(FakeBundle):
+        reference = None
+
+    words = "takes no reference pictures, or they are switched off: leave reference_image out, or run one that takes"
+    with pytest.raises(RequestError, match=words) as refusal:
+        asked(Without(), reference_image=FILE, reference_mode="style")
+    assert str(refusal.value).endswith("CONTROLNET_REFERENCE=1 does).") and "reference_mode" not in str(refusal.value)
+    assert asked(Without()).reference_image is None
+    assert asked(Without(), reference_image=FILE, map_only=True).ignored, "no picture is made"
+
+
+def test_a_bundle_without_layers_for_style_refuses_that_mode() -> None:
+    class Whole(FakeBundle):
+        reference = Reference("ip_adapter", "image_encoder", 0.6)
+
+    with pytest.raises(RequestError, match="^The bundle in use has no reference_mode style: leave it out, or run"):
+        asked(Whole(), reference_image=FILE, reference_mode="style")
+    assert asked(Whole(), reference_image=FILE).reference_mode == "all"
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -27,10 +27,10 @@ class FullBundle(FakeBundle):
     """sd15 without files."""
 
     def __init__(self) -> None:
-        manifest = Manifest.read(ROOT / "weights/sd15.toml")
+        manifest = Manifest.read(ROOT / "weights/sd15.toml", {}, reference=True)
         self.annotator_of = {name: manifest.annotator(name) for name in manifest.conditioners}
         self.defaults = manifest.defaults
-        self.fast = manifest.fast
+        self.fast, self.reference = manifest.fast, manifest.reference
 
     def prompt_fault(self, prompts: Any, clip_skip: int) -> None:
         return None
@@ -96,7 +96,7 @@ def refusals(draws: list[dict[str, Any]]) -> tuple[int, Counter[str]]:
 
 def obey(sent: dict[str, Any]) -> dict[str, Any]:
     """The inputs, changed to keep the rules that cog-safe-push.yaml gives to the fuzzer."""
-    disabled = ("pose_json", "pose_parts", "go_fast", "lora_weights", "lora_weights_2")
+    disabled = ("pose_json", "pose_parts", "go_fast", "lora_weights", "lora_weights_2", "reference_image")
     sent = {name: value for name, value in sent.items() if name not in disabled}
     for suffix in SUFFIXES:
         # At least 0.4 apart, and anywhere.
@@ -153,5 +153,5 @@ def test_a_request_equals_one_without_its_ignored_inputs() -> None:
         kept = {name: value for name, value in (sent | {"seed": 1}).items() if name not in names}
         assert replace(request, ignored=(), seed=0) == replace(asked(FullBundle(), **kept), seed=0)
         ignored.update(names)
-    of_rules = {"image_2", "resolution", "scheduler", "prompt_strength", "mask_feather", "hed_safe", "output_quality"}
+    of_rules = {"image_2", "resolution", "reference_mask", "scheduler", "prompt_strength", "mask_feather", "hed_safe", "output_quality"}
     assert of_rules | {"return_pose_json", "detect_resolution", "preprocess"} <= {*ignored}

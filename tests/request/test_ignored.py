@@ -25,6 +25,16 @@ IGNORED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"mask_feather": 0}, "mask_feather (nothing is repainted)"),
     ({"init_image": FILE}, {"mask_feather": 0}, "mask_feather (nothing is repainted)"),
     ({}, {"upscale_strength": 0.0}, "upscale_strength (upscale is 1)"),
+    (
+        {},
+        {"reference_scale": 0.0, "reference_mode": "style", "reference_mask": FILE},
+        "reference_scale, reference_mode, reference_mask (no reference_image)",
+    ),
+    (
+        {},
+        {"reference_image": FILE, "reference_scale": 0.0, "reference_mode": "style", "reference_mask": FILE},
+        "reference_image, reference_scale, reference_mode, reference_mask (a reference picture of scale 0 changes",
+    ),
     ({"guidance_scale": 1}, {"negative_prompt": "a cat"}, "negative_prompt (no guidance with guidance_scale 1)"),
     ({"guidance_scale": 0}, {"negative_prompt": "a cat"}, "negative_prompt (no guidance with guidance_scale 0)"),
     (INPAINT, {"preprocess": False}, "preprocess (inpaint has no annotator)"),
@@ -58,6 +68,11 @@ IGNORED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "num_outputs, clip_skip, control_mask, control_start_2, mask (map_only makes no pictures)",
     ),
     ({"map_only": True}, {"upscale": 2.0, "upscale_strength": 0.0}, "upscale, upscale_strength (map_only makes no"),
+    (
+        {"map_only": True},
+        {"reference_image": FILE, "reference_scale": 0.0, "reference_mode": "style", "reference_mask": FILE},
+        "reference_image, reference_scale, reference_mode, reference_mask (map_only makes no pictures)",
+    ),
     ({"map_only": True, "preprocess": False}, {"mask": FILE}, "mask (map_only makes no pictures)"),
     ({"map_only": True}, {"control_mode": "control", "guidance_scale": 1.0}, "guidance_scale (map_only makes no"),
 ]
@@ -97,8 +112,10 @@ def test_a_refusal_does_not_name_what_is_ignored() -> None:
 def test_an_ignored_picture_is_not_opened(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
-    sent = dict.fromkeys(("image_2", "control_mask_2", "control_mask", "mask"), type(FILE)(broken))
+    reference = dict.fromkeys(("reference_image", "reference_mask"), type(FILE)(broken))
+    sent = dict.fromkeys(("image_2", "control_mask_2", "control_mask", "mask"), type(FILE)(broken)) | reference
     pictures: dict[str, Image.Image] = {"image": noise(64, 64)}
     request, layout = laid_out(tmp_path, pictures, map_only=True, **sent)
     assert {name for each in request.ignored for name in each.names} == {*sent}
-    assert len(layout.controls) == 1 and layout.initial is None
+    assert len(layout.controls) == 1 and layout.initial is layout.reference is None
+    assert laid_out(tmp_path, pictures, reference_scale=0.0, **reference)[1].reference is None

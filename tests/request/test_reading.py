@@ -12,7 +12,7 @@ from support import ROOT
 from support.requests import FILE, FakeBundle, asked
 
 import predict
-from controlnet.request.inputs import InputError
+from controlnet.request.inputs import InputError, file_inputs
 from controlnet.request.knobs import KNOBS, Knobs
 from controlnet.request.loras import LORA_INPUTS, RequestedLora
 from controlnet.request.pose import PoseError
@@ -88,6 +88,20 @@ def test_a_second_control_defaults_to_what_the_first_declares() -> None:
     assert own == RequestedControl("depth", OTHER, True, 1.0, 0.25, 1.0, FILE, "_2", has_own_image=True)
 
 
+def test_a_reference_picture_has_the_bundles_scale_unless_one_is_sent() -> None:
+    request = asked(reference_image=OTHER, reference_mask=FILE)
+    assert (request.reference_scale, request.reference_mode) == (0.75, "all")
+    assert request.files == (OTHER, FILE, FILE)
+    assert asked(reference_image=OTHER, reference_scale=0.5).reference_scale == 0.5
+
+
+def test_files_are_those_of_every_input_that_is_a_file() -> None:
+    """A request removes the files of earlier ones and keeps these."""
+    sent = {name: Path(f"{name}.png") for name in file_inputs(predict.Predictor.predict)}
+    assert {"image_3", "control_mask_2", "mask"} < sent.keys()
+    assert {*asked(conditioner_2="depth", conditioner_3="hed", **sent).files} == {*sent.values()}
+
+
 def test_a_control_knows_the_names_of_its_inputs() -> None:
     request = asked(conditioner_2="depth", image_2=OTHER, conditioner_3="hed")
     assert request.controls[1].input("image") == "image_2"
@@ -101,10 +115,10 @@ def test_ranges_in_docstrings_are_those_of_the_signature() -> None:
     for module, name in (("request", "Request"), ("request", "RequestedControl"), ("knobs", "Knobs")):
         for field, text in docstrings(module, name).items():
             declared = PARAMETERS.get(CONTROL_INPUTS.get(field, field))
-            ranges = re.findall(r"(\d+)–(\d+)", text)
+            ranges = re.findall(r"(\d+)–(\d+(?:\.\d+)?)", text)
             if declared is not None and ranges:
                 bounds = (declared.default.ge, declared.default.le)
-                assert tuple(map(int, ranges[0])) == bounds, field
+                assert tuple(map(float, ranges[0])) == bounds, field
                 checked += 1
     assert checked >= 15
 

@@ -15,7 +15,7 @@ from controlnet.request.knobs import KnobValue
 from controlnet.request.reading import read_request
 from controlnet.request.request import Request
 from controlnet.settings import Settings
-from controlnet.weights.manifest import Defaults, Fast
+from controlnet.weights.manifest import Defaults, Fast, Reference
 
 FILE = cog.Path("picture.png")
 """A file that is sent and never opened."""
@@ -36,6 +36,7 @@ class FakeBundle:
 
     defaults = Defaults(resolution=64, num_inference_steps=4, guidance_scale=4.0, scheduler="DDIM")
     fast: Fast | None = None
+    reference: Reference | None = Reference("ip_adapter", "image_encoder", 0.75, ("up_blocks.1",))
     schedulers: Collection[str] = suited_schedulers({})
     annotator_of: Mapping[str, str] = ANNOTATOR_OF
 
