@@ -18,7 +18,7 @@ from diffusers import (
     DDIMScheduler,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPVisionModelWithProjection
 from transformers.utils.logging import disable_progress_bar
 
 from controlnet.conditioners import BY_NAME
@@ -29,12 +29,13 @@ from controlnet.models.attention import check_attention, use_attention
 from controlnet.models.checks import check_net, check_vae
 from controlnet.models.controlnets import ControlNets
 from controlnet.models.load_log import LoadLog
-from controlnet.models.loading import WeightsMismatch, load_pretrained, read_ahead
+from controlnet.models.loading import WeightsMismatch, load_pretrained, open_file, read_ahead
 from controlnet.models.lora import Base
 from controlnet.models.lora_reader import read_lora
 from controlnet.models.low_memory import LOW_MEMORY, choose_mode, needed_memory, on_device
 from controlnet.models.packed import Packed
 from controlnet.models.precision import working_dtype
+from controlnet.models.reference import References
 from controlnet.models.schedulers import suited_schedulers, unet_calls
 from controlnet.models.tokens import prompt_fault
 from controlnet.request.knobs import KnobValue
@@ -199,6 +200,20 @@ class Bundle:
             lora = Lora(file, sha256(file), 1.0, "go_fast")
             read_lora(lora, unet.config)
         return lora
+
+    def references(self, unet: Any) -> References | None:
+        """What requests with a reference picture need, for the base's UNet. None if the bundle takes none.
+
+        In low-memory mode the image encoder waits in main memory. Raises WeightsMismatch.
+        """
+        if self.reference is None:
+            return None
+        waits = CPU if self.low_memory else None
+        encoder = self.model(CLIPVisionModelWithProjection, self.reference.encoder, device=waits)
+        files = self.files(self.reference.adapter)
+        with self.log(self.reference.adapter, files):
+            (file,) = (path for path in files if path.suffix == ".safetensors")
+            return References(unet, encoder, open_file(file), self.reference.style, self.device)
 
     def annotators(self) -> dict[str, LoadedAnnotator]:
         """Every conditioner's annotator. Conditioners that use the same kind share one."""

@@ -19,13 +19,14 @@ from annotator_weights import make_part
 from fewer_conditioners import parts_of_others, without
 from published_configs import BEGIN, END, PATHS, config_text
 from random_loras import LCM, random_layers, save_kohya
-from random_models import FULL, SMALL, Sizes, build, random_tensors
+from random_models import FULL, SMALL, Sizes, build, random_numbers, random_tensors
 from random_sdxl import FULL_XL, SMALL_XL
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTokenizer
 
+from controlnet.models.reference_file import of_basic, of_layers, of_plus
 from controlnet.weights.manifest import WEIGHTS, Manifest, Part
 
 SIZES = {"sd15": (FULL, SMALL), "sdxl": (FULL_XL, SMALL_XL)}
@@ -86,6 +87,8 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
                 CLIPTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
         elif part.name in ("scheduler", "feature_extractor"):
             write_configs(part.paths, root, sizes)
+        elif part.name == "ip_adapter":
+            write_adapter(folder / part.files[0], sizes, seed)
         elif part.name.startswith("lora/"):
             write_lora(folder / part.files[0], sizes, seed)
         else:
@@ -133,6 +136,19 @@ def write_lora(file: Path, sizes: Sizes, seed: int) -> None:
     save_kohya(file, {"unet": layers}, alpha=float(rank))
 
 
+def write_adapter(file: Path, sizes: Sizes, seed: int, plus: bool = True) -> None:
+    """Write an IP-Adapter in half precision, with the names of tensors of the published files, "plus" or basic."""
+    unet: Any = build("unet", sizes)
+    width, encoder = sizes["unet"]["cross_attention_dim"], sizes["image_encoder"]
+    shapes = of_layers(unet)
+    if plus:
+        inner, tokens = sizes["ip_adapter"]["inner"], sizes["ip_adapter"]["tokens"]
+        shapes |= of_plus((1, tokens, inner), width, encoder["hidden_size"])
+    else:
+        shapes |= of_basic(width, encoder["projection_dim"])
+    save_file(random_numbers(shapes, seed, torch.float16), file)
+
+
 def published_name(part: str, name: str) -> str:
     """A tensor's name in the published file: in CLIP's models an older one than transformers uses now."""
     if part == "text_encoder":
@@ -144,7 +160,8 @@ def published_name(part: str, name: str) -> str:
 
 def position_ids(part: str, model: nn.Module) -> dict[str, torch.Tensor]:
     """A tensor that the published files of CLIP models contain. transformers now computes it instead."""
-    prefix = {"text_encoder": "text_model", "safety_checker": "vision_model.vision_model"}.get(part)
+    of_vision = {"image_encoder": "vision_model", "safety_checker": "vision_model.vision_model"}
+    prefix = ({"text_encoder": "text_model"} | of_vision).get(part)
     if prefix is None:
         return {}
     length = next(tensor for name, tensor in model.state_dict().items() if "position_embedding" in name).shape[0]

@@ -4,13 +4,21 @@ The published models are Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diff
 values are those of their config.json files.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from controlnet.conditioners import CONDITIONERS
 
@@ -48,6 +56,17 @@ FULL: Sizes = {
         "num_attention_heads": 12,
         "projection_dim": 768,
     },
+    "image_encoder": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "projection_dim": 1024,
+        "hidden_act": "gelu",
+    },
+    "ip_adapter": {"inner": 768, "tokens": 16},
     "safety_checker": {
         "vision_config": {
             "hidden_size": 1024,
@@ -87,6 +106,8 @@ SMALL: Sizes = {
     },
     "tokenizer": {"tokens": 600, "length": 32},
     "text_encoder": _SMALL_CLIP | {"projection_dim": 16},
+    "image_encoder": _SMALL_CLIP | {"image_size": 32, "patch_size": 8, "projection_dim": 8},
+    "ip_adapter": {"inner": 64, "tokens": 3},
     "safety_checker": {
         "vision_config": _SMALL_CLIP | {"image_size": 32, "patch_size": 8},
         "text_config": _SMALL_CLIP | {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1},
@@ -148,24 +169,30 @@ _BUILD = {
     "vae": lambda sizes: AutoencoderKL(**sizes["vae"]),
     "text_encoder": _text_encoder,
     "text_encoder_2": lambda sizes: CLIPTextModelWithProjection(_text_config(sizes, "text_encoder_2")),
+    "image_encoder": lambda sizes: CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes["image_encoder"])),
     "safety_checker": lambda sizes: StableDiffusionSafetyChecker(CLIPConfig(**sizes["safety_checker"])),
 }
 
 
 def random_tensors(model: nn.Module, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Seeded random numbers for every tensor of a model's state dict. No tensor is all zero.
+    """random_numbers() for every tensor of a model's state dict."""
+    return random_numbers({name: tuple(like.shape) for name, like in model.state_dict().items()}, seed, dtype)
+
+
+def random_numbers(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Seeded random numbers for tensors of these shapes. No tensor is all zero.
 
     This includes a ControlNet's zero convolutions. With zeros in them its output would be zero, and a comparison would
     prove nothing. Convolutions and linear layers roughly keep the variance of their inputs (arXiv 1502.01852).
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, like in model.state_dict().items():
-        drawn = torch.randn(like.shape, generator=generator)
-        if like.ndim > 1:
+    for name, shape in shapes.items():
+        drawn = torch.randn(shape, generator=generator)
+        if drawn.ndim > 1:
             # 4 in the layers that read the map: SiLU's slope at 0 is one half, so the map would fade in eight layers.
-            gain = 4 if "cond_embedding" in name else 2 if like.ndim == 4 else 1
-            drawn *= (gain / like[0].numel()) ** 0.5
+            gain = 4 if "cond_embedding" in name else 2 if drawn.ndim == 4 else 1
+            drawn *= (gain / drawn[0].numel()) ** 0.5
         else:
             drawn *= 0.02
             drawn += not name.endswith("bias")  # the weights of norms, and the thresholds of the safety checker

@@ -42,6 +42,7 @@ FULL_XL: Sizes = FULL | {
         "projection_dim": 1280,
         "hidden_act": "gelu",
     },
+    "ip_adapter": {"inner": 1280, "tokens": 16},
     **_NOISE,
 }
 

@@ -6,32 +6,26 @@ from typing import Any
 import torch
 
 from controlnet.families.family import Embeddings
+from controlnet.families.recent import Recent
 from controlnet.models.tokens import chunks_of
-
-RECENT = 8
-"""How many pairs of prompts RecentEmbeddings keeps: 4 MB for Stable Diffusion 1.5 in float32, at most 76 MB if all are
-of the largest length. For Stable Diffusion XL it is 2.7 times as much."""
 
 
 class RecentEmbeddings:
-    """A family's embeddings, with the same models at every call. The last RECENT pairs are not encoded again.
+    """A family's embeddings, with the same models at every call. Recent pairs are not encoded again.
 
     A prompt is always encoded together with its negative prompt, and kept with it. So its bytes are those of the pair,
-    and do not depend on earlier requests. Only complete pairs are kept, so a cancelled request cannot leave a part.
+    and do not depend on earlier requests. All take 4 MB for Stable Diffusion 1.5 in float32, at most 76 MB if they are
+    of the largest length. For Stable Diffusion XL it is 2.7 times as much.
     """
 
     def __init__(self, encode: Callable[[str, str, int], Embeddings]) -> None:
         self.encode = encode
-        self._pairs: dict[Any, Embeddings] = {}
+        self._pairs = Recent[Embeddings]()
 
     def of(self, prompt: str, negative_prompt: str, clip_skip: int = 1) -> Embeddings:
         """The same tensors for the same pair, so they must not be changed in place."""
         key = prompt, negative_prompt, clip_skip
-        pair = self._pairs.pop(key, None) or self.encode(*key)
-        self._pairs[key] = pair  # the newest is the last
-        for oldest in list(self._pairs)[:-RECENT]:
-            del self._pairs[oldest]
-        return pair
+        return self._pairs.of(key, lambda: self.encode(*key))
 
 
 def encode_chunks(

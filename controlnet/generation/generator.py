@@ -8,15 +8,18 @@ controlnet/speedups.
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from PIL import Image
 
 from controlnet.bundle import Bundle
 from controlnet.families.family import Embeddings
 from controlnet.families.prompts import RecentEmbeddings
+from controlnet.families.recent import Recent
 from controlnet.generation.decoding import NotFinite
 from controlnet.generation.job import Job
 from controlnet.generation.painting import Painting
 from controlnet.log import say
+from controlnet.maps.cache import digest
 from controlnet.maps.controls import Control
 from controlnet.models.lora import AdaptedBase, Base
 from controlnet.pictures.geometry import SMALLEST
@@ -33,9 +36,11 @@ class Generator:
         self.base = bundle.base()
         self.controlnets = bundle.controlnets()
         self.speedups = Speedups(self.base["unet"].device, bundle.settings.speedups, bundle.graphs)
+        self.references = bundle.references(self.base["unet"])
         self._adapted = AdaptedBase(self.base)
         self._fast_lora = bundle.fast_lora(self.base["unet"])
         self._recent = RecentEmbeddings(partial(bundle.encode, self.base))
+        self._recent_tokens = Recent[torch.Tensor]()
 
     def generate(self, job: Job, timed: Stopwatch | None = None) -> list[Image.Image]:
         """The job's pictures, RGB, of the control maps' size, or as much larger as the job says.
@@ -90,13 +95,23 @@ class Generator:
         base = self._base(job, timed)
         with timed("encode"):
             embeddings = self._embeddings(job, base)
+            tokens = self._tokens(job)
+        if self.references is not None and tokens is not None:
+            base = {**base, "unet": self.references.of(base["unet"])}
         # The nets of all passes together, since any other set would free some of them.
         names = list(dict.fromkeys(self.bundle.conditioners[name].net for name in job.conditioners))
         nets = dict(zip(names, self.controlnets.prepare(names, timed), strict=True))
         with self.speedups.lent(base, nets, job.guided) as models:
             bundle = self.bundle
             painting = Painting(
-                job, bundle.family, bundle.conditioners, models, embeddings, timed, bundle.settings.batch_outputs
+                job,
+                bundle.family,
+                bundle.conditioners,
+                models,
+                embeddings,
+                timed,
+                tokens,
+                bundle.settings.batch_outputs,
             )
             yield from painting.pictures(progress)
 
@@ -112,3 +127,10 @@ class Generator:
         if base is self.base:
             return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
         return self.bundle.encode(base, job.prompt, job.negative_prompt, job.clip_skip)
+
+    def _tokens(self, job: Job) -> torch.Tensor | None:
+        """Those of the job's reference picture. None if it has none."""
+        if job.reference is None or self.references is None:
+            return None
+        picture, references = job.reference.picture, self.references
+        return self._recent_tokens.of((digest(picture), job.guided), lambda: references.tokens(picture, job.guided))

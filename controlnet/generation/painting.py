@@ -19,7 +19,9 @@ from controlnet.generation.progress import PictureBar
 from controlnet.generation.repaint import Repainting
 from controlnet.generation.upscale import Upscale
 from controlnet.generation.windowed import WindowedControlNet, WindowedUNet, WindowedVae, unet_windows
+from controlnet.models.reference import Seen
 from controlnet.models.schedulers import make_scheduler
+from controlnet.pictures.canvas import ReferencePicture
 from controlnet.pictures.geometry import STEP
 from controlnet.pictures.output import PARAMETERS
 from controlnet.request.modes import CONTROL_MODES
@@ -39,6 +41,8 @@ class Painting:
     models: Lent
     embeddings: Embeddings
     timed: Stopwatch
+    tokens: torch.Tensor | None = None
+    """Those of the job's reference picture, (1, tokens, d), or with those of no picture first, (2, …)."""
     together: bool = False
     """Whether the outputs are denoised as one batch, if they begin with noise and are not enlarged."""
 
@@ -58,7 +62,7 @@ class Painting:
                 yield picture
 
     def _pass(self, job: Job, windowed: bool = False) -> "_Pass":
-        return _Pass(job, self.family, self.entries, self.models, self.embeddings, windowed)
+        return _Pass(job, self.family, self.entries, self.models, self.embeddings, self.tokens, windowed)
 
     def _batches(self) -> list[range]:
         """The numbers of the pictures that are denoised together."""
@@ -89,6 +93,7 @@ class _Pass:
     entries: Mapping[str, ConditionerEntry]
     models: Lent
     embeddings: Embeddings
+    tokens: torch.Tensor | None = None
     windowed: bool = False
     """Whether the networks see the picture window by window (windowed.py)."""
 
@@ -121,6 +126,8 @@ class _Pass:
         job, parts = self.job, {name: part for name, part in self.models.base.items() if name != "scheduler"}
         if self.windowed:
             parts |= {"unet": WindowedUNet(parts["unet"], self.family.window), "vae": WindowedVae(parts["vae"])}
+        if job.reference is not None and self.tokens is not None:
+            parts["unet"] = SeeingUNet(parts["unet"], job.reference, self.tokens, outputs)
         scheduler = make_scheduler(job.scheduler, self.models.base["scheduler"].config, job.steps_skipped)
         self.models.prepare(scheduler, outputs)
         kind: Any = self.family.from_noise if job.begins_with_noise else self.family.from_picture
@@ -166,6 +173,27 @@ class _Pass:
         # With the untouched generator, the pipeline draws the same latents and noise as Repainting has drawn.
         changing = {"image": initial.picture, "control_image": control_maps, "strength": initial.strength}
         return changing | {"generator": generator} | repainting
+
+
+class SeeingUNet:
+    """A UNet with ReferenceProcessors (controlnet/models/reference.py) that sees a reference picture at each call."""
+
+    def __init__(self, unet: Any, reference: ReferencePicture, tokens: torch.Tensor, outputs: int = 1) -> None:
+        """`unet` may be a WindowedUNet of one. `tokens` are as for Painting, for so many `outputs` at once."""
+        self._unet = unet
+        others = 0.0 if reference.mode == "style" else reference.scale
+        # A copy, because layers keep what they compute of it with it, and `tokens` are kept for the next requests.
+        self._tokens = tokens.repeat_interleave(outputs, 0)
+        self._scales = torch.tensor([[reference.scale, others]], device=tokens.device)
+        self._mask = _region(reference.mask, tokens.device)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+    def __call__(self, sample: Any, timestep: Any, *, encoder_hidden_states: torch.Tensor, **others: Any) -> Any:
+        """As the UNet, with the prompts' embeddings."""
+        seen = Seen(encoder_hidden_states, self._tokens, self._scales, self._mask)
+        return self._unet(sample, timestep, encoder_hidden_states=seen, **others)
 
 
 def _calls(job: Job, entries: Sequence[ConditionerEntry]) -> list[tuple[int, ...]]:

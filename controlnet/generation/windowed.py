@@ -15,6 +15,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 from controlnet.generation.composite import CompositeControlNet
 from controlnet.generation.windows import Window, blended, windows
+from controlnet.models.reference import Seen
 from controlnet.pictures.geometry import STEP
 
 Residuals = tuple[list[torch.Tensor] | None, torch.Tensor | None]
@@ -70,6 +71,7 @@ class WindowedUNet:
         sample: torch.Tensor,
         timestep: Any,
         *,
+        encoder_hidden_states: torch.Tensor | Seen,
         down_block_additional_residuals: ResidualsOf,
         mid_block_additional_residual: None,
         **others: Any,
@@ -79,11 +81,19 @@ class WindowedUNet:
         def noise(window: Window) -> torch.Tensor:
             down, middle = down_block_additional_residuals(window)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-            return self.unet(window.of(sample), timestep, **residuals, **others)[0]
+            words = _within(window, encoder_hidden_states)
+            return self.unet(window.of(sample), timestep, encoder_hidden_states=words, **residuals, **others)[0]
 
         if not self._windows:  # once, because moving their weights makes the CPU wait for the GPU
             self._windows = unet_windows(self.unet, sample.shape[-2:], self._share)
         return (blended(self._windows, noise),)
+
+
+def _within(window: Window, words: torch.Tensor | Seen) -> torch.Tensor | Seen:
+    """What the UNet attends to in a window."""
+    if isinstance(words, torch.Tensor) or words.mask is None:
+        return words
+    return words._replace(mask=window.of(words.mask, STEP))
 
 
 def unet_windows(unet: Any, size: Sequence[int], share: float = 1.5) -> list[Window]:

@@ -13,6 +13,7 @@ bit-identical.
 # pyright: reportOptionalCall=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 # (diffusers declares layers as optional that the usual configurations have; `fits` has looked.)
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -29,6 +30,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from controlnet.models.packed import main_memory
+from controlnet.models.reference import ReferenceProcessor, weights_at
 from controlnet.speedups.kept import kept
 
 ROWS = 1024
@@ -64,13 +66,14 @@ class ExactResnet(ResnetBlock2D):
 class ExactAttention(Attention):
     """Keys and values of a prompt once per picture. No division by 1, no look at the processor's signature.
 
-    The query may have batch 1 if the prompt has a larger batch: the result then has that of the prompt.
+    The query may have batch 1 if the prompt has a larger batch: the result then has that of the prompt. With a
+    ReferenceProcessor, keys and values of a reference picture are kept as those of the prompt.
     """
 
     @staticmethod
     def fits(layer: Any) -> bool:
         return (
-            type(layer.processor) is AttnProcessor2_0
+            type(layer.processor) in (AttnProcessor2_0, ReferenceProcessor)
             and layer.rescale_output_factor == 1
             and not layer.norm_cross
             and (layer.spatial_norm, layer.norm_q, layer.norm_k) == (None, None, None)
@@ -79,26 +82,37 @@ class ExactAttention(Attention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: Any = None,
         attention_mask: torch.Tensor | None = None,
         **others: Any,
     ) -> torch.Tensor:
+        """`encoder_hidden_states` are those of a prompt, or the parts of a Seen."""
         if attention_mask is not None or others.keys() - {"temb"}:
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **others)
         states = hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
         if self.group_norm is not None:
             states = self.group_norm(states.transpose(1, 2)).transpose(1, 2)
         query = self._split(self.to_q(states))
-        if encoder_hidden_states is None:
-            key, value = self._keys_and_values(states)
-        else:
-            key, value = kept(encoder_hidden_states, self, self._keys_and_values)
+        given = encoder_hidden_states
+        words, *picture = given if isinstance(given, tuple | list) else [given]
+        key, value = self._keys_and_values(states) if words is None else kept(words, self, self._keys_and_values)
         query = query.expand(len(key), -1, -1, -1)
         states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        if picture:
+            states += self._of_picture(query, states, *picture)
         states = self.to_out[1](self.to_out[0](states))
         if hidden_states.ndim == 4:
             states = states.transpose(1, 2).reshape(len(states), *hidden_states.shape[1:])
         return states + hidden_states if self.residual_connection else states
+
+    def _of_picture(
+        self, query: torch.Tensor, states: torch.Tensor, tokens: torch.Tensor, scales: torch.Tensor, mask: Any
+    ) -> torch.Tensor:
+        processor: Any = self.processor
+        at = partial(weights_at, places=states.shape[1], dtype=states.dtype)
+        weights = None if mask is None else kept(mask, states.shape[1], at)
+        key, value = kept(tokens, self, partial(processor.keys_and_values, self))
+        return processor.of_picture(query, key, value, scales, weights)
 
     def _keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._split(self.to_k(source)), self._split(self.to_v(source))

@@ -15,7 +15,8 @@ from support.latents import latents
 from support.small_models import SmallBundle, parts
 
 from controlnet.families import sd15
-from controlnet.families.prompts import RECENT, RecentEmbeddings
+from controlnet.families.prompts import RecentEmbeddings
+from controlnet.families.recent import RECENT
 from controlnet.generation import painting
 from controlnet.generation.generator import Generator
 from controlnet.generation.job import Job

@@ -82,6 +82,9 @@ class SmallBundle:
     def controlnets(self) -> ControlNets:
         return ControlNets({name: parts()[name] for name in self.conditioners}, torch.float32)
 
+    def references(self, unet: UNet2DConditionModel) -> None:
+        return None
+
     def fast_lora(self, unet: UNet2DConditionModel) -> None:
         return None
 
