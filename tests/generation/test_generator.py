@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,10 +8,12 @@ from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from diffusers.image_processor import VaeImageProcessor
 from support.jobs import hint, job, pixels
 from support.latents import latents, pipeline_for
+from support.requests import laid_out
 from support.small_models import SmallBundle, parts
 
 from controlnet.generation.decoding import decode
 from controlnet.generation.generator import Generator
+from controlnet.generation.job import make_job
 from controlnet.pictures.canvas import InitialPicture
 from controlnet.settings import Settings
 from controlnet.stopwatch import Stopwatch
@@ -91,6 +94,15 @@ def test_a_pictures_parameters_reproduce_it(generator: Generator) -> None:
     assert parameters["controls"] == [{"conditioner": "canny", "scale": 1.0, "start": 0.0, "end": 1.0}]
     settings = {name: value for name, value in parameters.items() if name != "controls"}
     assert pixels(generator.generate(job(**settings))) == pixels([second])
+
+
+def test_a_reference_picture_reaches_the_job_and_is_said_in_its_parameters(tmp_path: Path) -> None:
+    pictures = {"image": hint(1), "reference_image": hint(2)}
+    request, layout = laid_out(tmp_path, pictures, reference_scale=0.5, reference_mode="style")
+    made = make_job(request, job().controls, layout)
+    assert made.reference and made.reference == layout.reference
+    assert made.parameters(0)["reference"] == {"scale": 0.5, "mode": "style"}
+    assert "reference" not in job().parameters(0)
 
 
 def test_phases_are_timed_over_all_pictures(generator: Generator) -> None:

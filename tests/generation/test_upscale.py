@@ -18,7 +18,7 @@ from controlnet.generation.upscale import Upscale
 from controlnet.maps.controls import Control
 from controlnet.models.controlnets import ControlNets, cast
 from controlnet.models.schedulers import SCHEDULERS
-from controlnet.pictures.canvas import InitialPicture
+from controlnet.pictures.canvas import InitialPicture, ReferencePicture
 from controlnet.pictures.geometry import fit
 from controlnet.request.modes import CONTROL_MODES
 from controlnet.settings import Settings
@@ -141,6 +141,18 @@ def test_which_controls_act_in_the_second_pass() -> None:
         *others, tile = Upscale(replace(enlarging(), controls=(control,))).of(0, hint(2)).controls
         assert (tile.conditioner, tile.scale, tile.start, tile.end) == ("tile", 1.0, 0.0, 1.0)
         assert [(other.start, other.end) for other in others] == ([] if window is None else [window]), name
+
+
+def test_a_reference_picture_acts_in_the_second_pass_with_a_larger_mask() -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    reference = ReferencePicture(hint(3), 0.7, "style", mask)
+    second = Upscale(replace(enlarging(), reference=reference)).of(0, FIRST).reference
+    assert second and second.mask and second == replace(reference, mask=second.mask)
+    assert second.mask.size == (96, 96) and [second.mask.getpixel((x, 9)) for x in (40, 56)] == [255, 0]
+    everywhere = replace(reference, mask=None)
+    assert Upscale(replace(enlarging(), reference=everywhere)).of(0, FIRST).reference == everywhere
+    assert Upscale(enlarging()).of(0, FIRST).reference is None
 
 
 def test_the_nets_of_both_passes_are_made_ready_once_for_all_pictures(monkeypatch) -> None:

@@ -139,23 +139,28 @@ def test_mask_feather_softens_the_edge_of_an_outpainted_margin(tmp_path: Path) -
     assert (row[:60] == 0).all() and (row[68:] == 255).all() and (row[60:68] % 255 > 0).all()
 
 
-@pytest.mark.parametrize("name", ["mask", "control_mask", "control_mask_2"])
+@pytest.mark.parametrize("name", ["mask", "control_mask", "control_mask_2", "reference_mask"])
 def test_a_black_mask_is_refused_by_its_input(tmp_path: Path, name: str) -> None:
     pictures = {"image": noise(64, 64), name: Image.new("L", (64, 64))}
     with pytest.raises(RequestError, match=f"^{name} is black everywhere"):
-        laid_out(tmp_path, pictures, conditioner_2="depth")
+        laid_out(tmp_path, {"reference_image": noise(64, 64)} | pictures, conditioner_2="depth")
 
 
-@pytest.mark.parametrize("name", ["mask", "control_mask"])
+@pytest.mark.parametrize("name", ["mask", "control_mask", "reference_mask"])
 def test_a_mask_is_black_where_it_is_transparent(tmp_path: Path, name: str) -> None:
     mask = Image.new("RGBA", (64, 64))
     mask.paste((255, 255, 255, 255), (0, 0, 16, 64))
     mask.paste((255, 255, 255, 51), (16, 0, 32, 64))
-    layout = laid_out(tmp_path, {"image": noise(64, 64), name: mask}, mask_feather=0)[1]
-    laid = layout.initial.mask if name == "mask" and layout.initial else layout.controls[0].region
+    pictures: dict[str, Image.Image] = {"image": noise(64, 64), "reference_image": noise(64, 64)}
+    layout = laid_out(tmp_path, pictures | {name: mask}, mask_feather=0)[1]
+    laid = {
+        "mask": layout.initial and layout.initial.mask,
+        "control_mask": layout.controls[0].region,
+        "reference_mask": layout.reference and layout.reference.mask,
+    }[name]
     assert laid is not None and [laid.getpixel((x, 9)) for x in (8, 24, 48)] == [255, 51, 0]
     with pytest.raises(RequestError, match=f"^{name} is black everywhere .what is transparent counts as black"):
-        laid_out(tmp_path, {"image": noise(64, 64), name: Image.new("RGBA", (64, 64), (255, 255, 255, 0))})
+        laid_out(tmp_path, pictures | {name: Image.new("RGBA", (64, 64), (255, 255, 255, 0))})
 
 
 @pytest.mark.parametrize("name", ["image", "init_image"])
@@ -165,6 +170,27 @@ def test_an_initial_picture_is_white_where_it_is_transparent(tmp_path: Path, nam
     pictures = {"image": noise(64, 64), name: cut_out, "mask": Image.new("L", (64, 64), 255)}
     initial = laid_out(tmp_path, pictures)[1].initial
     assert initial and [initial.picture.getpixel((x, 9)) for x in (8, 56)] == [(200, 100, 0), (255, 255, 255)]
+
+
+def test_a_reference_picture_keeps_its_size_and_is_white_where_it_is_transparent(tmp_path: Path) -> None:
+    cut_out = Image.new("RGBA", (90, 60))
+    cut_out.paste((200, 100, 0, 255), (0, 0, 45, 60))
+    pictures = {"image": noise(64, 64), "reference_image": cut_out}
+    reference = laid_out(tmp_path, pictures, reference_scale=0.3, reference_mode="style")[1].reference
+    assert reference and (reference.picture.size, reference.picture.mode) == ((90, 60), "RGB")
+    assert [reference.picture.getpixel((x, 9)) for x in (8, 80)] == [(200, 100, 0), (255, 255, 255)]
+    assert (reference.scale, reference.mode, reference.mask) == (0.3, "style", None)
+    assert laid_out(tmp_path, {"image": noise(64, 64)})[1].reference is None
+
+
+@pytest.mark.parametrize("sent", [{}, {"resize_mode": "fill"}, {"outpaint_right": 32}])
+def test_a_reference_mask_is_placed_like_a_control_mask(tmp_path: Path, sent: dict) -> None:
+    mask = noise(40, 70, 1).convert("L")
+    pictures = {"image": noise(96, 64), "image_2": noise(96, 64), "reference_image": noise(80, 80)}
+    pictures |= {"control_mask_2": mask, "reference_mask": mask}
+    layout = laid_out(tmp_path, pictures, conditioner_2="depth", **sent)[1]
+    assert layout.reference and layout.reference.mask and layout.reference.mask.size == layout.canvas.size
+    assert layout.reference.mask == layout.controls[1].region
 
 
 def test_a_large_picture_of_a_second_control_keeps_its_transparency_and_is_named_once(
@@ -188,20 +214,23 @@ def test_every_sent_picture_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
         return open_image(file, name)
 
     monkeypatch.setattr("controlnet.pictures.canvas.open_image", count)
-    names = ["image", "init_image", "mask", "control_mask", "image_2"]
+    names = ["image", "init_image", "mask", "control_mask", "image_2", "reference_image", "reference_mask"]
     pictures = {name: noise(64, 64, seed) for seed, name in enumerate(names)}
     layout = laid_out(tmp_path, pictures, conditioner_2="depth", upscale=2.0)[1]
     assert sorted(opened) == sorted(names)
     assert layout.original and layout.original.mask and layout.original.mask.size == (128, 128)
 
 
-@pytest.mark.parametrize("name", ["image_3", "init_image", "mask", "control_mask", "control_mask_3"])
+@pytest.mark.parametrize(
+    "name", ["image_3", "init_image", "mask", "control_mask", "control_mask_3", "reference_image", "reference_mask"]
+)
 def test_a_bad_picture_is_refused_by_its_input(tmp_path: Path, name: str) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     noise(32, 32).save(good)
     bad.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=rf"^{name}: The image is not a picture") as refusal:
-        lay_out(asked(image=good, conditioner_3="depth", **{name: bad}), most_pixels=2**20, most_upscaled=2**22)
+        sent = {"image": good, "reference_image": good, name: bad}
+        lay_out(asked(conditioner_3="depth", **sent), most_pixels=2**20, most_upscaled=2**22)
     assert not re.search(str(tmp_path), str(refusal.value))
     with pytest.raises(ImageError, match=r"^The image is not a picture"):
         lay_out(asked(image=bad), most_pixels=2**20, most_upscaled=2**22)

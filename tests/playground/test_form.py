@@ -38,6 +38,16 @@ def test_an_unknown_input_stands_under_more() -> None:
     assert [group.title for group in reference.groups()] == ["Reference"]
 
 
+def test_a_mask_is_painted_over_the_picture_whose_shape_it_gets() -> None:
+    read = form()
+    masks = [name for name, field in read.fields.items() if field.is_mask]
+    assert masks == ["mask", "reference_mask", "control_mask", "control_mask_2", "control_mask_3"]
+    there = ["image", "init_image", "image_2", "reference_image"]
+    assert [read.over(mask, there) for mask in masks] == ["init_image", "init_image", "image", "image_2", "image"]
+    assert read.over("reference_mask", ["reference_image", "image"]) == "image"
+    assert not read.shapes_map("reference_image") and not read.shapes_map("reference_mask")
+
+
 def test_knobs_are_shown_for_the_chosen_conditioners_alone() -> None:
     read = form()
 
