@@ -65,9 +65,7 @@ def _download(manifest: Manifest, root: Path, require_lock: bool, progress: bool
             pinned = _lock_on_hub(manifest, root, folder, progress)
             pinned.write(lock_path(manifest, root))
             say(f"{manifest.name} had no lock, so it was locked first. {describe(pinned, manifest, root)}")
-        needed = set(manifest.needed_paths)
-        locked = [file for file in _locked_files(manifest, pinned) if file.path in needed]
-        to_fetch = [file for file in locked if file.fault(folder / file.path)]
+        to_fetch = [file for file in _needed_files(manifest, pinned) if file.fault(folder / file.path)]
         if to_fetch:
             with _must_be_writable(folder), tempfile.TemporaryFile(dir=folder):
                 pass
@@ -138,10 +136,10 @@ def _lock_on_hub(manifest: Manifest, root: Path, folder: Path, progress: bool) -
     )
 
 
-def _locked_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
+def _needed_files(manifest: Manifest, pinned: Lock) -> list[RemoteFile]:
     return [
         RemoteFile(path, part.repo, pinned.commit(part), repo_path, pinned.file(path).size, pinned.file(path).sha256)
-        for part in manifest.parts
+        for part in manifest.needed_parts
         if part.repo
         for path, repo_path in zip(part.paths, part.repo_paths, strict=True)
     ]

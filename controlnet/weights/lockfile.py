@@ -60,13 +60,17 @@ class Lock:
         return {(repo.repo, repo.revision): repo.commit for repo in self.repos}[part.repo, part.revision]
 
     def mismatches(self, manifest: Manifest) -> list[str]:
-        """Differences from the manifest, which may have been edited since. Empty if the lock fits it."""
-        wanted = {(part.repo, part.revision) for part in manifest.parts if part.repo}
+        """Differences from the manifest, which may have been edited since. Empty if the lock fits it.
+
+        What no option needs now may be absent, so a lock from before there was that option still fits.
+        """
+        wanted = {(part.repo, part.revision) for part in manifest.needed_parts if part.repo}
+        known = {(part.repo, part.revision) for part in manifest.parts if part.repo}
         locked = {(repo.repo, repo.revision) for repo in self.repos}
         paths = {file.path for file in self.files}
         found = [f"no commit for {repo} at {revision}" for repo, revision in sorted(wanted - locked)]
-        found += [f"an unexpected commit for {repo} at {revision}" for repo, revision in sorted(locked - wanted)]
-        found += [f"no line for {path}" for path in manifest.paths if path not in paths]
+        found += [f"an unexpected commit for {repo} at {revision}" for repo, revision in sorted(locked - known)]
+        found += [f"no line for {path}" for path in manifest.needed_paths if path not in paths]
         found += [f"an unexpected line for {path}" for path in sorted(paths - set(manifest.paths))]
         return found
 

@@ -136,6 +136,20 @@ def with_option(root: Path, hub: Hub, on: bool) -> Manifest:
     return Manifest.read(root / "small.toml", {"scribble": "fine" if on else ""})
 
 
+def test_a_lock_from_before_there_was_an_option_fits_until_it_is_on(hub: Hub, root: Path) -> None:
+    off, on = with_option(root, hub, False), with_option(root, hub, True)
+    lock(off, root, progress=False)
+    path = root / "small.lock"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(row for row in rows if "annotator/hed" not in row and "someone/annotators" not in row))
+    fetch(off, root)
+    check(off, root)
+    verify(off, root)
+    for action in (check, verify, fetch):
+        with pytest.raises(WeightsError, match=r"no line for annotator/hed/hed\.pth.*script/lock-weights small"):
+            action(on, root)
+
+
 @pytest.mark.parametrize("locked", [False, True], ids=["without a lock", "locked"])
 def test_files_of_an_option_are_needed_only_if_it_is_on(hub: Hub, root: Path, locked: bool) -> None:
     file = root / "small/annotator/hed/hed.pth"

@@ -8,7 +8,8 @@ import pytest
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.settings import Settings
-from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names, choose_bundle
+from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, Reference, bundle_names, choose_bundle
+from controlnet.weights.parts import REFERENCE
 
 MINIMAL = """
 name = "small"
@@ -155,7 +156,8 @@ def test_manifests_have_the_parts_their_annotators_need(name: str) -> None:
     for part in manifest.parts:
         always = part.name in needed_without_options
         assert not (always and part.option), part.name
-        assert not part.option or part.name in ANNOTATORS[part.option].parts
+        if part.option != REFERENCE:
+            assert not part.option or part.name in ANNOTATORS[part.option].parts
 
 
 OPTIONAL = (
@@ -225,6 +227,69 @@ def test_misspelt_or_misplaced_option_is_an_error(read: Callable, old: str, new:
     assert old in OPTIONAL
     with pytest.raises(ManifestError) as caught:
         read(OPTIONAL.replace(old, new))
+    assert message in str(caught.value)
+
+
+REFERRING = (
+    MINIMAL
+    + """
+[reference]
+adapter = "ip_adapter"
+encoder = "image_encoder"
+scale = 0.6
+style = ["up_blocks.1"]
+"""
+    + "".join(
+        f'''
+[[parts]]
+name = "{name}"
+option = "reference"
+repo = "someone/adapter"
+revision = "main"
+files = ["model.safetensors"]
+licence = "MIT"
+purpose = "References"
+'''
+        for name in ("image_encoder", "ip_adapter")
+    )
+)
+
+
+def test_reference_pictures_are_on_if_asked_for_or_if_their_files_are_there(read: Callable, tmp_path: Path) -> None:
+    read(REFERRING)
+    path = tmp_path / "small.toml"
+    files = {"image_encoder/model.safetensors", "ip_adapter/model.safetensors"}
+
+    def takes(asked: bool | None) -> bool:
+        manifest = Manifest.read(path, {}, asked)
+        needed = files <= {*manifest.needed_paths}
+        assert needed == (manifest.reference is not None) and files <= {*manifest.paths}
+        assert manifest.choices() == ({"CONTROLNET_REFERENCE": "1"} if needed else {})
+        return needed
+
+    assert Manifest.read(path, {}, True).reference == Reference("ip_adapter", "image_encoder", 0.6, ("up_blocks.1",))
+    assert (takes(True), takes(False), takes(None)) == (True, False, False)
+    for there, file in zip((False, True), sorted(files), strict=True):
+        (tmp_path / "small" / file).parent.mkdir(parents=True)
+        (tmp_path / "small" / file).touch()
+        assert takes(None) == there, "both files are needed"
+    assert (takes(True), takes(False)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('adapter = "ip_adapter"', 'adapter = "unet2"', "parts[4].option: the table [reference] does not name this"),
+        ('name = "ip_adapter"\noption = "reference"', 'name = "other"', "reference: there is no part named 'ip_ad"),
+        ('["up_blocks.1"]', '["up_blocks.1", ""]', "style: expected names of layers"),
+        ('style = ["up_blocks.1"]', "layers = 1", "reference.layers"),
+        ("scale = 0.6", "scale = -1", "reference.scale"),
+    ],
+)
+def test_a_wrong_table_of_references_is_an_error(read: Callable, old: str, new: str, message: str) -> None:
+    assert old in REFERRING
+    with pytest.raises(ManifestError) as caught:
+        read(REFERRING.replace(old, new))
     assert message in str(caught.value)
 
 

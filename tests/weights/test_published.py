@@ -31,7 +31,7 @@ def test_sd15_pins_every_commit_that_is_known_beforehand() -> None:
     manifest = Manifest.read(WEIGHTS / "sd15.toml")
     published = read_published(manifest, WEIGHTS)
     named = {(part.repo, path): part.revision for part in manifest.parts for path in part.repo_paths}
-    assert len(published.files) == 40
+    assert len(published.files) == 42
     for row in published.files:
         assert named[row.repo, row.file] == row.commit, row.file
     pinned = {row.repo for row in published.files}
