@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from torch import nn
@@ -49,7 +48,7 @@ class ReferenceProcessor(nn.Module):
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: Sequence[Any],
         attention_mask: None = None,
@@ -62,13 +61,13 @@ class ReferenceProcessor(nn.Module):
         states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         weights = None if mask is None else weights_at(mask, states.shape[1], states.dtype)
         states = states + self.of_picture(query, *self.keys_and_values(attn, tokens), scales, weights)
-        return attn.to_out[1](attn.to_out[0](states))  # type: ignore[index]
+        return attn.to_out[1](attn.to_out[0](states))
 
-    def keys_and_values(self, attn: Attention, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_and_values(self, attn: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.split(attn, self.to_k(tokens)), self.split(attn, self.to_v(tokens))
 
     @staticmethod
-    def split(attn: Attention, states: torch.Tensor) -> torch.Tensor:
+    def split(attn: Any, states: torch.Tensor) -> torch.Tensor:
         """(B, tokens, heads × d) as (B, heads, tokens, d)."""
         return states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
@@ -112,20 +111,19 @@ class References:
         "style" begin with one of `style`. Raises WeightsMismatch if they do not all go together.
         """
         check_adapter(adapter, unet, encoder.config)
-        own = _copy(unet)
-        parts = {
+        groups = {
             group: {name.partition(".")[2]: tensor for name, tensor in adapter.items() if name.startswith(f"{group}.")}
             for group in ("image_proj", "ip_adapter")
         }
-        own._load_ip_adapter_weights([parts])
-        self._projection = own.encoder_hid_proj.image_projection_layers[0].requires_grad_(False).eval()
+        # The two halves of diffusers' loader. The whole of it would change the UNet.
+        self._projection = unet._convert_ip_adapter_image_proj_to_diffusers(groups["image_proj"])
         self._processors = {
             name: ReferenceProcessor(theirs.to_k_ip[0], theirs.to_v_ip[0], name.startswith(tuple(style)))
-            .requires_grad_(False)
-            .eval()
-            for name, theirs in own.attn_processors.items()
+            for name, theirs in unet._convert_ip_adapter_attn_to_diffusers([groups]).items()
             if name.endswith("attn2.processor")
         }
+        for made in (self._projection, *self._processors.values()):
+            made.to(unet.device, unet.dtype).eval().requires_grad_(False)
         if style and not any(each.in_style for each in self._processors.values()):
             raise WeightsMismatch(f"[reference] names layers {', '.join(style)}, and the UNet has no such layer.")
         self._encoder, self._device, self._dtype = encoder, device, unet.dtype

@@ -29,6 +29,11 @@ WALK: list[Inputs] = [
     {"upscale": 2.0, "upscale_strength": 0.5},
     {"prompt": "a (red:1.3) ball " * 20, "clip_skip": 1, "num_outputs": 2},
     {"guidance_scale": 1.0, "scheduler": "UniPCMultistep", "return_control_map": True},
+    {"reference_image": "other"},
+    {"reference_image": "photo", "reference_scale": 1.0, "conditioner_2": "tile", "control_mask_2": "mask"},
+    {"reference_image": "other", "reference_mode": "style", "go_fast": True},
+    {"reference_image": "other", "reference_mask": "mask", "upscale": 2.0, "upscale_strength": 0.5},
+    {"reference_image": "other", "conditioner": "inpaint", "mask": "mask", "guidance_scale": 1.0, "num_outputs": 2},
 ]
 
 
@@ -36,7 +41,9 @@ WALK: list[Inputs] = [
 def send(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[bytes]]:
     """send(**inputs): the files of a short request. A picture is named."""
     root = tmp_path_factory.mktemp("sdxl")
-    write_bundle("sdxl", root, small=True, conditioners=("canny", "tile", "inpaint"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTROLNET_REFERENCE", "1")
+        write_bundle("sdxl", root, small=True, conditioners=("canny", "tile", "inpaint"))
     photo, mask = Image.fromarray(data.astronaut()).resize((64, 64)), Image.new("L", (64, 64))
     mask.paste(255, (24, 0, 64, 64))
     pictures = {"photo": photo, "other": photo.rotate(90), "mask": mask}
@@ -75,6 +82,10 @@ def test_requests_in_any_order_and_after_cancelled_ones_give_the_same_bytes(send
             patch.setattr(torch.nn.Module, "__call__", cancelled)
             send(**inputs)
         assert send(**inputs) == expected
+
+
+def test_a_reference_of_scale_zero_is_none(send) -> None:
+    assert send(reference_image="other", reference_scale=0.0) == send()
 
 
 def test_what_the_family_lacks_is_said(send) -> None:
