@@ -55,6 +55,8 @@ class Case:
     """Whether the map is drawn, by canny, for each request."""
     fast: bool = False
     """Whether it is made in the bundle's few steps, with the LoRA for them (go_fast)."""
+    reference: bool = False
+    """Whether the photo is its reference picture, too."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def ours(model: Model, case: Case, setting: Setting) -> list[Path]:
     }
     # With go_fast the bundle has the sampler, its steps and the guidance.
     inputs |= {"go_fast": True} if case.fast else {"scheduler": "DDIM", "num_inference_steps": setting.steps}
+    inputs |= {"reference_image": cog.Path(setting.folder / "photo.png")} if case.reference else {}
     for suffix, conditioner in zip(("", "_2", "_3")[: case.nets], setting.conditioners, strict=False):
         inputs |= {
             f"image{suffix}": cog.Path(setting.folder / ("photo.png" if case.drawn else "map.png")),
@@ -148,6 +151,7 @@ class Plain:
             eta=USUAL_ETA.get(sampling.scheduler, 0.0),
             num_images_per_prompt=case.outputs,
             **self._control(case, setting),
+            **({"ip_adapter_image": Image.open(setting.folder / "photo.png")} if case.reference else {}),
             generator=[torch.Generator("cpu").manual_seed(SEED + i) for i in range(case.outputs)],
         )
         files = [setting.folder / f"plain_{i}.webp" for i in range(len(result.images))]
@@ -170,6 +174,7 @@ class Plain:
     def pipeline(self, case: Case, setting: Setting) -> Any:
         nets = self.nets(setting.conditioners[: case.nets])
         parts: dict[str, Any] = {**self.model.generator.base, **(self.fast_networks if case.fast else {})}
+        parts |= self.reading_parts if case.reference else {}
         parts["scheduler"] = make_scheduler(Sampling.of(self.model, case, setting).scheduler, parts["scheduler"].config)
         parts["unet"], parts["vae"] = self._own(parts["unet"], self.compiled), self._own(parts["vae"])
         chosen: Any = [self._own(net, self.compiled) for net in nets]
@@ -196,13 +201,25 @@ class Plain:
         pipeline.unload_lora_weights()
         return changed
 
+    @cached_property
+    def reading_parts(self) -> dict[str, Any]:
+        """A copy of the UNet with the bundle's adapter for reference pictures, and what prepares them."""
+        bundle, base = self.model.bundle, self.model.generator.base
+        reference: Any = bundle.reference
+        (file,) = bundle.files(reference.adapter)
+        pipeline = self._pipeline({**base, "unet": copy.deepcopy(base["unet"])}, self.nets(["canny"])[0])
+        where = {"subfolder": reference.adapter, "image_encoder_folder": f"./{reference.encoder}"}
+        pipeline.load_ip_adapter(str(file.parents[1]), weight_name=file.name, local_files_only=True, **where)
+        pipeline.set_ip_adapter_scale(reference.scale)
+        return {name: getattr(pipeline, name) for name in ("unet", "image_encoder", "feature_extractor")}
+
     def _pipeline(self, parts: dict[str, Any], controlnet: Any) -> Any:
         kind: Any = {
             ("sd15", ControlNetModel): StableDiffusionControlNetPipeline,
             ("sdxl", ControlNetModel): StableDiffusionXLControlNetPipeline,
             ("sdxl", ControlNetUnionModel): StableDiffusionXLControlNetUnionPipeline,
         }[self.model.bundle.manifest.family, type(self.nets(["canny"])[0])]
-        return kind(**parts, controlnet=controlnet, **self.model.bundle.family.without)
+        return kind(**{**self.model.bundle.family.without, **parts}, controlnet=controlnet)
 
     def _own(self, network: Any, compiled: bool = False) -> Any:
         """The network as a user of diffusers has it. Our requests give the network itself other forward methods.

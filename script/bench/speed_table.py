@@ -35,6 +35,7 @@ CASES = {
     "three": Case("three nets", nets=3),
     "four": Case("four outputs", outputs=4),
     "fast": Case("go_fast, diffusers with the same LoRA", fast=True),
+    "reference": Case("one net, a reference picture", reference=True),
 }
 STEP, FAST_NEXT_TO_MANY = "step", "fast-many"
 ROWS = (STEP, *CASES, FAST_NEXT_TO_MANY)
@@ -131,7 +132,8 @@ def measure(options: argparse.Namespace, folder: Path, say: Say) -> dict[str, An
     bench = Bench(model, setting, options.rounds, say, not options.no_compiled)
     result: dict[str, Any] = about(model, bench.clock) | {"side": side, "steps": steps, "rounds": options.rounds}
     result["setup"] = round(loaded, 1)
-    rows = [row for row in options.rows if "fast" not in row or model.bundle.fast is not None]
+    left_out = [("fast", model.bundle.fast), ("reference", model.bundle.reference)]
+    rows = [row for row in options.rows if not any(word in row and has is None for word, has in left_out)]
     with silent():
         result["rows"] = [bench.row(name) for name in rows]
     if bench.cuda:
