@@ -224,8 +224,8 @@ def _reference(request: Request, bundle: BundleFacts) -> Iterator[str]:
         return
     if bundle.reference is None:
         yield (
-            "The bundle in use takes no reference pictures, or they are switched off: leave reference_image out, or run "
-            "one that takes them (CONTROLNET_BUNDLE=sd15 with CONTROLNET_REFERENCE=1 does)."
+            "The bundle in use takes no reference pictures, or they are switched off: leave reference_image out, or "
+            "run one that takes them (CONTROLNET_BUNDLE=sd15 with CONTROLNET_REFERENCE=1 does)."
         )
     elif request.reference_mode == STYLE and not bundle.reference.style:
         yield (

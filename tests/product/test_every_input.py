@@ -112,6 +112,9 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
 CASES = [({}, changed) for changed in ALONE] + WITH_ANOTHER
 UNSEEN = {
     "disable_safety_checker": "tiny has no safety checker; the walk in test_combinations.py sends it",
+    **dict.fromkeys(
+        ("reference_image", "reference_scale", "reference_mode", "reference_mask"), "tiny takes no reference pictures"
+    ),
     "shuffle_seed": "tiny has no shuffle; tests/maps/annotators/test_pictures.py draws with it",
 }
 

@@ -139,7 +139,7 @@ def test_a_bundle_without_layers_for_style_refuses_that_mode() -> None:
     class Whole(FakeBundle):
         reference = Reference("ip_adapter", "image_encoder", 0.6)
 
-    with pytest.raises(RequestError, match="^The bundle in use has no reference_mode style: leave it out, or run"):
+    with pytest.raises(RequestError, match=r"^The bundle in use has no reference_mode style: leave it out, or run"):
         asked(Whole(), reference_image=FILE, reference_mode="style")
     assert asked(Whole(), reference_image=FILE).reference_mode == "all"
 
