@@ -1,7 +1,7 @@
 """Tests that need a CUDA card. On other machines they are skipped.
 
 `CONTROLNET_GPU_WEIGHTS=DIR script/test tests/gpu` uses the sd15 bundle in DIR, trained or random. Without it, the
-bundle is first written with random numbers (15 GB).
+bundle is first written with random numbers (18 GB). With reference pictures, it has the files for them, too.
 """
 
 import os
@@ -25,7 +25,9 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given := os.environ.get("CONTROLNET_GPU_WEIGHTS"):
         return Path(given)
     folder = tmp_path_factory.mktemp("sd15")
-    write_bundle("sd15", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTROLNET_REFERENCE", "1")
+        write_bundle("sd15", folder)
     return folder
 
 

@@ -54,6 +54,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "not square": {"image": "wide"},
     "larger pictures": {"upscale": 1.5, "upscale_strength": 0.5},
     "few steps": {"go_fast": True},
+    "a reference picture": {"reference_image": "other"},
+    "its style, in a part": {"reference_image": "other", "reference_mode": "style", "reference_mask": "soft"},
+    "a reference picture, larger": {"reference_image": "other", "upscale": 1.5, "upscale_strength": 0.5},
 }
 
 
