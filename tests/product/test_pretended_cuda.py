@@ -34,6 +34,7 @@ Inputs = dict[str, Any]
 SHORTEST: Inputs = {"prompt": "a (red:1.3) ball", "resolution": 64, "num_inference_steps": 2, "seed": 1}
 CONTROLS: dict[str, Inputs] = {
     "a region": {"control_mask": "soft"},
+    "a reference picture": {"reference_image": "other", "reference_mask": "soft"},
     "a pooled net": {"conditioner": "shuffle"},
     "three nets, regions, windows": {
         "conditioner": "shuffle",
@@ -62,6 +63,13 @@ OTHERS: dict[str, Inputs] = {
     "an initial picture at strength 1": {"init_image": "other", "prompt_strength": 1.0},
     "a soft mask at strength 1": {"mask": "soft"},
     "a hard mask at strength 0.5": {"mask": "hard", "prompt_strength": 0.5},
+    "a style": {"reference_image": "other", "reference_mode": "style"},
+    "a reference picture for larger ones": {
+        "reference_image": "other",
+        "reference_mask": "soft",
+        "upscale": 2.0,
+        "upscale_strength": 0.5,
+    },
     "larger pictures": {"upscale": 2.0, "upscale_strength": 0.5, "conditioner_2": "depth", "control_mask_2": "soft"},
     "outpainting": {"conditioner": "inpaint", "outpaint_right": 16},
     "outpainting with a region": {"conditioner": "inpaint", "outpaint_top": 16, "control_mask": "soft"},
@@ -71,8 +79,14 @@ OTHERS: dict[str, Inputs] = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    write_bundle("sd15", folder, small=True)
+    with_references("sd15", folder)
     return folder
+
+
+def with_references(name: str, root: Path, **chosen: Any) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTROLNET_REFERENCE", "1")
+        return write_bundle(name, root, small=True, **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -215,13 +229,13 @@ def test_low_memory_mode_swaps_controlnets_on_a_gpu(root, predictor, gpu, monkey
     assert waits == [CUDA] * 3
 
 
-def test_low_memory_mode_of_sdxl_keeps_text_encoders_and_annotators_off_the_gpu(
+def test_low_memory_mode_of_sdxl_keeps_encoders_and_annotators_off_the_gpu(
     tmp_path: Path, pictures: dict[str, cog.Path], gpu: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed, "_pin", lambda buffer: None)
     monkeypatch.setattr(packed, "_unpin", lambda address: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
-    manifest = Manifest.read(write_bundle("sdxl", tmp_path, small=True, conditioners=("canny", "depth")), {})
+    manifest = Manifest.read(with_references("sdxl", tmp_path, conditioners=("canny", "depth")), {})
     answers, predictors = [], []
     for low_memory in (False, True):
         bundle = Bundle(manifest, tmp_path, CUDA, torch.float16, low_memory)
@@ -230,11 +244,12 @@ def test_low_memory_mode_of_sdxl_keeps_text_encoders_and_annotators_off_the_gpu(
         made.setup()
         sent = SHORTEST | {"image": pictures["photo"], "output_format": "png"}
         two = sent | {"conditioner_2": "depth", "negative_prompt": "grass"}
-        answers.append([path.read_bytes() for inputs in (sent, two, sent) for path in made.predict(**inputs)])
-    assert answers[0] == answers[1] and answers[0][0] == answers[0][2] != answers[0][1]
-    base = predictors[1].model.generator.base
-    for name in ("text_encoder", "text_encoder_2"):
-        assert not any(isinstance(tensor, PretendedTensor) for tensor in packed.tensors_of(base[name]))
+        like = sent | {"reference_image": pictures["other"]}
+        answers.append([path.read_bytes() for inputs in (sent, two, like, sent) for path in made.predict(**inputs)])
+    assert answers[0] == answers[1] and answers[0][0] == answers[0][3] and len({*answers[0]}) == 3
+    base, references = predictors[1].model.generator.base, predictors[1].model.generator.references
+    for model in (base["text_encoder"], base["text_encoder_2"], references._encoder):
+        assert not any(isinstance(tensor, PretendedTensor) for tensor in packed.tensors_of(model))
     for name in ("unet", "vae"):
         assert all(isinstance(tensor, PretendedTensor) for tensor in packed.tensors_of(base[name]))
     before = gpu.count
