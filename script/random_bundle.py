@@ -88,7 +88,9 @@ def write_part(part: Part, root: Path, sizes: Sizes, seed: int) -> None:
         elif part.name in ("scheduler", "feature_extractor"):
             write_configs(part.paths, root, sizes)
         elif part.name == "ip_adapter":
-            write_adapter(folder / part.files[0], sizes, seed)
+            encoder: Any = build("image_encoder", sizes)
+            latents = (1, sizes[part.name]["tokens"], sizes[part.name]["inner"])
+            write_adapter(folder / part.files[0], build("unet", sizes), encoder.config, seed, latents)
         elif part.name.startswith("lora/"):
             write_lora(folder / part.files[0], sizes, seed)
         else:
@@ -136,17 +138,14 @@ def write_lora(file: Path, sizes: Sizes, seed: int) -> None:
     save_kohya(file, {"unet": layers}, alpha=float(rank))
 
 
-def write_adapter(file: Path, sizes: Sizes, seed: int, plus: bool = True) -> None:
-    """Write an IP-Adapter in half precision, with the names of tensors of the published files, "plus" or basic."""
-    unet: Any = build("unet", sizes)
-    width, encoder = sizes["unet"]["cross_attention_dim"], sizes["image_encoder"]
-    shapes = of_layers(unet)
-    if plus:
-        inner, tokens = sizes["ip_adapter"]["inner"], sizes["ip_adapter"]["tokens"]
-        shapes |= of_plus((1, tokens, inner), width, encoder["hidden_size"])
-    else:
-        shapes |= of_basic(width, encoder["projection_dim"])
-    save_file(random_numbers(shapes, seed, torch.float16), file)
+def write_adapter(file: Path, unet: Any, encoder: Any, seed: int, latents: tuple[int, ...] = ()) -> None:
+    """Write an IP-Adapter in half precision, with the names of tensors of the published files.
+
+    It is for a UNet and the configuration of an image encoder. With `latents`, (1, tokens, width), it is a "plus" one.
+    """
+    width, shapes = unet.config.cross_attention_dim, of_layers(unet)
+    own = of_plus(latents, width, encoder.hidden_size) if latents else of_basic(width, encoder.projection_dim)
+    save_file(random_numbers(shapes | own, seed, torch.float16), file)
 
 
 def published_name(part: str, name: str) -> str:

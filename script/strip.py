@@ -123,6 +123,9 @@ def middle() -> str:
 LORA_SCALES = (0, 0.5, 1, -0.5)
 LORA_PROMPT = "a yellow house with a brown roof on grass under a blue sky"
 """Of the strip of examples/night.safetensors."""
+REFERENCES = ("house.png", "room.png", "person.png")
+REFERENCE_PROMPT = "a house"
+"""Of the strip that shows reference pictures, files of examples/."""
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Additional inputs for a conditioner's strip."""
 
@@ -137,18 +140,32 @@ def night() -> tuple[str, str, list[dict[str, object]]]:
     return "scribble", "doodle.png", [inputs | {"lora_scale": scale} for scale in LORA_SCALES]
 
 
+def like() -> tuple[str, str, list[dict[str, object]]]:
+    """The conditioner, the picture and the inputs of the strip that shows reference pictures."""
+    inputs: dict[str, object] = {"prompt": REFERENCE_PROMPT, "reference_scale": 1}
+    return "scribble", "doodle.png", [inputs | {"reference_image": data_url(file)} for file in REFERENCES]
+
+
+SPECIAL = {"night": night, "reference": like}
+"""The strips that are not of a conditioner."""
+
+
+def data_url(file: str) -> str:
+    """A file of examples/."""
+    return f"data:image/{file.split('.')[1]};base64,{base64.b64encode((EXAMPLES / file).read_bytes()).decode()}"
+
+
 def make(server: Server, name: str) -> Image.Image:
-    """The picture, its control map and the results, side by side."""
-    if name == "night":
-        conditioner, file, results = night()
+    """The picture, its control map and the results, side by side; reference pictures are above their results."""
+    if name in SPECIAL:
+        conditioner, file, results = SPECIAL[name]()
     else:
         conditioner, (file, prompts) = name, STRIPS[name]
         results = [{"prompt": prompt} for prompt in prompts]
-    content = (EXAMPLES / file).read_bytes()
-    tiles = [content]
+    maps, pictures = [], []
     for result in results:
         inputs = {
-            "image": f"data:image/{file.split('.')[1]};base64,{base64.b64encode(content).decode()}",
+            "image": data_url(file),
             "conditioner": conditioner,
             "seed": 1,
             "return_control_map": True,
@@ -160,10 +177,16 @@ def make(server: Server, name: str) -> Image.Image:
         if answer.get("status") != "succeeded":
             sys.exit(f"{conditioner}: {answer.get('error')}")
         control_map, picture = (decode_data_url(url)[0] for url in answer["output"])
-        tiles += [picture] if len(tiles) > 1 else [control_map, picture]
-    strip = Image.new("RGB", (TILE * len(tiles), TILE))
-    for x, tile in enumerate(tiles):
-        strip.paste(square(Image.open(io.BytesIO(tile)).convert("RGB"), TILE), (x * TILE, 0))
+        maps, pictures = [control_map], [*pictures, picture]
+    first = (EXAMPLES / file).read_bytes()
+    if name == "reference":
+        rows = [[first, *((EXAMPLES / shown).read_bytes() for shown in REFERENCES)], [*maps, *pictures]]
+    else:
+        rows = [[first, *maps, *pictures]]
+    strip = Image.new("RGB", (TILE * len(rows[0]), TILE * len(rows)))
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            strip.paste(square(Image.open(io.BytesIO(tile)).convert("RGB"), TILE), (x * TILE, y * TILE))
     return strip
 
 
@@ -172,8 +195,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="script/make-strip", description="Write examples/strip-<name>.jpg with the tiny bundle."
     )
-    known = [*STRIPS, "night"]
-    parser.add_argument("name", nargs="*", metavar="NAME", help=f"a conditioner, or night; default: {', '.join(known)}")
+    known = [*STRIPS, *SPECIAL]
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help=f"a conditioner, night or reference; default: {', '.join(known)}"
+    )
     chosen = parser.parse_args().name or known
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"script/strip.py has no strip for {', '.join(unknown)}: it has {', '.join(known)}.")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from strip import LORA_PROMPT, STRIPS, UNCONVINCING
+from strip import LORA_PROMPT, REFERENCE_PROMPT, STRIPS, UNCONVINCING
 from support import ROOT
 from tables import PAGES, TABLES, with_tables
 
@@ -35,7 +35,8 @@ def test_a_strip_stands_beside_its_prompts_and_its_command(page: Path) -> None:
     for name in re.findall(r"examples/strip-(\w+)\.jpg", text):
         assert name not in UNCONVINCING
         if name != "upscale":  # an example of inputs.md, below its command
-            prompts = (LORA_PROMPT,) if name == "night" else STRIPS[name][1]
+            special = {"night": (LORA_PROMPT,), "reference": (REFERENCE_PROMPT,)}
+            prompts = special[name] if name in special else STRIPS[name][1]
             assert all(prompt in text for prompt in prompts) and f"`script/make-strip {name}`" in text, name
 
 

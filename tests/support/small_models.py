@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from annotator_weights import make_tiny
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from random_bundle import write_adapter, write_model
 from random_loras import ATTENTION, random_layers, save_kohya
-from random_models import SMALL
+from random_models import SMALL, build
 from torch import nn
 
 from controlnet.families.sd15 import FAMILY
@@ -102,9 +103,19 @@ def write_bundle(root: Path, name: str = "small") -> Path:
     lora = root / name / "lora" / "fast" / "pytorch_lora_weights.safetensors"
     lora.parent.mkdir(parents=True)
     save_kohya(lora, {"unet": random_layers(small["unet"], ATTENTION)}, alpha=4.0)
+    write_reference(root / name, small["unet"])
     manifest = root / f"{name}.toml"
     manifest.write_text(tiny.read_text(encoding="utf-8").replace('name = "tiny"', f'name = "{name}"'), encoding="utf-8")
     return manifest
+
+
+def write_reference(folder: Path, of: UNet2DConditionModel) -> None:
+    """The parts that reference pictures need, random, for a UNet."""
+    manifest, encoder = Manifest.read(WEIGHTS / "tiny.toml"), build("image_encoder", SMALL)
+    for part in ("image_encoder", "ip_adapter"):
+        (folder / part).mkdir()
+    write_model(manifest.part("image_encoder"), folder / "image_encoder", SMALL, 0)
+    write_adapter(folder / manifest.part("ip_adapter").paths[0], of, encoder.config, 0)
 
 
 def _copies(modules: dict) -> dict:

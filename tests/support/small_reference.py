@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from random_bundle import SIZES, write_adapter, write_part
+from random_models import build
 
 from controlnet.bundle import Bundle
 from controlnet.settings import Settings
@@ -22,8 +23,9 @@ def write(name: str, root: Path, plus: bool = True) -> Manifest:
         if not part.name.startswith(("annotator/", "controlnet/")) or part.name in NETS:
             write_part(part, root / name, SIZES[name][True], zlib.crc32(part.name.encode()))
     if not plus:
-        part = manifest.part("ip_adapter")
-        write_adapter(root / name / part.paths[0], SIZES[name][True], 3, plus=False)
+        file, sizes = root / name / manifest.part("ip_adapter").paths[0], SIZES[name][True]
+        encoder: Any = build("image_encoder", sizes)
+        write_adapter(file, build("unet", sizes), encoder.config, 3)
     return manifest
 
 
