@@ -78,8 +78,9 @@ def test_a_random_bundle_has_exactly_the_files_of_the_manifest(sd15_root: Path) 
     assert (sd15_root / "sd15.toml").read_bytes() == (WEIGHTS / "sd15.toml").read_bytes()
 
 
-def test_files_of_an_annotator_are_written_if_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_what_is_chosen_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTROLNET_OPENPOSE", "cmu")
+    monkeypatch.setenv("CONTROLNET_REFERENCE", "1")
 
     def write_empty(part: Part, root: Path, *rest: object) -> None:
         for path in part.paths:
@@ -109,7 +110,7 @@ def test_a_bundle_with_some_conditioners_has_their_parts_and_no_others(
     ]
     assert (cut.defaults, cut.limits, cut.fast) == (whole.defaults, whole.limits, whole.fast)
     written = {str(file.relative_to(tmp_path / bundle)) for file in (tmp_path / bundle).rglob("*") if file.is_file()}
-    assert written == set(cut.paths)
+    assert written == set(cut.needed_paths)
     model = Model(open_bundle(Settings(bundle=bundle), tmp_path))
     assert list(model.generator.controlnets) == list(model.annotators) == ["canny", "scribble"]
 
