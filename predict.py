@@ -251,7 +251,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=1.5,
-            description="How strongly reference_image acts; 0 ignores it. Left out: 0.6.",
+            description="How strongly reference_image acts; 0 ignores it. Left out: 0.6, with tiny 1.",
         ),
         reference_mode: str = Input(
             default="all",

@@ -170,6 +170,17 @@ def enlarged() -> str:
     return table(("`upscale_strength`", *head), rows)
 
 
+def reference() -> str:
+    """Pictures with a reference picture, as measured by script/evaluate-reference."""
+    measured = Manifest.read(WEIGHTS / "tiny.toml").made["reference"]
+    rows = [
+        (f"{int(name) / 100:g}", f"{row['nearer']:.0%}", f"{row['share']:.2f}")
+        for name, row in measured.items()
+        if name not in ("scenes", "conditioner")
+    ]
+    return table(("scale of the reference", "nearer to its palette", "share of the map obeyed"), rows)
+
+
 def settings() -> str:
     """The environment variables, with what controlnet/settings.py says below each."""
     (declared,) = (node for node in ast.parse(inspect.getsource(Settings)).body if isinstance(node, ast.ClassDef))
@@ -194,6 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "together": together,
     "enlarged": enlarged,
+    "reference": reference,
     "settings": settings,
 }
 

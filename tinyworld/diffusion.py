@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ PROMPT_DROP = 0.1
 """Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)."""
 HINT_PROMPT_DROP = 0.2
 """The same while ControlNets learn: more, to make them read the control map (arXiv 2302.05543, section 3.3)."""
+NOISIEST = 600
+"""The timestep from which on noisy latents hardly show a picture's colours."""
 BASE_SHARE = 0.15
 """Share of samples without control while base and ControlNets learn together: the base must also paint alone."""
 
@@ -34,9 +37,15 @@ class Noising:
         self.scheduler = models.make_scheduler()
 
     def draw(
-        self, generator: torch.Generator, batch: int, drop: float, favoured: torch.Tensor | None = None
+        self,
+        generator: torch.Generator,
+        batch: int,
+        drop: float,
+        favoured: torch.Tensor | None = None,
+        noisiest: float = 0.0,
     ) -> tuple[torch.Tensor, ...]:
-        """Rows, flips, noisy latents, times, token ids, target. Nine tenths of the rows are from `favoured`, if any."""
+        """Rows, flips, noisy latents, times, token ids, target. Nine tenths of the rows are from `favoured`, if any. A
+        share of `noisiest` of the times is taken from those with the most noise, NOISIEST and above."""
         rows = torch.randint(self.latents.shape[1], (batch,), generator=generator)
         if favoured is not None and len(favoured):
             chosen = favoured[torch.randint(len(favoured), (batch,), generator=generator)]
@@ -45,11 +54,36 @@ class Noising:
         clean = self.latents[flips, rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.randint(1000, (batch,), generator=generator)
+        if noisiest:
+            high = NOISIEST + times * (1000 - NOISIEST) // 1000
+            times = torch.where(torch.rand(batch, generator=generator) < noisiest, high, times)
         dropped = torch.rand(batch, generator=generator) < drop
         tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows])
         noisy = self.scheduler.add_noise(clean, noise, times)
         target = self.scheduler.get_velocity(clean, noise, times)
         return rows, flips, *(x.to(self.device) for x in (noisy, times, tokens, target))
+
+
+def controlled(
+    unet: nn.Module,
+    net: nn.Module,
+    noisy: torch.Tensor,
+    times: torch.Tensor,
+    words: torch.Tensor,
+    control: torch.Tensor,
+    used: torch.Tensor,
+    **more: Any,
+) -> torch.Tensor:
+    """What the UNet predicts under the control maps `control`, where `used`, (B, 1, 1, 1), is 1. `more` is for it."""
+    down, mid = net(noisy, times, encoder_hidden_states=words, controlnet_cond=control, return_dict=False)
+    return unet(
+        noisy,
+        times,
+        encoder_hidden_states=words,
+        down_block_additional_residuals=[residual * used for residual in down],
+        mid_block_additional_residual=mid * used,
+        **more,
+    ).sample
 
 
 def train_base(
@@ -103,16 +137,7 @@ def train_nets(
         used = (torch.rand(batch, generator=generator) >= BASE_SHARE).to(device)[:, None, None, None]
         with half(device):
             words = text_encoder(tokens).last_hidden_state
-            down, mid = nets[name](
-                noisy, times, encoder_hidden_states=words, controlnet_cond=control, return_dict=False
-            )
-            predicted = unet(
-                noisy,
-                times,
-                encoder_hidden_states=words,
-                down_block_additional_residuals=[residual * used for residual in down],
-                mid_block_additional_residual=mid * used,
-            ).sample
+            predicted = controlled(unet, nets[name], noisy, times, words, control, used)
         return F.mse_loss(predicted.float(), target)
 
     averaged = base | train_stage(stage, plan, base | nets if base_learns else nets, loss_of, device, folder)

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from tinyworld import models
+from tinyworld.reference import as_file
 
 EVALUATOR = Path(__file__).resolve().parent / "evaluator"
 """Folder of the network that scores. It belongs to the evaluation, not to the bundle."""
 
 
 def export(trained: dict, folder: Path, evaluator_folder: Path = EVALUATOR) -> None:
-    """Write vae, unet, text_encoder, tokenizer, scheduler, controlnet/* and annotator/tiny into `folder`.
+    """Write vae, unet, text_encoder, tokenizer, scheduler, controlnet/*, annotator/tiny, image_encoder and ip_adapter
+    into `folder`.
 
     Parts that are not in `trained` are left unchanged. The evaluation network goes into `evaluator_folder`.
     """
@@ -26,6 +29,11 @@ def export(trained: dict, folder: Path, evaluator_folder: Path = EVALUATOR) -> N
     for name, controlnet in trained.get("controlnets", {}).items():
         _save(controlnet, folder / "controlnet" / name)
         _tidy(folder / "controlnet" / name / "config.json")
+    if "ip_adapter" in trained:
+        _save(trained["image_encoder"], folder / "image_encoder", variant=None)
+        (folder / "ip_adapter").mkdir(exist_ok=True)
+        halves = {name: tensor.half() for name, tensor in as_file(trained["ip_adapter"]).items()}
+        save_file(halves, folder / "ip_adapter" / "ip_adapter.safetensors")
     if "vae" not in trained:
         return
     trained["vae"].register_to_config(scaling_factor=trained["factor"])
@@ -37,9 +45,9 @@ def export(trained: dict, folder: Path, evaluator_folder: Path = EVALUATOR) -> N
         _tidy(file)
 
 
-def _save(module: nn.Module, folder: Path) -> None:
+def _save(module: nn.Module, folder: Path, variant: str | None = "fp16") -> None:
     half = module.to("cpu").to(torch.float16)
-    half.save_pretrained(folder, variant="fp16", safe_serialization=True)
+    half.save_pretrained(folder, variant=variant, safe_serialization=True)
 
 
 def _tidy(file: Path) -> None:

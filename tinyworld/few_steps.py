@@ -165,7 +165,8 @@ def latents_of(vae: nn.Module, dataset: Dataset, device: torch.device) -> torch.
         rows = []
         for i in torch.arange(len(dataset)).split(64):
             pixels = torch.from_numpy(dataset.pictures[i.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            encoded = vae.encode((pixels.flip(-1) if flip else pixels).to(device)).latents
+            pixels = (pixels.flip(-1) if flip else pixels).to(device, memory_format=torch.channels_last)
+            encoded = vae.encode(pixels).latents
             rows.append(encoded.cpu() * vae.config["scaling_factor"])
         both.append(torch.cat(rows))
     return torch.stack(both)

@@ -145,3 +145,10 @@ def recoloured(caption: str, rng: Random, first: str | None = None, only_first: 
     match = pattern.search(caption)
     start = match.start() if match else 0
     return pattern.sub(another, caption, count=1 if only_first else 0)
+
+
+def colourless(caption: str) -> str:
+    """The caption without words that name a colour. Those for grounds are left out too: grass is green."""
+    caption = re.sub("^many .* things", "many things", caption)
+    caption = re.sub(rf"\b(an? )?(?:{'|'.join(COLOURS)}) ", lambda found: "a " if found[1] else "", caption)
+    return re.sub(rf"\bon (?:{'|'.join(GROUNDS)}) ", "", caption)

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from tinyworld import models, one_net
+from tinyworld import models, one_net, reference
 from tinyworld.dataset import SIZE, Dataset, load_dataset
 from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.export import EVALUATOR, export
@@ -155,6 +155,15 @@ def train_net(
     return {"controlnets": {name: one_net.train_one_net(name, earlier, dataset, latents, plan, device, own)}}
 
 
+def train_reference(
+    folder: Path, scenes: int, plans: dict[str, Plan], device: torch.device, earlier: Path
+) -> dict[str, nn.Module]:
+    """The IP-Adapter for the bundle `earlier` and its encoder, as export() takes them."""
+    dataset, own = load_dataset(folder / "data", scenes), folder / "reference"
+    own.mkdir(exist_ok=True)
+    return reference.train_reference(earlier, dataset, plans, device, own)
+
+
 def _tokenizer(captions: list[str], kept: Path) -> CLIPTokenizer:
     """The tokenizer in `kept`. If there is none, it is made and saved there.
 
@@ -178,22 +187,25 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=10000, help="how many scenes to render")
     parser.add_argument("--net", choices=list(HINTS), help="only this ControlNet, for the bundle of --start")
     parser.add_argument("--lora", choices=list(LORAS), help="only this LoRA, for the bundle of --start")
+    parser.add_argument("--reference", action="store_true", help="only the IP-Adapter, for the bundle of --start")
     parser.add_argument("--start", type=Path, help="a bundle made by this script, from which all stages continue")
     parser.add_argument("--export", type=Path, help="folder for the trained bundle, or file for the LoRA")
     parser.add_argument("--evaluator", type=Path, default=EVALUATOR, help="where --export writes the scoring network")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plans, scenes = PLANS | {"net": one_net.PLAN}, arguments.scenes
+    plans, scenes = PLANS | {"net": one_net.PLAN} | reference.PLANS, arguments.scenes
     if arguments.smoke:
         plans = {name: Plan(SMOKE_STEPS, 4, plan.rate) for name, plan in plans.items()}
         scenes = 32
-    if (arguments.net or arguments.lora) and not arguments.start:
-        parser.error("--net and --lora need --start, the bundle that the ControlNet or the LoRA is for")
+    if (arguments.net or arguments.lora or arguments.reference) and not arguments.start:
+        parser.error("--net, --lora and --reference need --start, the bundle for which they train")
     if arguments.lora:
         file = arguments.export or Path(LORAS[arguments.lora])
         return train_lora(arguments.lora, arguments.runs, scenes, arguments.start, device, arguments.smoke, file)
     if arguments.net:
         trained = train_net(arguments.net, arguments.runs, scenes, plans["net"], device, arguments.start)
+    elif arguments.reference:
+        trained = train_reference(arguments.runs, scenes, plans, device, arguments.start)
     else:
         trained = train(arguments.runs, scenes, plans, device, arguments.stage, arguments.start)
         print(f"loss curves: {plot_losses(arguments.runs, list(PLANS))}")

@@ -209,7 +209,7 @@ class Signature:
         upscale_strength: upscale: how much the second pass may change. 0.3 to 0.5 is a good range.
         reference_image: What the picture should be like: the colours, style and things of this one. Its middle square
             counts.
-        reference_scale: How strongly reference_image acts; 0 ignores it. Left out: 0.6.
+        reference_scale: How strongly reference_image acts; 0 ignores it. Left out: 0.6, with tiny 1.
         reference_mode: What of reference_image acts: all, or style (its look, without its things).
         reference_mask: Where reference_image acts: white where it does, black where it does not.
         control_start: Share of the steps after which control begins. Above 0, the prompt lays out the picture.

@@ -25,6 +25,7 @@ FEATURES: dict[str, Inputs] = {
     "inpaint": {"conditioner": "inpaint", "mask": HALF},
     "outpaint": {"outpaint_right": 16},
     "upscale": {"upscale": 1.5},
+    "reference picture": {"reference_image": OTHER},
     "width and height": {"resolution": None, "width": 72, "height": 96},
     "resize_mode": {"resolution": None, "width": 72, "height": 64, "resize_mode": "fill"},
     "LoRA": {"lora_weights": NIGHT},

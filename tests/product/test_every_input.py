@@ -70,6 +70,7 @@ ALONE: list[Inputs] = [
     {"go_fast": True},
     {"lora_weights": NIGHT},
     {"lora_weights_2": NIGHT},
+    {"reference_image": OTHER},
     {"scheduler": "K_EULER_ANCESTRAL"},
     {"seed": 2},
     {"return_control_map": True},
@@ -100,6 +101,8 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
     ({"conditioner": "mlsd"}, {"mlsd_score_threshold": 0.1}),
     ({"conditioner": "mlsd", "image": THINGS}, {"mlsd_distance_threshold": 20.0}),
     ({"upscale": 1.5}, {"upscale_strength": 0.75}),
+    ({"reference_image": OTHER}, {"reference_scale": 0.4}),
+    ({"reference_image": OTHER}, {"reference_mask": HALF}),
     ({"init_image": PHOTO}, {"prompt_strength": 0.5}),
     ({"mask": HALF}, {"prompt_strength": 0.5}),
     ({"resolution": None, "width": 64, "height": 64}, {"resize_mode": "fill"}),
@@ -112,9 +115,7 @@ WITH_ANOTHER: list[tuple[Inputs, Inputs]] = [
 CASES = [({}, changed) for changed in ALONE] + WITH_ANOTHER
 UNSEEN = {
     "disable_safety_checker": "tiny has no safety checker; the walk in test_combinations.py sends it",
-    **dict.fromkeys(
-        ("reference_image", "reference_scale", "reference_mode", "reference_mask"), "tiny takes no reference pictures"
-    ),
+    "reference_mode": "tiny has no layers for style; tests/product/test_sdxl.py sends it",
     "shuffle_seed": "tiny has no shuffle; tests/maps/annotators/test_pictures.py draws with it",
 }
 

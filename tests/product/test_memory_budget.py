@@ -73,9 +73,10 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     tiled.write_bytes(tiff(64, 64, tile=40_000).ljust(4096, b"\0"))
     masks = dict.fromkeys(("mask", "control_mask", "control_mask_2", "control_mask_3"), white)
     pictures = {"image": str(large), "image_2": floats, "image_3": str(large), "init_image": str(large)}
+    references = {"reference_image": str(large), "reference_mask": white}
     return {
         "small": {"image": str(small)},
-        "all eight": pictures | masks | {
+        "all ten": pictures | masks | references | {
             "conditioner": "hed", "conditioner_2": "canny", "conditioner_3": "tile", "detect_resolution": 2048,
             "resolution": 512,
         },

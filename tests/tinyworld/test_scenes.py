@@ -149,10 +149,11 @@ def test_train_tiny_makes_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> No
         assert network(torch.zeros(1, 3, 32, 48)).nearness.shape == (1, 1, 32, 48)
     shutil.copy(WEIGHTS / "tiny.toml", tmp_path / "weights")
     lora = tmp_path / "weights/tiny/lora/fast/pytorch_lora_weights.safetensors"
-    places = {"--runs": tmp_path / "runs", "--start": tmp_path / "weights/tiny", "--export": lora}
-    arguments = ["--smoke", "--lora", "few_steps", *(str(word) for pair in places.items() for word in pair)]
-    monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
-    train.main()
+    for further, place in ((["--lora", "few_steps"], lora), (["--reference"], tmp_path / "weights/tiny")):
+        places = {"--runs": tmp_path / "runs", "--start": tmp_path / "weights/tiny", "--export": place}
+        arguments = ["--smoke", *further, *(str(word) for pair in places.items() for word in pair)]
+        monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
+        train.main()
     bundle = open_bundle(Settings(bundle="tiny"), tmp_path / "weights")
     assert set(bundle.controlnets()) == set(bundle.manifest.conditioners)
     latents = torch.zeros(1, bundle.base()["unet"].config.in_channels, 4, 4)

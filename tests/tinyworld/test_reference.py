@@ -1,0 +1,89 @@
+"""tiny's IP-Adapter: what it is trained on, and what it does to pictures. docs/quality.md is made from more scenes."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from controlnet.maps.annotators.tiny_network import TinyVisionModel
+from controlnet.models.loading import load_pretrained
+from controlnet.weights.manifest import WEIGHTS
+from tinyworld import train
+from tinyworld.dataset import sample_of
+from tinyworld.export import EVALUATOR
+from tinyworld.judge import Judge
+from tinyworld.likeness import Likeness, as_toml, measure, nearer, palette_distance
+from tinyworld.painter import Painter
+from tinyworld.palettes import facts_of, palette_of, scene_like
+from tinyworld.scene import colourless, make_scene
+
+PAIRS = 8
+
+
+def test_a_picture_takes_the_colours_of_its_reference_and_keeps_to_its_map() -> None:
+    """With 6 steps; docs/quality.md has the figures of 64 pairs with the usual 20."""
+    painter = Painter("tiny", "drawn")
+    manifest = painter.bundle.manifest
+    painter.bundle.manifest = replace(manifest, defaults=replace(manifest.defaults, num_inference_steps=6))
+    judge = Judge(load_pretrained(TinyVisionModel, EVALUATOR, torch.device("cpu")))
+    measured = measure("canny", painter, judge, PAIRS, (0.0, 1.0))
+    print(measured)
+    assert measured[1.0].nearer >= 0.75 > measured[0.0].nearer + 0.1
+    assert measured[1.0].share > 0.9 * measured[0.0].share
+
+
+def test_a_reference_is_another_scene_in_the_same_colours() -> None:
+    for seed in range(20):
+        scene = make_scene(seed)
+        other, own = scene_like(scene, seed), palette_of(scene)
+        found = palette_of(other)
+        assert np.array_equal(found.ground, own.ground) and np.array_equal(found.above, own.above)
+        assert {tuple(main) for main, _ in found.things} <= {tuple(main) for main, _ in own.things}
+        assert other.caption != scene.caption and np.array_equal(other.light, scene.light)
+        day, night = facts_of(scene, False), facts_of(scene, True)
+        assert (day.isnan() == night.isnan()).all() and (night[:-1].nansum() < day[:-1].nansum()) and night[-1] == 1
+
+
+def test_captions_without_colours_are_still_sentences() -> None:
+    plain = {
+        "an orange house with a red roof on snow under a blue sky": "a house with a roof under a sky",
+        "many red, blue and green things in an orange room with a white floor": "many things in a room with a floor",
+        "a person in a red shirt and blue trousers": "a person in a shirt and trousers",
+    }
+    assert {caption: colourless(caption) for caption in plain} == plain
+
+
+def test_palettes_are_compared_wherever_their_colours_are() -> None:
+    scenes = [make_scene(seed) for seed in (1, 7)]
+    one, other = (Image.fromarray(sample_of(scene).picture) for scene in scenes)
+    like = Image.fromarray(sample_of(scene_like(scenes[0], 3)).picture)
+    assert palette_distance(one, one.rotate(180)) == pytest.approx(0, abs=1e-4)
+    assert palette_distance(one, like) < palette_distance(one, other) / 2
+    assert nearer([one, other], [like, other]) == 1 and nearer([one, other], [other, like]) == 0
+
+
+def test_figures_are_written_as_toml_for_the_manifest() -> None:
+    written = as_toml({0.5: Likeness(0.75, 0.9)}, 64, "canny")
+    assert "[made.reference]\nscenes = 64\n" in written and "50 = { nearer = 0.750, share = 0.900 }" in written
+
+
+def test_an_adapter_is_trained_for_a_bundle_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
+    before = {file: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
+    places = {"--runs": tmp_path / "runs", "--start": bundle, "--export": bundle}
+    arguments = ["--smoke", "--reference", *(str(word) for pair in places.items() for word in pair)]
+    monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
+    train.main()
+    changed = {file for file, content in before.items() if file.read_bytes() != content}
+    assert changed == {bundle / "image_encoder/model.safetensors", bundle / "ip_adapter/ip_adapter.safetensors"}
+    for file in changed:
+        made, committed = load_file(file), load_file(WEIGHTS / "tiny" / file.relative_to(bundle))
+        assert {name: one.shape for name, one in made.items()} == {name: one.shape for name, one in committed.items()}
+    monkeypatch.setattr("sys.argv", ["train-tiny", "--reference"])
+    with pytest.raises(SystemExit):
+        train.main()
