@@ -47,7 +47,8 @@ from controlnet.weights.download import make_present
 from controlnet.weights.entries import ConditionerEntry
 from controlnet.weights.files import sha256
 from controlnet.weights.lora_files import Lora
-from controlnet.weights.manifest import WEIGHTS, Defaults, Fast, Manifest, Reference, choose_bundle
+from controlnet.weights.manifest import WEIGHTS, Manifest, choose_bundle
+from controlnet.weights.tables import Defaults, Fast, Reference
 
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from controlnet.request.knobs import KnobValue
-from controlnet.weights.manifest import Defaults, Fast, Reference
+from controlnet.weights.tables import Defaults, Fast, Reference
 
 
 class BundleFacts(Protocol):

@@ -5,7 +5,7 @@ from support.requests import FILE, FakeBundle, asked
 
 from controlnet.models.schedulers import SCHEDULERS, suited_schedulers
 from controlnet.request.combinations import RequestError
-from controlnet.weights.manifest import Reference
+from controlnet.weights.tables import Reference
 
 NOBODY = '{"people": []}'
 

@@ -7,7 +7,7 @@ from controlnet.request.combinations import RequestError
 from controlnet.request.loras import RequestedLora
 from controlnet.weights.lora_files import LoraError
 from controlnet.weights.lora_sources import HubRepo
-from controlnet.weights.manifest import Fast
+from controlnet.weights.tables import Fast
 
 
 class FastBundle(FakeBundle):

@@ -15,7 +15,7 @@ from controlnet.request.knobs import KnobValue
 from controlnet.request.reading import read_request
 from controlnet.request.request import Request
 from controlnet.settings import Settings
-from controlnet.weights.manifest import Defaults, Fast, Reference
+from controlnet.weights.tables import Defaults, Fast, Reference
 
 FILE = cog.Path("picture.png")
 """A file that is sent and never opened."""

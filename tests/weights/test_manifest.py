@@ -8,8 +8,9 @@ import pytest
 from controlnet.conditioners import CONDITIONERS
 from controlnet.maps.annotators import ANNOTATORS
 from controlnet.settings import Settings
-from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, Reference, bundle_names, choose_bundle
+from controlnet.weights.manifest import WEIGHTS, Manifest, ManifestError, bundle_names, choose_bundle
 from controlnet.weights.parts import REFERENCE
+from controlnet.weights.tables import Reference
 
 MINIMAL = """
 name = "small"
