@@ -135,7 +135,7 @@ class References:
         """References of these rows, (B, 3, side, side): the scene itself, if `itself` is True, or another. Mirrored if
         `flips` is 1."""
         pictures = [
-            self.picture(row) if same else self.others[row]
+            np.array(self.picture(row) if same else self.others[row])  # those in a mapped file are not writable
             for row, same in zip(rows.tolist(), itself.tolist(), strict=True)
         ]
         pixels = self.processor(images=pictures, return_tensors="pt").pixel_values
