@@ -12,7 +12,7 @@ import torch
 from annotator_weights import FULL_SIZE, MAKERS, make_part
 from diffusers import AutoencoderKL, ControlNetModel
 from published_configs import PATHS, config_text
-from random_bundle import position_ids, published_name, write_bundle, write_lora, write_tokenizer
+from random_bundle import position_ids, published_name, write_bundle, write_lora, write_part, write_tokenizer
 from random_models import FULL, SMALL, build, random_tensors
 from safetensors.torch import load_file
 from support import ROOT
@@ -31,28 +31,42 @@ PUBLISHED = read_published(SD15, WEIGHTS)
 
 @pytest.mark.parametrize(
     ("part", "millions"),
-    [("unet", 859.5), ("controlnet/canny", 361.3), ("vae", 83.7), ("text_encoder", 123.1), ("safety_checker", 304.0)],
+    [
+        *[("unet", 859.5), ("controlnet/canny", 361.3), ("vae", 83.7), ("text_encoder", 123.1)],
+        *[("safety_checker", 304.0), ("image_encoder", 632.1)],
+    ],
 )
 def test_full_size_models_have_the_published_number_of_parameters(part: str, millions: float) -> None:
     count = sum(parameter.numel() for parameter in build(part, FULL).parameters())
     assert round(count / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "safety_checker"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "safety_checker", "image_encoder"])
 def test_full_size_files_have_the_published_size(part: str) -> None:
     """To the byte, so the names of the tensors are the published ones, and there are no more and no fewer."""
     model = build(part, FULL)
-    tensors = {published_name(part, name): (tensor.shape, "F16") for name, tensor in model.state_dict().items()}
+    rows = [row for row in PUBLISHED.files if Path(row.file).parent.name == part and row.file.endswith(".safetensors")]
+    (published,) = rows
+    width = 2 if "fp16" in published.file else 4
+    kind = f"F{8 * width}"
+    tensors = {published_name(part, name): (tensor.shape, kind) for name, tensor in model.state_dict().items()}
     tensors |= {name: (tensor.shape, "I64") for name, tensor in position_ids(part, model).items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (shape, dtype) in sorted(tensors.items(), key=lambda item: (item[1][1] != "I64", item[0])):
-        end = offset + shape.numel() * (8 if dtype == "I64" else 2)
+        end = offset + shape.numel() * (8 if dtype == "I64" else width)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = len(json.dumps(header, separators=(",", ":")))
-    (published,) = (row for row in PUBLISHED.files if row.file.startswith(f"{part}/") and "fp16" in row.file)
     assert 8 + (text + 7) // 8 * 8 + offset == published.size
+
+
+def test_an_adapter_for_reference_pictures_has_the_published_size(tmp_path: Path) -> None:
+    """To the byte, too."""
+    part = SD15.part("ip_adapter")
+    write_part(part, tmp_path, FULL, 0)
+    (published,) = (row for row in PUBLISHED.files if row.file == part.repo_paths[0])
+    assert (tmp_path / part.paths[0]).stat().st_size == published.size
 
 
 @pytest.mark.parametrize(("part", "file"), [("hed", "ControlNetHED.pth"), ("mlsd", "mlsd_large_512_fp32.pth"),
