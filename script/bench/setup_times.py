@@ -63,6 +63,7 @@ def load_plain(bundle: Bundle) -> Bundle:
     plain = PlainBundle(bundle.manifest, bundle.root, bundle.device, bundle.dtype)
     base = plain.base()
     kept = base, plain.controlnets(), plain.annotators(), open_safety_checker(plain)
+    kept += (plain.references(base["unet"]),)
     plain.fast_lora(base["unet"])  # read at its first use, in both ways
     del kept
     return plain

@@ -98,6 +98,8 @@ def test_needed_memory_is_weights_largest_picture_and_libraries(bundle: Bundle) 
         base = loaded.base()
         models = [base[name] for name in ("unet", "vae", "text_encoder")]
         models += loaded.controlnets().values()
+        references: Any = loaded.references(base["unet"])
+        models += [references._encoder, references._projection, *references._processors.values()]
         tensors = [tensor for model in models for tensor in packed.tensors_of(model)]
         weights = sum(tensor.numel() * dtype.itemsize for tensor in tensors)
         weights += sum(file.stat().st_size for file in bundle.files("annotator/tiny") if file.suffix != ".json")
