@@ -25,5 +25,6 @@ def test_requests_start_no_thread(tmp_path: Path, low_memory: str) -> None:
         before = len(server.lines)
         made(server, mask=HALF, conditioner_2="depth", image_2=OTHER, num_outputs=2)
         made(server, conditioner="openpose", init_image=PHOTO, return_control_map=True, return_pose_json=True)
+        made(server, reference_image=OTHER, reference_mask=HALF, upscale=1.5)
         made(server, conditioner="depth", map_only=True, image=OTHER)
         assert [text for _, text in server.lines[before:] if "started by" in text] == []
