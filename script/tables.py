@@ -174,11 +174,12 @@ def reference() -> str:
     """Pictures with a reference picture, as measured by script/evaluate-reference."""
     measured = Manifest.read(WEIGHTS / "tiny.toml").made["reference"]
     rows = [
-        (f"{int(name) / 100:g}", f"{row['nearer']:.0%}", f"{row['share']:.2f}")
-        for name, row in measured.items()
-        if name not in ("scenes", "conditioner")
+        (f"`{conditioner}`", f"{int(name) / 100:g}", f"{row['nearer']:.0%}", f"{row['share']:.2f}")
+        for conditioner, by_scale in measured.items()
+        if conditioner != "scenes"
+        for name, row in by_scale.items()
     ]
-    return table(("scale of the reference", "nearer to its palette", "share of the map obeyed"), rows)
+    return table(("control map", "scale of the reference", "nearer to its palette", "share of the map obeyed"), rows)
 
 
 def settings() -> str:

@@ -8,19 +8,16 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 import numpy as np
-import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from scipy.spatial.distance import cdist
 from skimage.color import rgb2lab
 
-from controlnet.families.family import Embeddings
-from controlnet.generation.job import Job
-from controlnet.models.lora import Base
+from controlnet.maps.controls import Control
+from controlnet.pictures.canvas import ReferencePicture
 from tinyworld import evaluate
 from tinyworld.cases import held_out
 from tinyworld.evaluate import OTHERS, arguments_of, open_all, small
-from tinyworld.judge import Judge
+from tinyworld.judge import READINGS, Judge
 from tinyworld.painter import Painter
 from tinyworld.scene import colourless
 
@@ -67,69 +64,53 @@ def nearer(pictures: Sequence[Image.Image], references: Sequence[Image.Image]) -
 class Referring:
     """A painter whose picture of seed i has reference i, and a prompt without the words for colours."""
 
-    def __init__(self, painter: Painter, references: Sequence[Image.Image]) -> None:
-        """Puts the bundle's adapter on the painter's UNet, with diffusers' own loader."""
-        self.size, self.references, self.painter = painter.size, references, painter
-        self.control_map = painter.control_map
+    def __init__(self, painter: Painter, references: Sequence[Image.Image], scale: float) -> None:
+        """`scale` is that of the references. 0 means none."""
+        self.size, self.control_map = painter.size, painter.control_map
+        self.painter, self.references, self.scale = painter, references, scale
         self.made: list[Image.Image] = []
-        self.pipeline = StableDiffusionPipeline(
-            **painter.generator.base, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-        self.pipeline.load_ip_adapter(
-            painter.bundle.folder("unet").parent,
-            subfolder="ip_adapter",
-            weight_name="ip_adapter.safetensors",
-            image_encoder_folder="./image_encoder",
-            local_files_only=True,
-        )
-        self.embeddings = painter.generator._embeddings
-        painter.generator._embeddings = self._with_reference
 
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
-        self.seed = seed
-        self.made.append(self.painter.paint(conditioner, control_map, colourless(prompt), seed))
+        reference = ReferencePicture(self.references[seed], self.scale, "all") if self.scale else None
+        controls = (Control(conditioner, control_map),)
+        self.made.append(self.painter.paint_with(controls, colourless(prompt), seed, reference=reference))
         return self.made[-1]
-
-    def _with_reference(self, job: Job, base: Base) -> Embeddings:
-        seen, nothing = self.pipeline.encode_image(self.references[self.seed], self.pipeline.device, 1)
-        halves = torch.cat([nothing, seen] if job.guided else [seen])[:, None]
-        return {**self.embeddings(job, base), "ip_adapter_image_embeds": [halves]}
 
 
 def measure(
     conditioner: str, painter: Painter, judge: Judge, count: int, scales: Sequence[float]
 ) -> dict[float, Likeness]:
-    """The figures of `count` pictures at each scale of the reference; picture i has seed i."""
-    cases = islice(held_out(painter.size[0]), count, 2 * count)
-    references = [case.picture for case in cases]
-    referring = Referring(painter, references)
+    """The figures of `count` pictures at each scale of their references; picture i has seed i."""
+    references = [case.picture for case in islice(held_out(painter.size[0]), count, 2 * count)]
     figures = {}
     for scale in scales:
-        referring.pipeline.set_ip_adapter_scale(scale)
-        referring.made.clear()
+        referring = Referring(painter, references, scale)
         obeyed = evaluate.measure(conditioner, referring, judge, count)
-        pictures = [small(picture) for picture in referring.made]
-        figures[scale] = Likeness(nearer(pictures, [small(each) for each in references]), obeyed.share)
+        figures[scale] = Likeness(nearer([*map(small, referring.made)], [*map(small, references)]), obeyed.share)
     return figures
 
 
-def as_toml(measured: dict[float, Likeness], count: int, conditioner: str) -> str:
-    """The figures as TOML for the manifest, from which the table in docs/quality.md is made."""
-    lines = ["[made.reference]", f"scenes = {count}", f'conditioner = "{conditioner}"', ""]
-    for scale, one in measured.items():
-        figures = ", ".join(f"{name} = {value:.3f}" for name, value in asdict(one).items())
-        lines.append(f"{round(100 * scale)} = {{ {figures} }}")
+def as_toml(measured: dict[str, dict[float, Likeness]], count: int) -> str:
+    """The figures by conditioner as TOML for the manifest, from which the table in docs/quality.md is made."""
+    lines = ["[made.reference]", f"scenes = {count}"]
+    for conditioner, by_scale in measured.items():
+        lines += ["", f"[made.reference.{conditioner}]"]
+        for scale, one in by_scale.items():
+            figures = ", ".join(f"{name} = {value:.3f}" for name, value in asdict(one).items())
+            lines.append(f"{round(100 * scale)} = {{ {figures} }}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = arguments_of("script/evaluate-reference", __doc__.partition("\n")[0])
-    parser.add_argument("--conditioner", default="canny", help="whose control maps")
+    usual = ["canny", "scribble", "depth"]
+    parser.add_argument("--conditioner", nargs="+", default=usual, choices=list(READINGS), help="whose control maps")
     parser.add_argument("--scale", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="of the reference picture")
     arguments = parser.parse_args()
     painter, judge, folder = open_all(parser, arguments)
-    measured = measure(arguments.conditioner, painter, judge, arguments.scenes, arguments.scale)
-    figures = as_toml(measured, arguments.scenes, arguments.conditioner)
+    count, scales = arguments.scenes, arguments.scale
+    measured = {name: measure(name, painter, judge, count, scales) for name in arguments.conditioner}
+    figures = as_toml(measured, arguments.scenes)
     (folder / "reference.toml").write_text(figures, encoding="utf-8")
     print(f"{figures}\nIn {folder}/: reference.toml")
 

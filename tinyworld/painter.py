@@ -3,6 +3,7 @@
 import io
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -44,8 +45,8 @@ class Painter:
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
         return self.paint_with((Control(conditioner, control_map),), prompt, seed)
 
-    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int, **upscale: float) -> Image.Image:
-        """`upscale` is the job's upscale and upscale_strength, if it has any."""
+    def paint_with(self, controls: tuple[Control, ...], prompt: str, seed: int, **more: Any) -> Image.Image:
+        """`more` is what else the job has: its upscale and upscale_strength, or its reference."""
         defaults = self.bundle.manifest.defaults
         usual = self.fast or defaults
         job = Job(
@@ -59,7 +60,7 @@ class Painter:
             go_fast=self.fast is not None,
             control_mode=defaults.control_mode,
             seed=seed,
-            **upscale,
+            **more,
         )
         with redirect_stderr(io.StringIO()):  # no progress bar for each of hundreds of pictures
             return self.generator.generate(job)[0]

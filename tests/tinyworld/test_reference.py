@@ -68,8 +68,9 @@ def test_palettes_are_compared_wherever_their_colours_are() -> None:
 
 
 def test_figures_are_written_as_toml_for_the_manifest() -> None:
-    written = as_toml({0.5: Likeness(0.75, 0.9)}, 64, "canny")
-    assert "[made.reference]\nscenes = 64\n" in written and "50 = { nearer = 0.750, share = 0.900 }" in written
+    written = as_toml({"canny": {0.5: Likeness(0.75, 0.9)}}, 64)
+    assert "[made.reference]\nscenes = 64\n" in written
+    assert "[made.reference.canny]\n50 = { nearer = 0.750, share = 0.900 }" in written
 
 
 def test_an_adapter_is_trained_for_a_bundle_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
