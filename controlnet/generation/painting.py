@@ -24,7 +24,7 @@ from controlnet.models.schedulers import make_scheduler
 from controlnet.pictures.canvas import ReferencePicture
 from controlnet.pictures.geometry import STEP
 from controlnet.pictures.output import PARAMETERS
-from controlnet.request.modes import CONTROL_MODES
+from controlnet.request.modes import CONTROL_MODES, STYLE
 from controlnet.speedups import Lent
 from controlnet.stopwatch import Stopwatch
 from controlnet.weights.entries import ConditionerEntry
@@ -181,7 +181,7 @@ class SeeingUNet:
     def __init__(self, unet: Any, reference: ReferencePicture, tokens: torch.Tensor, outputs: int = 1) -> None:
         """`unet` may be a WindowedUNet of one. `tokens` are as for Painting, for so many `outputs` at once."""
         self._unet = unet
-        others = 0.0 if reference.mode == "style" else reference.scale
+        others = 0.0 if reference.mode == STYLE else reference.scale
         # A copy, because layers keep what they compute of it with it, and `tokens` are kept for the next requests.
         self._tokens = tokens.repeat_interleave(outputs, 0)
         self._scales = torch.tensor([[reference.scale, others]], device=tokens.device)

@@ -1,4 +1,4 @@
-"""Which implementation computes the attention of UNet and ControlNets: PyTorch's own, or that of xformers."""
+"""Attention of UNet and ControlNets: which implementation computes it, PyTorch's own or that of xformers; its heads."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -36,6 +36,11 @@ def _try_xformers(device: torch.device) -> None:
             f"{ATTENTION}=xformers: the installed xformers has no kernel for this GPU and PyTorch {torch.__version__}."
             " Use sdpa."
         ) from error
+
+
+def by_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, tokens, heads × d) as (B, heads, tokens, d)."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def use_attention(model: Any, name: str) -> None:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from controlnet.models.lora_fit import fit_fault
 from controlnet.models.lora_reader import NETWORKS, layer_of, read_lora
 from controlnet.models.lora_strength import Strength, header_strengths
-from controlnet.models.packed import tensors_of, with_tensors
+from controlnet.models.packed import shared_copy
 from controlnet.weights.lora_files import Header, Lora, LoraError, Reading
 
 Base = Mapping[str, Any]
@@ -62,7 +62,7 @@ def adapted(base: Base, loras: Sequence[Lora]) -> Base:
 
     Raises LoraError, also if the GPU has no room for the changed tensors.
     """
-    networks = {name: _copy(base[name]) for name in NETWORKS if name in base}
+    networks = {name: shared_copy(base[name]) for name in NETWORKS if name in base}
     fitting = [_fitting(lora, networks) for lora in loras]
     _check_room([part for parts in fitting for part in parts], base["unet"].device)
     for parts in fitting:
@@ -99,11 +99,6 @@ def _fitting(lora: Lora, networks: Mapping[str, Any]) -> "list[_Part]":
     if fault := fit_fault(header, reading, networks):
         raise LoraError(f"{lora.name}: {fault}")
     return [_Part(lora, header, reading, name, networks[name]) for name in NETWORKS if reading.tensors[name]]
-
-
-def _copy(network: Any) -> Any:
-    """It shares all tensors with the network, but its modules are others."""
-    return with_tensors(network, [tensor.detach() for tensor in tensors_of(network)])
 
 
 class _Part:

@@ -76,6 +76,11 @@ def with_tensors(model: Model, tensors: Sequence[torch.Tensor]) -> Model:
     return copy.deepcopy(model, memo)
 
 
+def shared_copy(model: Model) -> Model:
+    """A copy of a model that shares all its tensors. Its modules are others, so the model itself never changes."""
+    return with_tensors(model, [tensor.detach() for tensor in tensors_of(model)])
+
+
 def tensors_of(model: torch.nn.Module) -> list[torch.Tensor]:
     """All parameters and buffers. A tensor that layers share appears once."""
     return [*model.parameters(), *model.buffers()]

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessor
 
+from controlnet.models.attention import by_heads
 from controlnet.models.loading import WeightsMismatch
 from controlnet.models.low_memory import on_device
-from controlnet.models.packed import tensors_of, with_tensors
+from controlnet.models.packed import shared_copy
 from controlnet.models.reference_file import check_adapter
 
 
@@ -56,20 +57,17 @@ class ReferenceProcessor(nn.Module):
     ) -> torch.Tensor:
         """(B, places, channels) -> the same. `encoder_hidden_states` has the parts of a Seen."""
         words, tokens, scales, mask = encoder_hidden_states
-        query = self.split(attn, attn.to_q(hidden_states))
-        key, value = self.split(attn, attn.to_k(words)), self.split(attn, attn.to_v(words))
+        query, key, value = (
+            by_heads(layer(given), attn.heads)
+            for layer, given in ((attn.to_q, hidden_states), (attn.to_k, words), (attn.to_v, words))
+        )
         states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         weights = None if mask is None else weights_at(mask, states.shape[1], states.dtype)
-        states = states + self.of_picture(query, *self.keys_and_values(attn, tokens), scales, weights)
+        states = states + self.of_picture(query, *self.keys_and_values(tokens, attn.heads), scales, weights)
         return attn.to_out[1](attn.to_out[0](states))
 
-    def keys_and_values(self, attn: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.split(attn, self.to_k(tokens)), self.split(attn, self.to_v(tokens))
-
-    @staticmethod
-    def split(attn: Any, states: torch.Tensor) -> torch.Tensor:
-        """(B, tokens, heads × d) as (B, heads, tokens, d)."""
-        return states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    def keys_and_values(self, tokens: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return by_heads(self.to_k(tokens), heads), by_heads(self.to_v(tokens), heads)
 
     def of_picture(
         self,
@@ -138,7 +136,7 @@ class References:
         It takes a Seen in place of the words. `unet` is the one that this was made for, or that with LoRAs.
         """
         if unet not in self._copies:
-            made = _copy(unet)
+            made = shared_copy(unet)
             made.set_attn_processor({**made.attn_processors, **self._processors})
             self._copies[unet] = made
         return self._copies[unet]
@@ -160,8 +158,3 @@ class References:
             if guided:
                 nothing = encoder(torch.zeros_like(pixels), output_hidden_states=True).hidden_states[-2]
         return self._projection(torch.cat([nothing, embedding]) if guided else embedding)
-
-
-def _copy(unet: Any) -> Any:
-    """It shares all tensors, but its modules are others."""
-    return with_tensors(unet, [tensor.detach() for tensor in tensors_of(unet)])

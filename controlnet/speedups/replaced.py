@@ -29,6 +29,7 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from controlnet.models.attention import by_heads
 from controlnet.models.packed import main_memory
 from controlnet.models.reference import ReferenceProcessor, weights_at
 from controlnet.speedups.kept import kept
@@ -92,7 +93,7 @@ class ExactAttention(Attention):
         states = hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
         if self.group_norm is not None:
             states = self.group_norm(states.transpose(1, 2)).transpose(1, 2)
-        query = self._split(self.to_q(states))
+        query = by_heads(self.to_q(states), self.heads)
         given = encoder_hidden_states
         words, *picture = given if isinstance(given, tuple | list) else [given]
         key, value = self._keys_and_values(states) if words is None else kept(words, self, self._keys_and_values)
@@ -111,15 +112,11 @@ class ExactAttention(Attention):
         processor: Any = self.processor
         at = partial(weights_at, places=states.shape[1], dtype=states.dtype)
         weights = None if mask is None else kept(mask, states.shape[1], at)
-        key, value = kept(tokens, self, partial(processor.keys_and_values, self))
+        key, value = kept(tokens, self, partial(processor.keys_and_values, heads=self.heads))
         return processor.of_picture(query, key, value, scales, weights)
 
     def _keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._split(self.to_k(source)), self._split(self.to_v(source))
-
-    def _split(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, tokens, heads × d) as (B, heads, tokens, d)."""
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return by_heads(self.to_k(source), self.heads), by_heads(self.to_v(source), self.heads)
 
 
 class ExactTransformerBlock(BasicTransformerBlock):

@@ -18,7 +18,7 @@ from PIL import Image
 from random_loras import ATTENTION, random_layers, save_kohya
 from safetensors.torch import load_file, save_file
 from support import small_reference
-from support.jobs import hint
+from support.jobs import hint, job
 from support.latents import latents
 from support.recorded_graphs import open_recorded, recorded_graphs
 from support.small_reference import photo
@@ -52,18 +52,9 @@ class Case:
         return Generator(small_reference.opened(self.manifest, self.root, **settings))
 
     def job(self, *controls: Control, **changes: Any) -> Job:
-        values: dict[str, Any] = {
-            "prompt": "a red ball",
-            "negative_prompt": "grass",
-            "num_outputs": 1,
-            "num_inference_steps": 3,
-            "guidance_scale": 4.0,
-            "scheduler": "DDIM",
-            "seed": 5,
-            "clip_skip": 2 if self.family == "sdxl" else 1,
-            "reference": ReferencePicture(photo(1), 0.6, "all"),
-        }
-        return Job(**(values | changes), controls=controls or (Control("canny", hint(1)),))
+        usual = {"negative_prompt": "grass", "reference": ReferencePicture(photo(1), 0.6, "all")}
+        made = job(**usual | {"clip_skip": 2 if self.family == "sdxl" else 1} | changes)
+        return replace(made, controls=controls) if controls else made
 
     def theirs(self, asked: Job, scale: Any = 0.6, picture: Image.Image | None = None, **changes: Any) -> torch.Tensor:
         """The latents of diffusers' pipeline with its own loader, on copies of the networks."""
