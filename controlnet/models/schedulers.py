@@ -1,8 +1,11 @@
 """The schedulers (samplers) that a request can name, by the names of other Stable Diffusion models on Replicate."""
 
+import copy
 import inspect
+import json
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,11 +98,17 @@ def make_scheduler(name: str, config: Mapping[str, Any], skipped: int = 0) -> An
     """
     if name not in SCHEDULERS:
         raise SchedulerError(f"scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}.")
-    scheduler_class, options = SCHEDULERS[name]
-    scheduler = scheduler_class.from_config(dict(config), **options)
+    scheduler = copy.deepcopy(_unused(name, json.dumps(config)))
     if isinstance(scheduler, PNDMFromAnyStep):
         scheduler.skipped = skipped
     return scheduler
+
+
+@cache
+def _unused(name: str, config: str) -> Any:
+    """A scheduler to be copied, which takes a third of the time of from_config. `config` is JSON."""
+    scheduler_class, options = SCHEDULERS[name]
+    return scheduler_class.from_config(json.loads(config), **options)
 
 
 def suited_schedulers(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cog
@@ -64,10 +65,11 @@ def file_inputs(predict: Callable[..., Any]) -> set[str]:
     return {each.name for each in _declarations(predict) if cog.Path in (each.hint, *typing.get_args(each.hint))}
 
 
-def _declarations(predict: Callable[..., Any]) -> "list[_Declared]":
+@cache  # reading annotations takes longer than all that is done with them
+def _declarations(predict: Callable[..., Any]) -> "tuple[_Declared, ...]":
     hints = typing.get_type_hints(predict)
     parameters = inspect.signature(predict).parameters.items()
-    return [_Declared(name, hints[name], _field(parameter)) for name, parameter in parameters if name != "self"]
+    return tuple(_Declared(name, hints[name], _field(parameter)) for name, parameter in parameters if name != "self")
 
 
 def _field(parameter: inspect.Parameter) -> FieldInfo:
