@@ -172,14 +172,15 @@ def enlarged() -> str:
 
 def reference() -> str:
     """Pictures with a reference picture, as measured by script/evaluate-reference."""
-    measured = Manifest.read(WEIGHTS / "tiny.toml").made["reference"]
+    measured, shares = Manifest.read(WEIGHTS / "tiny.toml").made["reference"], ("share", "rendered")
     rows = [
-        (f"`{conditioner}`", f"{int(name) / 100:g}", f"{row['nearer']:.0%}", f"{row['share']:.2f}")
+        (f"`{conditioner}`", f"{int(name) / 100:g}", f"{row['nearer']:.0%}", *(f"{row[key]:.2f}" for key in shares))
         for conditioner, by_scale in measured.items()
         if conditioner != "scenes"
         for name, row in by_scale.items()
     ]
-    return table(("control map", "scale of the reference", "nearer to its palette", "share of the map obeyed"), rows)
+    head = ("control map", "scale of the reference", "nearer to its palette", "share of the map obeyed")
+    return table((*head, "the scene in these colours"), rows)
 
 
 def settings() -> str:

@@ -8,6 +8,7 @@ against maps of other scenes. The ceiling is the score of the rendered scene aga
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld import sheets
-from tinyworld.cases import SUBJECTS, held_out, main_pixels, shows_anything, shows_one_thing
+from tinyworld.cases import SUBJECTS, Case, held_out, main_pixels, shows_anything, shows_one_thing
 from tinyworld.dataset import SIZE
 from tinyworld.export import EVALUATOR
 from tinyworld.judge import READINGS, Judge, colour_of, wanted
@@ -51,12 +52,11 @@ class Quality:
 def measure(conditioner: str, painter: Painter, judge: Judge, count: int) -> Quality:
     """Score `count` pictures of one conditioner; picture i has seed i."""
     compare = READINGS[conditioner].compare
-    cases = list(islice(held_out(painter.size[0], SUBJECTS.get(conditioner, shows_anything)), count))
     asked, painted, source = [], [], []
-    for i, case in enumerate(cases):
+    for i, case in enumerate(islice(cases_of(conditioner, painter), count)):
         control_map = painter.control_map(conditioner, case)
         picture = painter.paint(conditioner, control_map, case.scene.caption, i)
-        asked.append(wanted(conditioner, small(control_map, exact=conditioner == "seg"), case.sample.people))
+        asked.append(asked_by(conditioner, control_map, case))
         painted.append(judge.found(conditioner, small(picture)))
         source.append(judge.found(conditioner, small(case.picture)))
     marks = np.array([compare(found, asked[i]) for i, found in enumerate(painted)])
@@ -66,6 +66,16 @@ def measure(conditioner: str, painter: Painter, judge: Judge, count: int) -> Qua
     value, score = marks.mean(0)
     share = (score - floor) / (ceiling - floor)
     return Quality(READINGS[conditioner].metric, *(float(v) for v in (value, score, floor, ceiling, share)), count)
+
+
+def cases_of(conditioner: str, painter: Painter) -> Iterator[Case]:
+    """The scenes with which a conditioner is measured."""
+    return held_out(painter.size[0], SUBJECTS.get(conditioner, shows_anything))
+
+
+def asked_by(conditioner: str, control_map: Image.Image, case: Case) -> Any:
+    """What a control map of the scene asks for, as Judge.found() gives it of a picture."""
+    return wanted(conditioner, small(control_map, exact=conditioner == "seg"), case.sample.people)
 
 
 def measure_colours(painter: Painter, count: int) -> dict[str, float]:

@@ -16,10 +16,12 @@ from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import ReferencePicture
 from tinyworld import evaluate
 from tinyworld.cases import held_out
+from tinyworld.dataset import sample_of
 from tinyworld.evaluate import OTHERS, arguments_of, open_all, small
 from tinyworld.judge import READINGS, Judge
 from tinyworld.painter import Painter
-from tinyworld.scene import colourless
+from tinyworld.palettes import in_colours_of
+from tinyworld.scene import Scene, colourless
 
 SIDE = 32
 """Pixels to a side of the pictures whose palettes are compared: smaller differences than these are no colours."""
@@ -33,6 +35,9 @@ class Likeness:
     """Share of comparisons in which a picture's palette is nearer to its reference's than to another scene's."""
     share: float
     """How well the control map is obeyed: see evaluate.Quality."""
+    rendered: float
+    """The share that the map's own scene reaches, rendered in the colours of the reference. It obeys the map entirely,
+    but the evaluation network has learnt from usual colours, and reads others less well."""
 
 
 def palette_distance(one: Image.Image, other: Image.Image) -> float:
@@ -81,13 +86,27 @@ def measure(
     conditioner: str, painter: Painter, judge: Judge, count: int, scales: Sequence[float]
 ) -> dict[float, Likeness]:
     """The figures of `count` pictures at each scale of their references; picture i has seed i."""
-    references = [case.picture for case in islice(held_out(painter.size[0]), count, 2 * count)]
+    others = [*islice(held_out(painter.size[0]), count, 2 * count)]
+    references = [case.picture for case in others]
+    score = _score_in_colours_of([case.scene for case in others], conditioner, painter, judge)
     figures = {}
     for scale in scales:
         referring = Referring(painter, references, scale)
         obeyed = evaluate.measure(conditioner, referring, judge, count)
-        figures[scale] = Likeness(nearer([*map(small, referring.made)], [*map(small, references)]), obeyed.share)
+        like = nearer([*map(small, referring.made)], [*map(small, references)])
+        rendered = (score - obeyed.floor) / (obeyed.ceiling - obeyed.floor) if scale else 1.0
+        figures[scale] = Likeness(like, obeyed.share, rendered)
     return figures
+
+
+def _score_in_colours_of(references: Sequence[Scene], conditioner: str, painter: Painter, judge: Judge) -> float:
+    """The mean score of the scenes that are measured, if each is rendered in the colours of its reference."""
+    scores = []
+    for case, reference in zip(evaluate.cases_of(conditioner, painter), references, strict=False):
+        asked = evaluate.asked_by(conditioner, painter.control_map(conditioner, case), case)
+        picture = Image.fromarray(sample_of(in_colours_of(reference, case.scene)).picture)
+        scores.append(READINGS[conditioner].compare(judge.found(conditioner, picture), asked)[1])
+    return float(np.mean(scores))
 
 
 def as_toml(measured: dict[str, dict[float, Likeness]], count: int) -> str:

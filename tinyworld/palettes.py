@@ -56,6 +56,12 @@ def scene_like(scene: Scene, seed: int) -> Scene:
         return -abs(len(own) - len(kinds)) + 0.2 * sum(a == b for a, b in zip(own, kinds, strict=False))
 
     other = max((make_scene(int(each)) for each in seeds), key=likeness)
+    return in_colours_of(scene, other)
+
+
+def in_colours_of(scene: Scene, other: Scene) -> Scene:
+    """The scene `other` in the colours and the light of `scene`."""
+    palette = palette_of(scene)
     of_colour = {name: i for i, name in enumerate(dict.fromkeys(thing.colour for thing in other.things))}
     piled = len(other.things) > MOST_THINGS
     things = tuple(

@@ -35,6 +35,7 @@ def test_a_picture_takes_the_colours_of_its_reference_and_keeps_to_its_map() -> 
     print(measured)
     assert measured[1.0].nearer >= 0.75 > measured[0.0].nearer + 0.1
     assert measured[1.0].share > 0.9 * measured[0.0].share
+    assert 0.6 < measured[1.0].rendered < 1.0 == measured[0.0].rendered
 
 
 def test_a_reference_is_another_scene_in_the_same_colours() -> None:
@@ -68,9 +69,9 @@ def test_palettes_are_compared_wherever_their_colours_are() -> None:
 
 
 def test_figures_are_written_as_toml_for_the_manifest() -> None:
-    written = as_toml({"canny": {0.5: Likeness(0.75, 0.9)}}, 64)
+    written = as_toml({"canny": {0.5: Likeness(0.75, 0.9, 0.95)}}, 64)
     assert "[made.reference]\nscenes = 64\n" in written
-    assert "[made.reference.canny]\n50 = { nearer = 0.750, share = 0.900 }" in written
+    assert "[made.reference.canny]\n50 = { nearer = 0.750, share = 0.900, rendered = 0.950 }" in written
 
 
 def test_an_adapter_is_trained_for_a_bundle_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
