@@ -47,6 +47,8 @@ class Health:
     """READY, BUSY, STARTING, LOST, or what else /health-check says."""
     sentence: str = "The server is starting."
     since: float = field(default_factory=time.monotonic)
+    bundle: str = ""
+    """The bundle that a server of this project has opened. "" if it has not said."""
 
 
 class Cog:
@@ -92,14 +94,16 @@ class Cog:
         try:
             answer = (await self._client.get("/health-check")).json()
             status = str(answer["status"])
-            sentence = {"READY": "Ready.", "BUSY": "The server is busy."}.get(status, "")
+            self.health.bundle = _bundle(answer)
+            ready = f"Ready: {self.health.bundle}." if self.health.bundle else "Ready."
+            sentence = {"READY": ready, "BUSY": "The server is busy."}.get(status, "")
             if not sentence:
                 sentence = _starting(answer) if is_starting(answer) else f"The server is {status}."
         except ServerError as error:  # setup() failed
             status, sentence = "SETUP_FAILED", str(error)
         except httpx.HTTPError:
             status, sentence = LOST, self._lost()
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             status, sentence = LOST, f"What answers at {self.url} is not Cog's server."
         if status != self.health.status:
             self.health.since = time.monotonic()
@@ -211,8 +215,17 @@ class Cog:
             await asyncio.sleep(0.02)
 
 
+def _setup_log(answer: Json) -> str:
+    return str((answer.get("setup") or {}).get("logs") or "")
+
+
+def _bundle(answer: Json) -> str:
+    named = re.search(r"^\[coglet::setup\] bundle: (\S+) on ", _setup_log(answer), re.MULTILINE)
+    return named[1] if named else ""
+
+
 def _starting(answer: Json) -> str:
-    logs = (answer.get("setup") or {}).get("logs") or ""
+    logs = _setup_log(answer)
     lines = [line.removeprefix("[coglet::setup] ") for line in logs.splitlines() if line.startswith("[coglet::setup]")]
     return f"The server is starting: {lines[-1]}" if lines else "The server is starting."
 

@@ -77,7 +77,7 @@ class Entry:
         with ui.row().classes("number"):
             low, high = field.minimum, field.maximum
             step = 1 if field.kind == "integer" else 0.05 if (high or 0) - (low or 0) > 1 else 0.01
-            usual = field.usual()
+            usual = field.usual(self.tab.bundle)
             if low is not None and high is not None and (high - low) / step <= SLIDER_STEPS:
                 at = value if value is not None else usual if usual is not None else low
                 self.slider = Slider(min=low, max=high, step=step, value=at, on_change=self._slid)

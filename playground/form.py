@@ -92,12 +92,17 @@ class Field:
         low, high = (None if bound is None else f"{bound:g}" for bound in (self.minimum, self.maximum))
         return f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
 
-    def usual(self) -> float | None:
-        """A number's default. If it is left to the server, the first one that the description names, if any."""
+    def usual(self, bundle: str = "") -> float | None:
+        """A number's default. If it is left to the server, what the description names, for `bundle` or for all.
+
+        None if it names none, or only those of other bundles.
+        """
         if isinstance(self.default, (int, float)):
             return self.default
-        said = re.search(r"Left out: (-?\d+(?:\.\d+)?)", self.description)
-        return float(said[1]) if said else None
+        number, said = r"(-?\d++(?:\.\d++)?+)", self.description.partition("Left out: ")[2]
+        theirs = re.search(rf"{number} with {re.escape(bundle)}\b|\bwith {re.escape(bundle)} {number}", said)
+        found = (theirs if bundle else None) or re.match(rf"{number}(?! with )", said)
+        return float(next(filter(None, found.groups()))) if found else None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Page:
 
     def __init__(self, cog: Cog, form: Form, client: Client) -> None:
         self.client = client
-        self.tab = Tab(form)
+        self.tab = Tab(form, cog.health.bundle)
         self.work = Work(cog, self.tab, self)
         with ui.element("div").classes("columns"):
             with ui.element("section").classes("ask").props('aria-label="Request"'):

@@ -56,8 +56,9 @@ class Made:
 class Tab:
     """The state of a tab. Its token is the secret under which the browser reaches its files."""
 
-    def __init__(self, form: Form) -> None:
-        self.form = form
+    def __init__(self, form: Form, bundle: str = "") -> None:
+        """`bundle` is that of the server, "" if it is not known."""
+        self.form, self.bundle = form, bundle
         self.token = secrets.token_urlsafe(16)
         self.values: Json = {name: value for name, value in START.items() if name in form.fields}
         for name in ("conditioner", "structure"):

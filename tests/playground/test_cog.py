@@ -112,6 +112,10 @@ def test_a_lost_server_is_said_in_words() -> None:
     ("health", "sentence"),
     [
         ({"status": "READY"}, "Ready."),
+        (
+            {"status": "READY", "setup": {"logs": "[coglet] x\n[coglet::setup] bundle: tiny on cpu in float32\n"}},
+            "Ready: tiny.",
+        ),
         ({"status": "BUSY"}, "The server is busy."),
         (
             {"status": "STARTING", "setup": {"logs": "[coglet::setup] unet: 2 MB\n"}},

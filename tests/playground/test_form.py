@@ -112,11 +112,24 @@ def test_what_is_entered_is_typed_or_left_for_the_server_to_refuse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "usual"), [("Left out: 7.5 with sd15, 3 with tiny.", 7.5), ("Left out: the bundle's.", None)]
+    ("name", "bundle", "usual"),
+    [
+        ("guidance_scale", "tiny", 3),
+        ("guidance_scale", "sdxl", 6),
+        ("guidance_scale", "", None),
+        ("num_inference_steps", "tiny", 20),
+        ("num_inference_steps", "sdxl", 30),
+        ("reference_scale", "tiny", 1),
+        ("reference_scale", "sd15", 0.6),
+        ("low_threshold", "", 100),
+        ("resolution", "sd15", 512),
+        ("resolution", "of_my_own", None),
+        ("clip_skip", "tiny", None),
+        ("conditioning_scale", "tiny", 1),
+    ],
 )
-def test_a_slider_stands_where_the_server_would_have_it(text: str, usual: float | None) -> None:
-    read = Form.read(document(x={"type": "number", "default": None, "description": text}))
-    assert read.fields["x"].usual() == usual
+def test_a_slider_stands_where_the_bundle_would_have_it(name: str, bundle: str, usual: float | None) -> None:
+    assert form().fields[name].usual(bundle) == usual
 
 
 def test_what_is_no_schema_of_cog_is_refused() -> None:
