@@ -46,6 +46,8 @@ class Entry:
             if field.description:
                 ui.label(field.description).classes("explained").props(f"id=about-{field.name}")
             self.said = ui.label().classes("said").props(f'role="alert" id=said-{field.name}')
+        if not isinstance(self.element, ui.switch):
+            self.element.props("hide-bottom-space")  # else one with an error moves its explanation away
         self.element.props(f'aria-describedby="about-{field.name} said-{field.name}"')
         self.said.set_visibility(False)
 

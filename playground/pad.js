@@ -188,10 +188,21 @@ export default {
       while (this.pending) {
         this.pending = false;
         const query = `?sheet=${this.mode === "sheet" ? 1 : 0}&final=${this.final ? 1 : 0}`;
-        const body = this.empty() ? null : await new Promise((done) => this.$refs.canvas.toBlob(done, "image/png"));
+        const body = this.empty() ? null : await this.png();
         await this.put(`layer${query}`, body);
       }
       this.sending = false;
+    },
+    async png() {
+      // Chromium encodes between two frames, or a second later. On a page where nothing moves there are no frames.
+      let frame;
+      const ask = () => (frame = requestAnimationFrame(ask));
+      ask();
+      try {
+        return await new Promise((done) => this.$refs.canvas.toBlob(done, "image/png"));
+      } finally {
+        cancelAnimationFrame(frame);
+      }
     },
     empty() {
       if (this.mode === "sheet") return this.ink === "black" && !this.strokes.length;

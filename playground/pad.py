@@ -13,6 +13,8 @@ from playground.tab import EXAMPLES, PICTURES, Tab
 
 SHEET = 512
 """Sides of an empty sheet of paper, in pixels."""
+PEN, PEN_OF_MASK = 12, 40
+"""How wide a pen is at the start, in pixels of what is drawn on."""
 DRAWING = "doodle.png"
 """The example that is a drawing: it lies on the sheet and can be drawn on and erased."""
 
@@ -46,7 +48,7 @@ class PictureInput:
             self.pad.props.update(
                 url=f"/tab/{tab.token}/{field.name}",
                 ink="black",
-                size=12,
+                size=PEN_OF_MASK if field.is_mask else PEN,
                 eraser=False,
                 pastes=field.name == tab.form.picture,
             )
@@ -58,9 +60,9 @@ class PictureInput:
                 self._button("layers_clear", "Clear", lambda: self.pad.run_method("clear"))
                 self.inverter = self._button("invert_colors", "White on black, or black on white", self._invert)
                 self.inverter.set_visibility(not field.is_mask)
-                ui.slider(min=2, max=64, value=12, on_change=lambda event: self._set(size=event.value)).props(
-                    f'aria-label="Pen size of {field.title}" label'
-                ).classes("pen-size")
+                pen = ui.slider(min=2, max=64, value=self.pad.props["size"])
+                pen.props(f'aria-label="Pen size of {field.title}" label').classes("pen-size").tooltip("Pen size")
+                pen.on_value_change(lambda event: self._set(size=event.value))
             self.said = ui.label().classes("said").props('role="alert"')
         self.said.set_visibility(False)
         self._set(mode="mask" if field.is_mask else "photo", width=SHEET, height=SHEET, background=None)
@@ -134,6 +136,8 @@ class PictureInput:
         if self.field.name not in self.tab.uploads:
             picture = self.tab.pictures[below]
             width, height = size_to_draw(picture)
+            if (width, height) != (self.pad.props["width"], self.pad.props["height"]):
+                self.tab.remove(self.field.name)  # the canvas of another size is empty
             self._set(background=f"/tab/{self.tab.token}/file/{picture.digest}", width=width, height=height)
         return True
 

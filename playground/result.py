@@ -10,13 +10,25 @@ from nicegui.element import Element
 from playground.programs import LANGUAGES, program, shortened
 from playground.tab import Tab
 
+FITS = {"crop": "cover", "fill": "contain", "stretch": "fill"}
+"""By resize_mode."""
+COPY = """
+async () => {
+  const text = await (await fetch('URL')).text();
+  if (!navigator.clipboard) return emit('The browser copies from this machine or over https alone: download it.');
+  await navigator.clipboard.writeText(text);
+  emit('Copied.');
+}
+"""
+
 
 class Compare(Element, component="compare.js"):
     """Pictures on top of each other, with a slider."""
 
-    def show(self, layers: dict[str, str]) -> None:
-        """Show pictures by their names, first to last."""
-        self.props["layers"] = [{"label": label, "url": url} for label, url in layers.items()]
+    def show(self, layers: dict[str, str], fit: str) -> None:
+        """Show pictures by their names, first to last. `fit` is how the first lies in the shape of the last."""
+        fits = {label: fit if index == 0 else "contain" for index, label in enumerate(layers)}
+        self.props["layers"] = [{"label": label, "url": url, "fit": fits[label]} for label, url in layers.items()]
         self.update()
 
 
@@ -31,7 +43,7 @@ class Result:
         self.chosen = 0
         """Which of several pictures is shown."""
         self.compare = Compare().classes("compare-box")
-        self.empty = ui.label("Press Paint. The doodle and the prompt are there already.").classes("empty")
+        self.empty = ui.label("Press Paint: all that it needs is there.").classes("empty")
         self.thumbnails = ui.row().classes("thumbnails")
         with ui.row().classes("buttons") as self.seeds:
             self.keeper = ui.button("Keep seed", icon="push_pin", on_click=lambda: keep_seed(self.seed()))
@@ -56,9 +68,7 @@ class Result:
             with ui.row():
                 copier = ui.button("Copy", icon="content_copy").props("flat dense no-caps")
                 # In the browser, since it must be the click itself that copies.
-                fetched = f"(await fetch('{url}')).text()"
-                copier.on("click", js_handler=f"async () => navigator.clipboard.writeText(await {fetched})")
-                copier.on("click", lambda: ui.notify("Copied."))
+                copier.on("click", lambda event: ui.notify(event.args), js_handler=COPY.replace("URL", url))
                 self._link(f"Download {LANGUAGES[language]}", url, LANGUAGES[language])
             return ui.label().classes("listing").props(f'tabindex=0 role="region" aria-label="{language} program"')
 
@@ -93,7 +103,7 @@ class Result:
             layers["Map"] = self._url(drawn.maps[0].digest)
         if made and made.pictures:
             layers["Result"] = self._url(made.pictures[min(self.chosen, len(made.pictures) - 1)].digest)
-        self.compare.show(layers)
+        self.compare.show(layers, self._fit())
         self.empty.set_visibility(not made)
         self.seeds.set_visibility(bool(made and "seed" in made.metrics))
         self.keeper.set_text(f"Keep seed {self.seed()}")
@@ -124,6 +134,13 @@ class Result:
             self.ignored.set_text(f"The safety checker withheld {withheld:.0f}. {self.ignored.text}")
         self.show()
         return names
+
+    def _fit(self) -> str:
+        """How the picture lies in what was made of it, in the words of CSS."""
+        last = self.tab.made or self.tab.map
+        inputs = last.inputs if last else {}
+        extended = any(name.startswith("outpaint_") for name in inputs)
+        return "contain" if extended else FITS.get(inputs.get("resize_mode", "crop"), "contain")
 
     def _choose(self, index: int) -> None:
         self.chosen = index

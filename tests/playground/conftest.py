@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from support import browser
 from support.server import Server
+from support.tab import Tab
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,14 @@ def chromium() -> Iterator[Any]:
         pytest.skip(f"needs one of {', '.join(browser.BROWSERS)}")
     with browser.chromium() as started:
         yield started
+
+
+@pytest.fixture
+def tab(chromium: Any, playground: str) -> Iterator[Tab]:
+    """A new tab. At its end, nothing went wrong in it and no request has left the machine."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    opened = Tab(context.new_page(), playground)
+    yield opened
+    assert opened.wrong == []
+    assert {url for url in opened.asked if not url.startswith((playground, "data:", "blob:"))} == set()
+    context.close()
