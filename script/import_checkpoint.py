@@ -92,6 +92,8 @@ def import_checkpoint(
     if kind == "checkpoint":
         schedule = _read_json(root / base.name / SCHEDULER_CONFIG)
         noise = noise_of(contents, schedule, wanted.prediction_type, wanted.zero_snr, say)
+        if base.fast and "prediction_type" in noise:
+            say(f"go_fast: left out, because the LoRA of {base.name} is for a UNet that does not predict the same.")
     models = _new_models(file, parts.get(kind, [f"controlnet/{wanted.conditioner}"]), contents, wanted, base, root, say)
     try:
         with staging(root, PREFIX) as made:
@@ -234,7 +236,9 @@ def _write(
         (folder / "scheduler").mkdir()
         (folder / SCHEDULER_CONFIG).write_text(f"{text}\n", encoding="utf-8")
         purposes["scheduler"] = f"The noise schedule, with another {' and '.join(noise)}"
-    (made / f"{wanted.name}.toml").write_text(manifest_text(file, wanted, base, folder, purposes), encoding="utf-8")
+    left_out = ["fast"] if base.fast and "prediction_type" in noise else []
+    text = manifest_text(file, wanted, base, folder, purposes, left_out)
+    (made / f"{wanted.name}.toml").write_text(text, encoding="utf-8")
     shutil.copyfile(root / f"{base.name}.toml", made / f"{base.name}.toml")  # for Manifest.read
     return lock(Manifest.read(made / f"{wanted.name}.toml"), made)
 
@@ -244,8 +248,11 @@ def quoted(value: str | list[str]) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def manifest_text(file: Path, wanted: Wanted, base: Manifest, folder: Path, purposes: dict[str, str]) -> str:
-    """The manifest of a bundle whose files are in `folder`. `purposes` has the purpose of each part."""
+def manifest_text(
+    file: Path, wanted: Wanted, base: Manifest, folder: Path, purposes: dict[str, str], left_out: Sequence[str]
+) -> str:
+    """The manifest of a bundle whose files are in `folder`. `purposes` has the purpose of each part, and `left_out`
+    names the base's tables that the bundle has not."""
     what = "a checkpoint" if "unet" in purposes else f"parts of {file.name}"
     lines = [
         f"# Written by script/import-checkpoint. What is not here is as in {base.name}.toml.",
@@ -253,6 +260,7 @@ def manifest_text(file: Path, wanted: Wanted, base: Manifest, folder: Path, purp
         f"extends = {quoted(base.name)}",
         f"title = {quoted(f'{wanted.name}, {what} for {base.name}')}",
         f"summary = {quoted(f'Made of {file.name}.')}",
+        *(f"{table} = false" for table in left_out),
     ]
     if wanted.clip_skip is not None:
         lines += ["", "[defaults]", f"clip_skip = {wanted.clip_skip}"]

@@ -186,7 +186,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ManifestError(f"{path.parent.name}/{path.name}: not readable as TOML: {error}.") from error
 
 
-_INHERITED_TABLES = ("needs", "defaults", "limits", "fast", "reference", "conditioners")
+_OPTIONAL_TABLES = ("fast", "reference")
+"""A bundle that extends another one says `fast = false` if it has none."""
+_INHERITED_TABLES = ("needs", "defaults", "limits", *_OPTIONAL_TABLES, "conditioners")
 _NOT_INHERITED = ("name", "title", "summary", "embedded", "parts", "made")
 
 
@@ -197,7 +199,7 @@ def _with_inherited(values: Mapping[str, Any], inherited: Mapping[str, Any]) -> 
     for key in _INHERITED_TABLES:
         if key in shared and type(merged[key]) is dict:
             merged[key] = shared[key] | merged[key]
-    return merged
+    return {key: value for key, value in merged.items() if not (key in _OPTIONAL_TABLES and value is False)}
 
 
 def _read_manifest(table: Table, annotators: Mapping[str, str], base: Manifest | None) -> Manifest:

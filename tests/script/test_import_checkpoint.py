@@ -138,6 +138,7 @@ def test_the_prediction_type_is_the_schedulers(
     own = json.loads((bundle.folder("scheduler") / "scheduler_config.json").read_text())
     assert own == base | ({"prediction_type": expected} if expected else {})
     assert (bundle.manifest.part("scheduler").bundle == "realistic") == (expected is not None)
+    assert (bundle.fast is None) == (expected is not None), "LCM-LoRA is for UNets that predict noise"
 
 
 def test_what_training_left_is_no_part_and_strangers_are_named(root: Path, models: Path, tmp_path: Path) -> None:

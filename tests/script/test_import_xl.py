@@ -200,7 +200,7 @@ def test_a_bundle_with_zero_snr_begins_with_noise_alone_and_refuses_other_sample
     import_checkpoint(file, Wanted("realistic", replace=True, prediction_type="epsilon"), root)
     assert made != picture(opened(root))
     import_checkpoint(file, Wanted("realistic", replace=True), root)
-    text = (root / "realistic.toml").read_text()
+    text = (root / "realistic.toml").read_text().replace("fast = false\n", "")
     for table in ("defaults", "fast"):
         (root / "realistic.toml").write_text(text.replace("[made]", f'[{table}]\nscheduler = "PNDM"\n\n[made]'))
         words = (
