@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import CLIPTokenizer
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from tinyworld import models
-from tinyworld.dataset import Dataset
+from tinyworld.dataset import PICTURE, SEEN, Scenes, Words
 from tinyworld.hints import HINTS, control_maps, rows_with_people
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 
@@ -19,53 +20,98 @@ HINT_PROMPT_DROP = 0.2
 """The same while ControlNets learn: more, to make them read the control map (arXiv 2302.05543, section 3.3)."""
 BASE_SHARE = 0.15
 """Share of samples without control while base and ControlNets learn together: the base must also paint alone."""
+SHORTER_SHARE = 0.35
+"""Share of prompts that say less than the whole caption."""
+SMALL_SHARE = 0.2
+"""Share of steps with pictures of half the size, which take a quarter of the time."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. Tensors have a row for each picture."""
+
+    rows: torch.Tensor
+    flips: torch.Tensor
+    dropped: torch.Tensor
+    """True for an empty prompt."""
+    noisy: torch.Tensor
+    times: torch.Tensor
+    tokens: torch.Tensor
+    target: torch.Tensor
 
 
 @dataclass
 class Noising:
     """Draws the latents, prompts, noise and times of a step, and computes the v-prediction target."""
 
-    latents: torch.Tensor
-    tokens: torch.Tensor
-    empty: torch.Tensor
+    latents: dict[int, torch.Tensor]
+    """For each size of a picture, (2, N, C, size / 8, size / 8): of every picture and its mirror image."""
+    tokenizer: CLIPTokenizer
+    words: list[Words]
     device: torch.device
 
     def __post_init__(self) -> None:
         self.scheduler = models.make_scheduler()
+        self.empty = models.tokens_of(self.tokenizer, [""])[0]
+        most = max(len(each.captions) for each in self.words)
+        told = [each.captions + each.captions[:1] * (most - len(each.captions)) for each in self.words]
+        flat = models.tokens_of(self.tokenizer, [caption for each in told for caption in each])
+        self.tokens = flat.view(len(told), most, -1)
 
     def draw(
-        self, generator: torch.Generator, batch: int, drop: float, favoured: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Rows, flips, noisy latents, times, token ids, target. Nine tenths of the rows are from `favoured`, if any."""
-        rows = torch.randint(self.latents.shape[1], (batch,), generator=generator)
+        self,
+        generator: torch.Generator,
+        batch: int,
+        drop: float,
+        favoured: torch.Tensor | None = None,
+        size: int = PICTURE,
+    ) -> Batch:
+        """Nine tenths of the rows are from `favoured`, if any. Most prompts are whole captions, some are shorter ones,
+        and the share `drop` is empty."""
+        latents, rows = self.latents[size], torch.randint(len(self.words), (batch,), generator=generator)
         if favoured is not None and len(favoured):
             chosen = favoured[torch.randint(len(favoured), (batch,), generator=generator)]
             rows = torch.where(torch.rand(batch, generator=generator) < 0.9, chosen, rows)
         flips = torch.randint(2, (batch,), generator=generator)
-        clean = self.latents[flips, rows].float()
+        clean = latents[flips, rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.randint(1000, (batch,), generator=generator)
+        which = torch.randint(1, self.tokens.shape[1], (batch,), generator=generator)
+        which *= torch.rand(batch, generator=generator) < SHORTER_SHARE
         dropped = torch.rand(batch, generator=generator) < drop
-        tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows])
+        tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows, which])
         noisy = self.scheduler.add_noise(clean, noise, times)
         target = self.scheduler.get_velocity(clean, noise, times)
-        return rows, flips, *(x.to(self.device) for x in (noisy, times, tokens, target))
+        return Batch(rows, flips, dropped, *(x.to(self.device) for x in (noisy, times, tokens, target)))
+
+    def say(self, batch: Batch, prompts: list[str | None]) -> None:
+        """Replace the prompts of a batch that are not dropped by these, where there are any."""
+        for i, prompt in enumerate(prompts):
+            if prompt is not None and not batch.dropped[i]:
+                batch.tokens[i] = models.tokens_of(self.tokenizer, [prompt])[0].to(self.device)
+
+
+def draw_size(generator: torch.Generator) -> int:
+    """Of a step's pictures: most are of the usual size."""
+    return SEEN if float(torch.rand((), generator=generator)) < SMALL_SHARE else PICTURE
 
 
 def train_base(
-    noising: Noising, tokenizer, plan: Plan, device: torch.device, folder: Path, earlier: Path | None
+    noising: Noising, plan: Plan, device: torch.device, folder: Path, earlier: Path | None
 ) -> dict[str, nn.Module]:
     """Train text encoder and UNet together. `earlier` is a bundle to continue from."""
     torch.manual_seed(SEED + 1)
-    text_encoder = begin_as(models.make_text_encoder(tokenizer), earlier and earlier / "text_encoder").to(device)
-    unet = begin_as(models.make_unet(), earlier and earlier / "unet").to(device)
+    text_encoder = models.make_text_encoder(noising.tokenizer)
+    if earlier:
+        text_encoder = models.with_words_of(text_encoder, noising.tokenizer, earlier)
+    text_encoder, unet = text_encoder.to(device), begin_as(models.make_unet(), earlier and earlier / "unet").to(device)
 
     def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        _, _, noisy, times, tokens, target = noising.draw(generator, batch, PROMPT_DROP)
+        drawn = noising.draw(generator, batch, PROMPT_DROP, size=draw_size(generator))
         with half(device):
-            words = text_encoder(tokens).last_hidden_state
-            predicted = unet(noisy, times, encoder_hidden_states=words).sample
-        return F.mse_loss(predicted.float(), target)
+            words = text_encoder(drawn.tokens).last_hidden_state
+            predicted = unet(drawn.noisy, drawn.times, encoder_hidden_states=words).sample
+        return F.mse_loss(predicted.float(), drawn.target)
 
     return train_stage("base", plan, {"text_encoder": text_encoder, "unet": unet}, loss_of, device, folder)
 
@@ -75,7 +121,7 @@ def train_nets(
     nets: dict[str, nn.Module],
     base: dict[str, nn.Module],
     noising: Noising,
-    dataset: Dataset,
+    scenes: Scenes,
     annotator: TinyVisionModel | None,
     plan: Plan,
     device: torch.device,
@@ -90,19 +136,20 @@ def train_nets(
     base = {key: module.to(device).train(base_learns).requires_grad_(base_learns) for key, module in base.items()}
     nets = {name: net.to(device).train().requires_grad_(True) for name, net in nets.items()}
     text_encoder, unet = base["text_encoder"], base["unet"]
-    people, names = rows_with_people(dataset), list(nets)
+    people, names = rows_with_people(scenes.seen), list(nets)
     weights = torch.tensor([HINTS[name].weight for name in names], dtype=torch.float)
 
     def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
         name = names[int(torch.multinomial(weights, 1, generator=generator))]
-        hint = HINTS[name]
-        rows, flips, noisy, times, tokens, target = noising.draw(
-            generator, batch, HINT_PROMPT_DROP, people if hint.people_only else None
-        )
-        control = control_maps(hint, annotator, dataset, rows, flips, generator).to(device)
+        hint, size = HINTS[name], draw_size(generator)
+        drawn = noising.draw(generator, batch, HINT_PROMPT_DROP, people if hint.people_only else None, size)
+        dataset = scenes.seen if size == SEEN else scenes.painted
+        control, prompts = control_maps(hint, annotator, dataset, drawn.rows, drawn.flips, generator)
+        noising.say(drawn, prompts)
+        noisy, times, control = drawn.noisy, drawn.times, control.to(device)
         used = (torch.rand(batch, generator=generator) >= BASE_SHARE).to(device)[:, None, None, None]
         with half(device):
-            words = text_encoder(tokens).last_hidden_state
+            words = text_encoder(drawn.tokens).last_hidden_state
             down, mid = nets[name](
                 noisy, times, encoder_hidden_states=words, controlnet_cond=control, return_dict=False
             )
@@ -113,7 +160,7 @@ def train_nets(
                 down_block_additional_residuals=[residual * used for residual in down],
                 mid_block_additional_residual=mid * used,
             ).sample
-        return F.mse_loss(predicted.float(), target)
+        return F.mse_loss(predicted.float(), drawn.target)
 
     averaged = base | train_stage(stage, plan, base | nets if base_learns else nets, loss_of, device, folder)
     return {key: averaged[key] for key in base}, {name: averaged[name] for name in names}

@@ -18,10 +18,10 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
-from tinyworld import models
-from tinyworld.dataset import Dataset
-from tinyworld.diffusion import Noising
+from tinyworld.dataset import SEEN, Scenes
+from tinyworld.diffusion import Noising, draw_size
 from tinyworld.hints import HINTS, control_maps, rows_with_people
+from tinyworld.latents import encode_scenes
 from tinyworld.stages import SEED, Plan, half, train_stage
 
 PLAN = Plan(1600, 12, 3e-4)
@@ -105,7 +105,7 @@ def end_of_trajectory(
 
 
 def train_few_steps(
-    bundle: Path, dataset: Dataset, guidance_scale: float, plan: Plan, device: torch.device, folder: Path
+    bundle: Path, scenes: Scenes, guidance_scale: float, plan: Plan, device: torch.device, folder: Path
 ) -> dict[str, torch.Tensor]:
     """The LoRA of a bundle's UNet, as peft names its tensors. `guidance_scale` is the teacher's."""
 
@@ -117,26 +117,31 @@ def train_few_steps(
     seeing = load(TinyVisionModel, "annotator/tiny")
     nets = {name: load(ControlNetModel, f"controlnet/{name}") for name in HINTS}
     tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
-    noising = Noising(latents_of(vae, dataset, device), *models.tokens_of(tokenizer, dataset.captions), device)
+    latents, _ = encode_scenes(vae, scenes, device, folder, vae.config["scaling_factor"])
+    noising = Noising(latents, tokenizer, scenes.seen.words, device)
     alphas = noising.scheduler.alphas_cumprod.to(device)
     teacher, unet = Denoiser(load(UNet2DConditionModel, "unet"), alphas), load(UNet2DConditionModel, "unet")
     torch.manual_seed(SEED)
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
-    student, people, names = Denoiser(unet, alphas), rows_with_people(dataset), list(nets)
+    student, people, names = Denoiser(unet, alphas), rows_with_people(scenes.seen), list(nets)
     weights = torch.tensor([HINTS[name].weight for name in names], dtype=torch.float)
     with torch.no_grad():
         empty = text_encoder(noising.empty[None].to(device)).last_hidden_state
 
     def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
         name = names[int(torch.multinomial(weights, 1, generator=generator))]
-        hint = HINTS[name]
-        rows, flips, _, _, tokens, _ = noising.draw(generator, batch, 0.0, people if hint.people_only else None)
-        clean = noising.latents[flips, rows].float()
+        hint, size = HINTS[name], draw_size(generator)
+        drawn = noising.draw(generator, batch, 0.0, people if hint.people_only else None, size)
+        dataset = scenes.seen if size == SEEN else scenes.painted
+        rows, flips = drawn.rows, drawn.flips
+        clean = noising.latents[size][flips, rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.randint(EARLIEST // GRID, 1000 // GRID, (batch,), generator=generator) * GRID + GRID - 1
         times[: batch // 4] = 999  # where every picture begins
         noisy = noising.scheduler.add_noise(clean, noise, times).to(device)
-        maps = control_maps(hint, seeing, dataset, rows, flips, generator).to(device)
+        maps, prompts = control_maps(hint, seeing, dataset, rows, flips, generator)
+        noising.say(drawn, prompts)
+        maps = maps.to(device)
         used = (torch.rand(batch, generator=generator) >= UNCONTROLLED).to(device)[:, None, None, None]
         times = times.to(device)
 
@@ -148,24 +153,10 @@ def train_few_steps(
             return [residual * used for residual in down], mid * used
 
         with torch.no_grad():
-            words = text_encoder(tokens).last_hidden_state
+            words = text_encoder(drawn.tokens).last_hidden_state
         both = words, empty.expand_as(words)
         target = end_of_trajectory(teacher, noisy, times, both, control, guidance_scale)
         predicted, _ = student(noisy, times, words, control(noisy, times))
         return (((predicted - target) ** 2 + HUBER**2).sqrt() - HUBER).mean()
 
     return get_peft_model_state_dict(train_stage("few_steps", plan, {"unet": unet}, loss_of, device, folder)["unet"])
-
-
-@torch.no_grad()
-def latents_of(vae: nn.Module, dataset: Dataset, device: torch.device) -> torch.Tensor:
-    """(2, N, C, 16, 16): of every picture and its mirror image, scaled as the bundle's."""
-    both = []
-    for flip in (False, True):
-        rows = []
-        for i in torch.arange(len(dataset)).split(64):
-            pixels = torch.from_numpy(dataset.pictures[i.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            encoded = vae.encode((pixels.flip(-1) if flip else pixels).to(device)).latents
-            rows.append(encoded.cpu() * vae.config["scaling_factor"])
-        both.append(torch.cat(rows))
-    return torch.stack(both)

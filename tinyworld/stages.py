@@ -1,7 +1,6 @@
 """Runs a stage of the training: its plan, its checkpoints, its averaged weights."""
 
 import copy
-import math
 import time
 import zlib
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from torch import nn
 
 SEED = 20261124
 EMA = 0.998
+DECAY = 0.3
+"""Share of a stage's steps in which the rate falls to zero."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,18 @@ class Plan:
 def begin_as(module: nn.Module, part: Path | None) -> nn.Module:
     """`module` with the weights of a bundle's part, from which its training continues.
 
-    Tensors that only one of the two has are skipped, and a line says how many. If a tensor of both has another shape,
-    no tensor is taken and the module is trained from scratch, as if there were no such part.
+    Tensors that only one of the two has are skipped, and a line says how many. A tensor that has got more rows, such as
+    one with a row for each class, keeps its new ones. If a tensor of both has another shape otherwise, no tensor is
+    taken and the module is trained from scratch, as if there were no such part.
     """
     if part is None or not (part / "config.json").exists():
         return module
     found = type(module).from_pretrained(part, variant="fp16", torch_dtype=torch.float32).state_dict()
     own = module.state_dict()
     shared = found.keys() & own.keys()
+    for name in shared:
+        if found[name].shape[1:] == own[name].shape[1:] and len(found[name]) < len(own[name]):
+            found[name] = torch.cat([found[name], own[name][len(found[name]) :]])
     if any(found[name].shape != own[name].shape for name in shared):
         print(f"{part.name}: trained from scratch: the part of --start has another shape")
         return module
@@ -57,7 +62,8 @@ def train_stage(
 ) -> dict[str, nn.Module]:
     """Train `modules` until the plan's steps are done, and return their averaged (EMA) copies in eval mode.
 
-    `loss_of(generator, batch)` draws a batch and returns the loss. AdamW, 2% warm-up, cosine to zero. `until` stops
+    `loss_of(generator, batch)` draws a batch and returns the loss. AdamW, 2% warm-up, the last 30% linearly to zero, so
+    that a plan can be made longer or shorter while it runs. `until` stops
     earlier, at a step that saves a checkpoint (every 50), as if the training were interrupted there.
     """
     averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
@@ -95,7 +101,7 @@ def train_stage(
 
 def _schedule(step: int, steps: int) -> float:
     warm = max(1, steps // 50)
-    return min(1.0, (step + 1) / warm) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / warm, (steps - step) / (DECAY * steps))
 
 
 @torch.no_grad()
@@ -115,5 +121,7 @@ def _save(file: Path, step: int, losses: list, optimizer, modules: dict[str, nn.
 
 
 def half(device: torch.device) -> torch.autocast:
-    """Multiplications in bfloat16, weights in fp32. Saves half of the time or more, also on a CPU with bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """Multiplications in bfloat16, weights in fp32, where the processor has them: half of the time or less. Elsewhere
+    they would be imitated, which takes ten times as long."""
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

@@ -8,18 +8,21 @@ import torch
 import torch.nn.functional as F
 
 from controlnet.maps.annotators.tiny_network import JOINTS, NECK_UNIT, Seen, TinyVisionModel
-from tinyworld.dataset import SIZE, Dataset, Sample
+from tinyworld.dataset import SEEN, Dataset, Sample
 from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
 from tinyworld.truth import CLASSES, OPENPOSE_JOINTS
 
-COARSE = SIZE // 2
+COARSE = SEEN // 2
 """Side of the joints' maps."""
 NECK = OPENPOSE_JOINTS.index("neck")
 LINE_WEIGHT = 3.0
 """A pixel on a line counts this many times as much as another one, since lines are thin."""
 JOINT_WEIGHT = 10.0
-"""A cell on a joint counts this many times as much as an empty one. So does the joints' part of the loss."""
-PEOPLE_SHARE = 0.4
+"""A cell on a joint counts this many times as much as an empty one."""
+JOINTS_PART = 100.0
+"""What the joints' part of the loss is multiplied by. It is a mean over cells of which hardly any has a joint: with 10,
+the network put necks on noses and knees on ankles, where it sees something, instead of where the joints are."""
+PEOPLE_SHARE = 0.8
 """Share of a batch that is drawn from scenes with people, which are a quarter of all scenes."""
 BUMP = 1.0
 """Standard deviation, in pixels of the joints' maps, of the bump on a joint."""
@@ -100,9 +103,13 @@ def targets(samples: list[Sample]) -> dict[str, torch.Tensor]:
     }
 
 
-def soft_outlines(outlines: np.ndarray) -> np.ndarray:
-    """Outlines, uint8 0 or 255 -> 1 on a line, about a half next to it, 0 elsewhere: as soft as HED's edges."""
-    blurred = cv2.GaussianBlur(outlines.astype(np.float32) / 255, (5, 5), 0.8)
+def soft_outlines(outlines: np.ndarray, unit: float = 1.0) -> np.ndarray:
+    """Outlines, uint8 0 or 255 -> 1 on a line, about a half next to it, 0 elsewhere: as soft as HED's edges.
+
+    `unit` is the width of a line: pixels for each pixel that the network sees.
+    """
+    lines = cv2.dilate(outlines, np.ones((round(unit),) * 2, np.uint8))
+    blurred = cv2.GaussianBlur(lines.astype(np.float32) / 255, (0, 0), 0.8 * unit)
     return np.minimum(2 * blurred, 1)
 
 
@@ -141,7 +148,7 @@ def vision_loss(seen: Seen, wanted: dict[str, torch.Tensor]) -> torch.Tensor:
     joints = _line_loss(seen.joints, wanted["joints"], JOINT_WEIGHT)
     counted = wanted["near_joint"].sum().clamp(min=1)
     offsets = (F.smooth_l1_loss(seen.to_neck, wanted["to_neck"], reduction="none") * wanted["near_joint"]).sum()
-    return lines + 2 * nearness + 2 * steps + normals + classes + JOINT_WEIGHT * joints + offsets / counted
+    return lines + 2 * nearness + 2 * steps + normals + classes + JOINTS_PART * joints + offsets / counted
 
 
 def _line_loss(logits: torch.Tensor, wanted: torch.Tensor, most: float = LINE_WEIGHT) -> torch.Tensor:
