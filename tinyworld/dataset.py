@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,28 +122,35 @@ class Scenes:
 
     painted: Dataset
     seen: Dataset
+    folder: Path
+
+    def __reduce__(self) -> tuple:
+        """Other processes open the files again, instead of getting copies."""
+        return load_scenes, (self.folder, len(self))
 
     def __len__(self) -> int:
         return len(self.seen)
 
 
-def load_scenes(folder: Path, count: int) -> Scenes:
-    """The first `count` training scenes, rendered into `folder` unless they are there."""
+def load_scenes(folder: Path, count: int, seconds: float | None = None) -> Scenes:
+    """The first `count` training scenes, rendered into `folder` unless they are there; as many as can be rendered in
+    `seconds`, if that is given."""
     words = folder / "words.json"
-    if not words.exists() or len(json.loads(words.read_text())) < count:
+    if not words.exists() or (seconds is None and len(json.loads(words.read_text())) < count):
         words.unlink(missing_ok=True)
         words.parent.mkdir(parents=True, exist_ok=True)
-        words.write_text(json.dumps(_render_all(folder, count)))
+        words.write_text(json.dumps(_render_all(folder, count, seconds)))
     told = [Words(*each) for each in json.loads(words.read_text())[:count]]
+    count = len(told)
 
     def load(size: int) -> Dataset:
         arrays = {name: np.load(folder / f"{name}_{size}.npy", mmap_mode="r")[:count] for name in shapes(size)}
         return Dataset(**arrays, words=told)
 
-    return Scenes(load(PICTURE), load(SEEN))
+    return Scenes(load(PICTURE), load(SEEN), folder)
 
 
-def _render_all(folder: Path, count: int) -> list[tuple[list[str], list[str]]]:
+def _render_all(folder: Path, count: int, seconds: float | None) -> list[tuple[list[str], list[str]]]:
     """Fill the files and return the words."""
     arrays = {
         size: {
@@ -151,7 +159,7 @@ def _render_all(folder: Path, count: int) -> list[tuple[list[str], list[str]]]:
         }
         for size in (PICTURE, SEEN)
     }
-    told = []
+    told, began = [], time.monotonic()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rendered = pool.map(render_seed, range(count), chunksize=16)
         for i, (rows, words) in enumerate(tqdm(rendered, total=count, desc="render", mininterval=10)):
@@ -159,6 +167,9 @@ def _render_all(folder: Path, count: int) -> list[tuple[list[str], list[str]]]:
                 for name, values in row.items():
                     arrays[size][name][i] = values
             told.append((words.captions, words.things))
+            if seconds is not None and time.monotonic() - began > seconds:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
     return told
 
 

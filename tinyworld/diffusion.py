@@ -1,5 +1,6 @@
 """The diffusion part of the training: text encoder and UNet, then the ControlNets together with them."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from transformers import CLIPTokenizer
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from tinyworld import models
 from tinyworld.dataset import PICTURE, SEEN, Scenes, Words
+from tinyworld.feed import SEED
 from tinyworld.hints import HINTS, control_maps, rows_with_people
-from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
+from tinyworld.stages import Plan, begin_as, half, train_stage
 
 PROMPT_DROP = 0.1
 """Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)."""
@@ -48,7 +50,6 @@ class Noising:
     """For each size of a picture, (2, N, C, size / 8, size / 8): of every picture and its mirror image."""
     tokenizer: CLIPTokenizer
     words: list[Words]
-    device: torch.device
 
     def __post_init__(self) -> None:
         self.scheduler = models.make_scheduler()
@@ -75,20 +76,28 @@ class Noising:
         flips = torch.randint(2, (batch,), generator=generator)
         clean = latents[flips, rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(1000, (batch,), generator=generator)
+        times = self.draw_times(generator, batch)
         which = torch.randint(1, self.tokens.shape[1], (batch,), generator=generator)
         which *= torch.rand(batch, generator=generator) < SHORTER_SHARE
         dropped = torch.rand(batch, generator=generator) < drop
         tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows, which])
         noisy = self.scheduler.add_noise(clean, noise, times)
         target = self.scheduler.get_velocity(clean, noise, times)
-        return Batch(rows, flips, dropped, *(x.to(self.device) for x in (noisy, times, tokens, target)))
+        return Batch(rows, flips, dropped, noisy, times, tokens, target)
+
+    def draw_times(self, generator: torch.Generator, batch: int) -> torch.Tensor:
+        """The timesteps of a batch, (B,)."""
+        return torch.randint(1000, (batch,), generator=generator)
+
+    def of_any_size(self, generator: torch.Generator, batch: int) -> Batch:
+        """Without control."""
+        return self.draw(generator, batch, PROMPT_DROP, size=draw_size(generator))
 
     def say(self, batch: Batch, prompts: list[str | None]) -> None:
         """Replace the prompts of a batch that are not dropped by these, where there are any."""
         for i, prompt in enumerate(prompts):
             if prompt is not None and not batch.dropped[i]:
-                batch.tokens[i] = models.tokens_of(self.tokenizer, [prompt])[0].to(self.device)
+                batch.tokens[i] = models.tokens_of(self.tokenizer, [prompt])[0]
 
 
 def draw_size(generator: torch.Generator) -> int:
@@ -106,14 +115,54 @@ def train_base(
         text_encoder = models.with_words_of(text_encoder, noising.tokenizer, earlier)
     text_encoder, unet = text_encoder.to(device), begin_as(models.make_unet(), earlier and earlier / "unet").to(device)
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        drawn = noising.draw(generator, batch, PROMPT_DROP, size=draw_size(generator))
+    def loss_of(drawn: Batch) -> torch.Tensor:
         with half(device):
             words = text_encoder(drawn.tokens).last_hidden_state
             predicted = unet(drawn.noisy, drawn.times, encoder_hidden_states=words).sample
         return F.mse_loss(predicted.float(), drawn.target)
 
-    return train_stage("base", plan, {"text_encoder": text_encoder, "unet": unet}, loss_of, device, folder)
+    modules = {"text_encoder": text_encoder, "unet": unet}
+    return train_stage("base", plan, modules, noising.of_any_size, loss_of, device, folder)
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A batch for one net, with its control maps."""
+
+    name: str
+    batch: Batch
+    control: torch.Tensor
+    """(B, 3, H, W), as the net gets them."""
+    used: torch.Tensor
+    """(B,): false for the samples that are painted without control."""
+
+
+@dataclass
+class DrawControlled:
+    """Draws batches for nets, for some more often than for others (Hint.weight)."""
+
+    noising: Noising
+    scenes: Scenes
+    annotator: TinyVisionModel | None
+    names: tuple[str, ...]
+    prompt_drop: float = HINT_PROMPT_DROP
+    uncontrolled: float = BASE_SHARE
+
+    def __post_init__(self) -> None:
+        self.people = rows_with_people(self.scenes.seen)
+        self.weights = torch.tensor([HINTS[name].weight for name in self.names], dtype=torch.float)
+        if self.annotator is not None:  # it sees single pictures, and other processes have no GPU
+            self.annotator = copy.deepcopy(self.annotator).cpu().eval().requires_grad_(False)
+
+    def __call__(self, generator: torch.Generator, batch: int) -> Controlled:
+        name = self.names[int(torch.multinomial(self.weights, 1, generator=generator))]
+        hint, size = HINTS[name], draw_size(generator)
+        favoured = self.people if hint.people_only else None
+        drawn = self.noising.draw(generator, batch, self.prompt_drop, favoured, size)
+        dataset = self.scenes.seen if size == SEEN else self.scenes.painted
+        control, prompts = control_maps(hint, self.annotator, dataset, drawn.rows, drawn.flips, generator)
+        self.noising.say(drawn, prompts)
+        return Controlled(name, drawn, control, torch.rand(batch, generator=generator) >= self.uncontrolled)
 
 
 def train_nets(
@@ -136,22 +185,13 @@ def train_nets(
     base = {key: module.to(device).train(base_learns).requires_grad_(base_learns) for key, module in base.items()}
     nets = {name: net.to(device).train().requires_grad_(True) for name, net in nets.items()}
     text_encoder, unet = base["text_encoder"], base["unet"]
-    people, names = rows_with_people(scenes.seen), list(nets)
-    weights = torch.tensor([HINTS[name].weight for name in names], dtype=torch.float)
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        name = names[int(torch.multinomial(weights, 1, generator=generator))]
-        hint, size = HINTS[name], draw_size(generator)
-        drawn = noising.draw(generator, batch, HINT_PROMPT_DROP, people if hint.people_only else None, size)
-        dataset = scenes.seen if size == SEEN else scenes.painted
-        control, prompts = control_maps(hint, annotator, dataset, drawn.rows, drawn.flips, generator)
-        noising.say(drawn, prompts)
-        noisy, times, control = drawn.noisy, drawn.times, control.to(device)
-        used = (torch.rand(batch, generator=generator) >= BASE_SHARE).to(device)[:, None, None, None]
+    def loss_of(drawn: Controlled) -> torch.Tensor:
+        noisy, times, used = drawn.batch.noisy, drawn.batch.times, drawn.used[:, None, None, None]
         with half(device):
-            words = text_encoder(drawn.tokens).last_hidden_state
-            down, mid = nets[name](
-                noisy, times, encoder_hidden_states=words, controlnet_cond=control, return_dict=False
+            words = text_encoder(drawn.batch.tokens).last_hidden_state
+            down, mid = nets[drawn.name](
+                noisy, times, encoder_hidden_states=words, controlnet_cond=drawn.control, return_dict=False
             )
             predicted = unet(
                 noisy,
@@ -160,7 +200,8 @@ def train_nets(
                 down_block_additional_residuals=[residual * used for residual in down],
                 mid_block_additional_residual=mid * used,
             ).sample
-        return F.mse_loss(predicted.float(), drawn.target)
+        return F.mse_loss(predicted.float(), drawn.batch.target)
 
-    averaged = base | train_stage(stage, plan, base | nets if base_learns else nets, loss_of, device, folder)
-    return {key: averaged[key] for key in base}, {name: averaged[name] for name in names}
+    draw, modules = DrawControlled(noising, scenes, annotator, tuple(nets)), base | nets if base_learns else nets
+    averaged = base | train_stage(stage, plan, modules, draw, loss_of, device, folder)
+    return {key: averaged[key] for key in base}, {name: averaged[name] for name in nets}

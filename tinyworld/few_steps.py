@@ -18,14 +18,13 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
-from tinyworld.dataset import SEEN, Scenes
-from tinyworld.diffusion import Noising, draw_size
-from tinyworld.hints import HINTS, control_maps, rows_with_people
+from tinyworld.dataset import Scenes
+from tinyworld.diffusion import Controlled, DrawControlled, Noising
+from tinyworld.feed import SEED
+from tinyworld.hints import HINTS
 from tinyworld.latents import encode_scenes
-from tinyworld.stages import SEED, Plan, half, train_stage
+from tinyworld.stages import Plan, half, train_stage
 
-PLAN = Plan(1600, 12, 3e-4)
-"""About half an hour on one core, after the scenes are rendered."""
 RANK = 16
 LAYERS = [
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -118,45 +117,41 @@ def train_few_steps(
     nets = {name: load(ControlNetModel, f"controlnet/{name}") for name in HINTS}
     tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
     latents, _ = encode_scenes(vae, scenes, device, folder, vae.config["scaling_factor"])
-    noising = Noising(latents, tokenizer, scenes.seen.words, device)
+    noising = OnGrid(latents, tokenizer, scenes.seen.words)
     alphas = noising.scheduler.alphas_cumprod.to(device)
     teacher, unet = Denoiser(load(UNet2DConditionModel, "unet"), alphas), load(UNet2DConditionModel, "unet")
     torch.manual_seed(SEED)
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
-    student, people, names = Denoiser(unet, alphas), rows_with_people(scenes.seen), list(nets)
-    weights = torch.tensor([HINTS[name].weight for name in names], dtype=torch.float)
+    student = Denoiser(unet, alphas)
     with torch.no_grad():
         empty = text_encoder(noising.empty[None].to(device)).last_hidden_state
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        name = names[int(torch.multinomial(weights, 1, generator=generator))]
-        hint, size = HINTS[name], draw_size(generator)
-        drawn = noising.draw(generator, batch, 0.0, people if hint.people_only else None, size)
-        dataset = scenes.seen if size == SEEN else scenes.painted
-        rows, flips = drawn.rows, drawn.flips
-        clean = noising.latents[size][flips, rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(EARLIEST // GRID, 1000 // GRID, (batch,), generator=generator) * GRID + GRID - 1
-        times[: batch // 4] = 999  # where every picture begins
-        noisy = noising.scheduler.add_noise(clean, noise, times).to(device)
-        maps, prompts = control_maps(hint, seeing, dataset, rows, flips, generator)
-        noising.say(drawn, prompts)
-        maps = maps.to(device)
-        used = (torch.rand(batch, generator=generator) >= UNCONTROLLED).to(device)[:, None, None, None]
-        times = times.to(device)
+    def loss_of(drawn: Controlled) -> torch.Tensor:
+        noisy, times, used = drawn.batch.noisy, drawn.batch.times, drawn.used[:, None, None, None]
 
         def control(noisy: torch.Tensor, times: torch.Tensor) -> Residuals:
             with torch.no_grad(), half(device):
-                down, mid = nets[name](
-                    noisy, times, encoder_hidden_states=words, controlnet_cond=maps, return_dict=False
+                down, mid = nets[drawn.name](
+                    noisy, times, encoder_hidden_states=words, controlnet_cond=drawn.control, return_dict=False
                 )
             return [residual * used for residual in down], mid * used
 
         with torch.no_grad():
-            words = text_encoder(drawn.tokens).last_hidden_state
+            words = text_encoder(drawn.batch.tokens).last_hidden_state
         both = words, empty.expand_as(words)
         target = end_of_trajectory(teacher, noisy, times, both, control, guidance_scale)
         predicted, _ = student(noisy, times, words, control(noisy, times))
         return (((predicted - target) ** 2 + HUBER**2).sqrt() - HUBER).mean()
 
-    return get_peft_model_state_dict(train_stage("few_steps", plan, {"unet": unet}, loss_of, device, folder)["unet"])
+    draw = DrawControlled(noising, scenes, seeing, tuple(nets), prompt_drop=0.0, uncontrolled=UNCONTROLLED)
+    trained = train_stage("few_steps", plan, {"unet": unet}, draw, loss_of, device, folder)["unet"]
+    return get_peft_model_state_dict(trained)
+
+
+class OnGrid(Noising):
+    """At the timesteps among which LCM's sampler chooses; a quarter of them are those where every picture begins."""
+
+    def draw_times(self, generator: torch.Generator, batch: int) -> torch.Tensor:
+        times = torch.randint(EARLIEST // GRID, 1000 // GRID, (batch,), generator=generator) * GRID + GRID - 1
+        times[: batch // 4] = 999
+        return times

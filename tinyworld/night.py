@@ -15,12 +15,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tinyworld.dataset import Dataset, Scenes
-from tinyworld.diffusion import PROMPT_DROP, Noising, draw_size
+from tinyworld.diffusion import Batch, Noising
 from tinyworld.few_steps import LAYERS
 from tinyworld.stages import Plan, half, train_stage
 from tinyworld.truth import CLASSES
 
-PLAN = Plan(500, 16, 1e-3)
 RANK = 8
 NIGHT = np.array([0.20, 0.26, 0.50], np.float32)
 """How much of red, green and blue is left."""
@@ -72,14 +71,14 @@ def train_night(
     torch.manual_seed(0)
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
     latents = {each.size: night_latents(vae, each, device) for each in (scenes.painted, scenes.seen)}
-    noising = Noising(latents, tokenizer, scenes.seen.words, device)
+    noising = Noising(latents, tokenizer, scenes.seen.words)
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        drawn = noising.draw(generator, batch, PROMPT_DROP, size=draw_size(generator))
+    def loss_of(drawn: Batch) -> torch.Tensor:
         with torch.no_grad():
             words = text_encoder(drawn.tokens).last_hidden_state
         with half(device):
             predicted = unet(drawn.noisy, drawn.times, encoder_hidden_states=words).sample
         return F.mse_loss(predicted.float(), drawn.target)
 
-    return get_peft_model_state_dict(train_stage("night", plan, {"unet": unet}, loss_of, device, folder)["unet"])
+    trained = train_stage("night", plan, {"unet": unet}, noising.of_any_size, loss_of, device, folder)["unet"]
+    return get_peft_model_state_dict(trained)

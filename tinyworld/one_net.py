@@ -17,8 +17,6 @@ from tinyworld.diffusion import Noising, train_base, train_nets
 from tinyworld.hints import HINTS
 from tinyworld.stages import Plan, begin_as
 
-PLAN = Plan(500, 24, 4e-4)
-"""About four minutes on one core, after the scenes are rendered."""
 NO_STEPS = Plan(0, 1, 1e-3)
 FIRST_NET = "canny"
 """The conditioner whose net every other begins as a copy of, unless the bundle has one of its name already."""
@@ -41,7 +39,7 @@ def train_one_net(
     if name not in HINTS:
         raise ValueError(f"tinyworld/hints.py has no hint for {name!r}: it has {', '.join(HINTS)}.")
     tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
-    noising = Noising(latents, tokenizer, scenes.seen.words, device)
+    noising = Noising(latents, tokenizer, scenes.seen.words)
     base = train_base(noising, NO_STEPS, device, folder, bundle)
     own = bundle / "controlnet" / name
     net = begin_as(models.make_controlnet(base["unet"]), own if own.exists() else bundle / "controlnet" / FIRST_NET)
