@@ -29,8 +29,11 @@ def batches(stage: str, draw: Draw, steps: range, batch: int, device: torch.devi
         yield from (draw(generator_of(stage, step), batch) for step in steps)
         return
     multiprocessing.set_sharing_strategy("file_system")  # a file handle for each tensor would soon be too many
+    # Forked from a process that has imported everything, once for all stages, and has never seen the GPU.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tinyworld.diffusion", "tinyworld.vision"])
     workers = max(1, (os.cpu_count() or 1) - 2)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (draw,))
+    pool = ProcessPoolExecutor(workers, context, _begin, (draw,))
     waiting: deque[Future] = deque()
     try:
         for step in steps:
