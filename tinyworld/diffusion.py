@@ -33,7 +33,6 @@ class Batch:
     """What a step trains on. Tensors have a row for each picture."""
 
     rows: torch.Tensor
-    flips: torch.Tensor
     dropped: torch.Tensor
     """True for an empty prompt."""
     noisy: torch.Tensor
@@ -47,7 +46,7 @@ class Noising:
     """Draws the latents, prompts, noise and times of a step, and computes the v-prediction target."""
 
     latents: dict[int, torch.Tensor]
-    """For each size of a picture, (2, N, C, size / 8, size / 8): of every picture and its mirror image."""
+    """For each size of a picture, (N, C, size / 8, size / 8)."""
     tokenizer: CLIPTokenizer
     words: list[Words]
 
@@ -73,8 +72,7 @@ class Noising:
         if favoured is not None and len(favoured):
             chosen = favoured[torch.randint(len(favoured), (batch,), generator=generator)]
             rows = torch.where(torch.rand(batch, generator=generator) < 0.9, chosen, rows)
-        flips = torch.randint(2, (batch,), generator=generator)
-        clean = latents[flips, rows].float()
+        clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         times = self.draw_times(generator, batch)
         which = torch.randint(1, self.tokens.shape[1], (batch,), generator=generator)
@@ -83,7 +81,7 @@ class Noising:
         tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows, which])
         noisy = self.scheduler.add_noise(clean, noise, times)
         target = self.scheduler.get_velocity(clean, noise, times)
-        return Batch(rows, flips, dropped, noisy, times, tokens, target)
+        return Batch(rows, dropped, noisy, times, tokens, target)
 
     def draw_times(self, generator: torch.Generator, batch: int) -> torch.Tensor:
         """The timesteps of a batch, (B,)."""
@@ -160,7 +158,7 @@ class DrawControlled:
         favoured = self.people if hint.people_only else None
         drawn = self.noising.draw(generator, batch, self.prompt_drop, favoured, size)
         dataset = self.scenes.seen if size == SEEN else self.scenes.painted
-        control, prompts = control_maps(hint, self.annotator, dataset, drawn.rows, drawn.flips, generator)
+        control, prompts = control_maps(hint, self.annotator, dataset, drawn.rows, generator)
         self.noising.say(drawn, prompts)
         return Controlled(name, drawn, control, torch.rand(batch, generator=generator) >= self.uncontrolled)
 

@@ -61,15 +61,14 @@ def control_maps(
     network: TinyVisionModel | None,
     dataset: Dataset,
     rows: torch.Tensor,
-    flips: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, list[str | None]]:
-    """Control maps of these rows, mirrored if `flips` is 1: (B, 3, n, n) float32, 0 to 1, and -1 in inpaint's holes;
-    and for each the prompt that replaces the scene's caption, if any."""
+    """Control maps of these rows, (B, 3, n, n) float32, 0 to 1, and -1 in inpaint's holes; and for each the prompt that
+    replaces the scene's caption, if any."""
     seeds = torch.randint(2**31, (len(rows),), generator=generator).tolist()
     maps, prompts = [], []
-    for row, flip, seed in zip(rows.tolist(), flips.tolist(), seeds, strict=True):
-        sample, rng = dataset.sample(row, bool(flip)), np.random.default_rng(seed)
+    for row, seed in zip(rows.tolist(), seeds, strict=True):
+        sample, rng = dataset.sample(row), np.random.default_rng(seed)
         prompt = None
         if network is not None and hint.from_picture is not None and rng.random() < SEEN_SHARE:
             drawn = np.asarray(hint.from_picture(network, Image.fromarray(sample.picture)))

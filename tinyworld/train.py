@@ -47,7 +47,7 @@ class DrawCrops:
     def __call__(self, generator: torch.Generator, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.randint(len(self.scenes), (batch,), generator=generator)
         x, y = (int(v) for v in torch.randint(PICTURE - CROP + 1, (2,), generator=generator))
-        whole = pictures(self.scenes.painted, rows, torch.rand(batch, generator=generator) < 0.5)
+        whole = pictures(self.scenes.painted, rows)
         noise = torch.randn((batch, models.LATENT_CHANNELS, *(CROP // 8,) * 2), generator=generator)
         return whole[..., y : y + CROP, x : x + CROP].contiguous(), noise
 
