@@ -55,6 +55,8 @@ class DrawCrops:
 def train_vae(scenes: Scenes, plan: Plan, device: torch.device, folder: Path, earlier: Path | None) -> nn.Module:
     torch.manual_seed(SEED)
     vae = begin_as(models.make_vae(), earlier and earlier / "vae").to(device, memory_format=torch.channels_last)
+    if earlier:  # not a weight, so begin_as() leaves it: the other networks know latents of this scale
+        vae.register_to_config(scaling_factor=type(vae).load_config(earlier / "vae")["scaling_factor"])
 
     def loss_of(drawn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         target, noise = drawn[0].to(memory_format=torch.channels_last), drawn[1]

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,14 @@ def test_a_text_encoder_keeps_the_words_that_it_knows(tmp_path: Path) -> None:
     assert models.knows(tokenizer, ["a red zebra"]) and not models.knows(tokenizer, ["a blue zebra"])
     others = {name: tensor for name, tensor in before.state_dict().items() if "token_embedding" not in name}
     assert all(torch.equal(encoder.state_dict()[name], tensor) for name, tensor in others.items())
+
+
+def test_a_vae_keeps_the_scale_that_the_other_networks_know(tmp_path: Path) -> None:
+    """It is in the configuration, not among the weights. With another, UNet and nets would begin from noise unknown to them."""
+    plan, device = stages.Plan(0, 1, 1e-3), torch.device("cpu")
+    vae = train.train_vae(SimpleNamespace(), plan, device, tmp_path, WEIGHTS / "tiny")
+    config = json.loads((WEIGHTS / "tiny/vae/config.json").read_text(encoding="utf-8"))
+    assert vae.config["scaling_factor"] == config["scaling_factor"]
 
 
 def test_a_network_with_more_classes_keeps_what_it_has_learnt(tmp_path: Path) -> None:
