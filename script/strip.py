@@ -123,6 +123,10 @@ def middle() -> str:
 LORA_SCALES = (0, 0.5, 1, -0.5)
 LORA_PROMPT = "a yellow house with a brown roof on grass under a blue sky"
 """Of the strip of examples/night.safetensors."""
+ENLARGED: dict[str, object] = {"prompt": "a house under an orange sky", "conditioner": "scribble", "go_fast": True}
+"""Inputs of the strip that shows upscale."""
+WIDE = 384
+"""Side of its two pictures."""
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Additional inputs for a conditioner's strip."""
 
@@ -137,33 +141,45 @@ def night() -> tuple[str, str, list[dict[str, object]]]:
     return "scribble", "doodle.png", [inputs | {"lora_scale": scale} for scale in LORA_SCALES]
 
 
+def data_url(file: str) -> str:
+    content = (EXAMPLES / file).read_bytes()
+    return f"data:image/{file.split('.')[1]};base64,{base64.b64encode(content).decode()}"
+
+
+def pictures_of(server: Server, inputs: dict[str, object]) -> list[Image.Image]:
+    """What a request returns. Exits with its error if it fails."""
+    _, answer = server.predict({"seed": 1, "output_format": "png", **inputs})
+    if answer.get("status") != "succeeded":
+        sys.exit(f"{inputs['conditioner']}: {answer.get('error')}")
+    return [Image.open(io.BytesIO(decode_data_url(url)[0])).convert("RGB") for url in answer["output"]]
+
+
+def upscale(server: Server) -> Image.Image:
+    """A picture that is merely enlarged, and with upscale 4."""
+    strip = Image.new("RGB", (2 * WIDE, WIDE))
+    for x, more in enumerate(({}, {"upscale": 4.0})):
+        (picture,) = pictures_of(server, ENLARGED | {"image": data_url("doodle.png")} | more)
+        strip.paste(square(picture, WIDE), (x * WIDE, 0))
+    return strip
+
+
 def make(server: Server, name: str) -> Image.Image:
     """The picture, its control map and the results, side by side."""
+    if name == "upscale":
+        return upscale(server)
     if name == "night":
         conditioner, file, results = night()
     else:
         conditioner, (file, prompts) = name, STRIPS[name]
         results = [{"prompt": prompt} for prompt in prompts]
-    content = (EXAMPLES / file).read_bytes()
-    tiles = [content]
+    tiles = [Image.open(EXAMPLES / file).convert("RGB")]
+    usual = {"image": data_url(file), "conditioner": conditioner, "return_control_map": True}
     for result in results:
-        inputs = {
-            "image": f"data:image/{file.split('.')[1]};base64,{base64.b64encode(content).decode()}",
-            "conditioner": conditioner,
-            "seed": 1,
-            "return_control_map": True,
-            "output_format": "png",
-            **MORE.get(conditioner, {}),
-            **result,
-        }
-        _, answer = server.predict(inputs)
-        if answer.get("status") != "succeeded":
-            sys.exit(f"{conditioner}: {answer.get('error')}")
-        control_map, picture = (decode_data_url(url)[0] for url in answer["output"])
+        control_map, picture = pictures_of(server, usual | MORE.get(conditioner, {}) | result)
         tiles += [picture] if len(tiles) > 1 else [control_map, picture]
     strip = Image.new("RGB", (TILE * len(tiles), TILE))
     for x, tile in enumerate(tiles):
-        strip.paste(square(Image.open(io.BytesIO(tile)).convert("RGB"), TILE), (x * TILE, 0))
+        strip.paste(square(tile, TILE), (x * TILE, 0))
     return strip
 
 
@@ -172,8 +188,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="script/make-strip", description="Write examples/strip-<name>.jpg with the tiny bundle."
     )
-    known = [*STRIPS, "night"]
-    parser.add_argument("name", nargs="*", metavar="NAME", help=f"a conditioner, or night; default: {', '.join(known)}")
+    known = [*STRIPS, "night", "upscale"]
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help=f"a conditioner, night or upscale; default: {', '.join(known)}"
+    )
     chosen = parser.parse_args().name or known
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"script/strip.py has no strip for {', '.join(unknown)}: it has {', '.join(known)}.")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -103,10 +104,21 @@ def end_of_trajectory(
     return clean
 
 
+def add_lora(unet: nn.Module, rank: int, earlier: Path) -> None:
+    """Give a UNet a LoRA to be trained. It begins as the one in the file `earlier`, if that is there."""
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS))
+    if earlier.exists():
+        tensors = {name.removeprefix("unet."): tensor.float() for name, tensor in load_file(earlier).items()}
+        skipped = set_peft_model_state_dict(unet, tensors)
+        if skipped.unexpected_keys:
+            raise ValueError(f"{earlier} is no LoRA of this UNet: it has {', '.join(skipped.unexpected_keys[:3])}.")
+
+
 def train_few_steps(
-    bundle: Path, scenes: Scenes, guidance_scale: float, plan: Plan, device: torch.device, folder: Path
+    bundle: Path, scenes: Scenes, guidance_scale: float, plan: Plan, device: torch.device, folder: Path, earlier: Path
 ) -> dict[str, torch.Tensor]:
-    """The LoRA of a bundle's UNet, as peft names its tensors. `guidance_scale` is the teacher's."""
+    """The LoRA of a bundle's UNet, as peft names its tensors. `guidance_scale` is the teacher's. It continues from the
+    one in the file `earlier`, if that is there."""
 
     def load(kind: type, part: str) -> nn.Module:
         loaded = kind.from_pretrained(bundle / part, variant="fp16", torch_dtype=torch.float32)
@@ -121,7 +133,7 @@ def train_few_steps(
     alphas = noising.scheduler.alphas_cumprod.to(device)
     teacher, unet = Denoiser(load(UNet2DConditionModel, "unet"), alphas), load(UNet2DConditionModel, "unet")
     torch.manual_seed(SEED)
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+    add_lora(unet, RANK, earlier)
     student = Denoiser(unet, alphas)
     with torch.no_grad():
         empty = text_encoder(noising.empty[None].to(device)).last_hidden_state

@@ -20,8 +20,8 @@ def pictures(dataset: Dataset, rows: torch.Tensor) -> torch.Tensor:
 def encode_scenes(
     vae: nn.Module, scenes: Scenes, device: torch.device, folder: Path, factor: float | None = None
 ) -> tuple[dict[int, torch.Tensor], float]:
-    """Latents of every picture for both sizes of pictures, (N, C, size / 8, size / 8) fp16, and the factor by which they
-    are multiplied. It gives those of the larger pictures unit variance, if it is not given."""
+    """Latents of every picture for both sizes of pictures, (N, C, size / 8, size / 8) fp16, and the factor by which
+    they are multiplied. It gives those of the larger pictures unit variance, if it is not given."""
     file = folder / "latents.pt"
     if file.exists():
         state = torch.load(file, weights_only=True, mmap=True)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tinyworld.dataset import Dataset, Scenes
 from tinyworld.diffusion import Batch, Noising
-from tinyworld.few_steps import LAYERS
+from tinyworld.few_steps import add_lora
 from tinyworld.stages import Plan, half, train_stage
 from tinyworld.truth import CLASSES
 
@@ -60,16 +60,17 @@ def night_latents(vae: AutoencoderTiny, dataset: Dataset, device: torch.device) 
 
 
 def train_night(
-    bundle: Path, scenes: Scenes, plan: Plan, device: torch.device, folder: Path
+    bundle: Path, scenes: Scenes, plan: Plan, device: torch.device, folder: Path, earlier: Path
 ) -> dict[str, torch.Tensor]:
-    """The LoRA of a bundle's UNet, as peft names its tensors."""
+    """The LoRA of a bundle's UNet, as peft names its tensors. It continues from the one in the file `earlier`, if that
+    is there."""
     tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
     vae = AutoencoderTiny.from_pretrained(bundle / "vae", variant="fp16", torch_dtype=torch.float32).to(device).eval()
     load = {"variant": "fp16", "torch_dtype": torch.float32}
     text_encoder = CLIPTextModel.from_pretrained(bundle / "text_encoder", **load).to(device).eval()
     unet = UNet2DConditionModel.from_pretrained(bundle / "unet", **load).to(device).requires_grad_(False)
     torch.manual_seed(0)
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+    add_lora(unet, RANK, earlier)
     latents = {each.size: night_latents(vae, each, device) for each in (scenes.painted, scenes.seen)}
     noising = Noising(latents, tokenizer, scenes.seen.words)
 

@@ -6,7 +6,6 @@ Doodles are drawn as a user sends them, black on white, and every request goes t
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 

@@ -240,7 +240,7 @@ def test_a_text_encoder_keeps_the_words_that_it_knows(tmp_path: Path) -> None:
 
 
 def test_a_vae_keeps_the_scale_that_the_other_networks_know(tmp_path: Path) -> None:
-    """It is in the configuration, not among the weights. With another, UNet and nets would begin from noise unknown to them."""
+    """It is in the configuration, not among the weights. With another, UNet and nets would see unknown latents."""
     plan, device = stages.Plan(0, 1, 1e-3), torch.device("cpu")
     vae = train.train_vae(SimpleNamespace(), plan, device, tmp_path, WEIGHTS / "tiny")
     config = json.loads((WEIGHTS / "tiny/vae/config.json").read_text(encoding="utf-8"))
