@@ -25,7 +25,7 @@ from tinyworld.judge import READINGS
 from tinyworld.models import make_scheduler
 
 NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
-COUNT = 8
+COUNT = 4
 """Number of scenes. With 16, the second-best net is not further behind."""
 
 
