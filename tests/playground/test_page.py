@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError as NotInTime
 from support import ROOT, browser, toy_predictor
 from support.requests_to_tiny import CAT, encoded
 from support.server import Server
@@ -44,8 +45,16 @@ class Tab:
 
     def choose(self, name: str, value: str) -> None:
         self.open(name)
-        self.entry(name).locator(".q-select").click()
-        self.page.get_by_role("option", name=value, exact=True).click()
+        self.pick(self.entry(name).locator(".q-select"), self.page.get_by_role("option", name=value, exact=True))
+
+    def pick(self, opener: Any, choice: Any) -> None:
+        """Open a menu and click on one of its choices. A menu that closed because the page moved is opened again."""
+        opener.click()
+        try:
+            choice.click(timeout=SLOW / 4)
+        except NotInTime:
+            opener.click()
+            choice.click()
 
     def open(self, name: str) -> None:
         """Unfold the group of an input."""
@@ -56,8 +65,8 @@ class Tab:
 
     def example(self, name: str) -> None:
         with self.next("Picture"):
-            self.entry("image").get_by_role("button", name="Example").click()
-            self.page.get_by_role("menuitem", name=name).click()
+            example = self.entry("image").get_by_role("button", name="Example")
+            self.pick(example, self.page.get_by_role("menuitem", name=name))
 
     def click(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
