@@ -107,7 +107,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=64,
             le=2048,
-            description="Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 1024 with sdxl, 128 with tiny.",
+            description="Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 1024 with sdxl, 256 with tiny.",
         ),
         width: Optional[int] = Input(
             default=None,

@@ -126,6 +126,10 @@ LORA_PROMPT = "a yellow house with a brown roof on grass under a blue sky"
 REFERENCES = ("house.png", "room.png", "person.png")
 REFERENCE_PROMPT = "a house"
 """Of the strip that shows reference pictures, files of examples/."""
+ENLARGED: dict[str, object] = {"prompt": "a house under an orange sky", "conditioner": "scribble", "go_fast": True}
+"""Inputs of the strip that shows upscale."""
+WIDE = 384
+"""Side of its two pictures."""
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Additional inputs for a conditioner's strip."""
 
@@ -147,7 +151,7 @@ def like() -> tuple[str, str, list[dict[str, object]]]:
 
 
 SPECIAL = {"night": night, "reference": like}
-"""The strips that are not of a conditioner."""
+"""The strips of one conditioner that show something else."""
 
 
 def data_url(file: str) -> str:
@@ -155,39 +159,49 @@ def data_url(file: str) -> str:
     return f"data:image/{file.split('.')[1]};base64,{base64.b64encode((EXAMPLES / file).read_bytes()).decode()}"
 
 
+def example(file: str) -> Image.Image:
+    """A picture of examples/."""
+    return Image.open(EXAMPLES / file).convert("RGB")
+
+
+def pictures_of(server: Server, inputs: dict[str, object]) -> list[Image.Image]:
+    """What a request returns. Exits with its error if it fails."""
+    _, answer = server.predict({"seed": 1, "output_format": "png", **inputs})
+    if answer.get("status") != "succeeded":
+        sys.exit(f"{inputs['conditioner']}: {answer.get('error')}")
+    return [Image.open(io.BytesIO(decode_data_url(url)[0])).convert("RGB") for url in answer["output"]]
+
+
+def upscale(server: Server) -> Image.Image:
+    """A picture that is merely enlarged, and with upscale 4."""
+    inputs = ENLARGED | {"image": data_url("doodle.png")}
+    return tiled([[picture for more in ({}, {"upscale": 4.0}) for picture in pictures_of(server, inputs | more)]], WIDE)
+
+
+def tiled(rows: list[list[Image.Image]], side: int) -> Image.Image:
+    """Rows of pictures, each `side` pixels wide and high."""
+    strip = Image.new("RGB", (side * len(rows[0]), side * len(rows)))
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            strip.paste(square(tile, side), (x * side, y * side))
+    return strip
+
+
 def make(server: Server, name: str) -> Image.Image:
     """The picture, its control map and the results, side by side; reference pictures are above their results."""
+    if name == "upscale":
+        return upscale(server)
     if name in SPECIAL:
         conditioner, file, results = SPECIAL[name]()
     else:
         conditioner, (file, prompts) = name, STRIPS[name]
         results = [{"prompt": prompt} for prompt in prompts]
-    maps, pictures = [], []
-    for result in results:
-        inputs = {
-            "image": data_url(file),
-            "conditioner": conditioner,
-            "seed": 1,
-            "return_control_map": True,
-            "output_format": "png",
-            **MORE.get(conditioner, {}),
-            **result,
-        }
-        _, answer = server.predict(inputs)
-        if answer.get("status") != "succeeded":
-            sys.exit(f"{conditioner}: {answer.get('error')}")
-        control_map, picture = (decode_data_url(url)[0] for url in answer["output"])
-        maps, pictures = [control_map], [*pictures, picture]
-    first = (EXAMPLES / file).read_bytes()
+    usual = {"image": data_url(file), "conditioner": conditioner, "return_control_map": True}
+    made = [pictures_of(server, usual | MORE.get(conditioner, {}) | result) for result in results]
+    painted = [made[0][0], *(picture for _, picture in made)]
     if name == "reference":
-        rows = [[first, *((EXAMPLES / shown).read_bytes() for shown in REFERENCES)], [*maps, *pictures]]
-    else:
-        rows = [[first, *maps, *pictures]]
-    strip = Image.new("RGB", (TILE * len(rows[0]), TILE * len(rows)))
-    for y, row in enumerate(rows):
-        for x, tile in enumerate(row):
-            strip.paste(square(Image.open(io.BytesIO(tile)).convert("RGB"), TILE), (x * TILE, y * TILE))
-    return strip
+        return tiled([[example(file), *map(example, REFERENCES)], painted], TILE)
+    return tiled([[example(file), *painted]], TILE)
 
 
 def main() -> None:
@@ -195,9 +209,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="script/make-strip", description="Write examples/strip-<name>.jpg with the tiny bundle."
     )
-    known = [*STRIPS, *SPECIAL]
+    known = [*STRIPS, *SPECIAL, "upscale"]
     parser.add_argument(
-        "name", nargs="*", metavar="NAME", help=f"a conditioner, night or reference; default: {', '.join(known)}"
+        "name",
+        nargs="*",
+        metavar="NAME",
+        help=f"a conditioner, night, reference or upscale; default: {', '.join(known)}",
     )
     chosen = parser.parse_args().name or known
     if unknown := [name for name in chosen if name not in known]:

@@ -180,7 +180,7 @@ def test_requests_are_checked_against_an_opened_bundle(bundle: Bundle) -> None:
         return read_request(predict.Predictor.predict, {"prompt": "x", "image": predict.Path("x.png")} | sent, bundle)
 
     request = read(guidance_scale=0.0)
-    assert (request.resolution, request.guidance_scale, request.scheduler) == (128, 0.0, "DDIM")
+    assert (request.resolution, request.guidance_scale, request.scheduler) == (256, 0.0, "DDIM")
     assert list(bundle.conditioners) == list(bundle.annotators()) == list(bundle.controlnets())
     assert all(bundle.knobs(name) == knobs_of(annotator) for name, annotator in bundle.annotators().items())
     assert bundle.unet_calls("HeunDiscrete", 10, 0) == 19 and bundle.unet_calls("DDIM", 10, 8) == 2

@@ -69,7 +69,7 @@ def test_names_and_order_of_inputs_are_final() -> None:
 @pytest.mark.parametrize("name", ["resolution", "num_inference_steps", "guidance_scale", "scheduler", "control_mode"])
 @pytest.mark.parametrize("bundle", bundle_names())
 def test_descriptions_say_each_bundles_default(name: str, bundle: str) -> None:
-    """As "512 with sd15, 128 with tiny", or as "20, with tiny 30" for a value that all others have."""
+    """As "512 with sd15, 256 with tiny", or as "20, with tiny 30" for a value that all others have."""
     assert_said(name, bundle, getattr(Manifest.read(ROOT / f"weights/{bundle}.toml").defaults, name))
 
 

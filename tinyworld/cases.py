@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tinyworld.dataset import HELD_OUT, SIZE, Sample, sample_of
+from tinyworld.dataset import HELD_OUT, SEEN, Sample, sample_of
 from tinyworld.render import FIRST_SOLID, render
 from tinyworld.scene import Scene, make_scene
 
@@ -14,7 +14,10 @@ JOINTS_IN_VIEW = 9
 """A scene measures poses if at least this many joints of one person are in view."""
 PIXELS_OF_LINES = 40
 """A scene measures straight lines if at least this many pixels of them are in view."""
-MAIN_SOLIDS = {"ball", "box", "cone", "cylinder", "pyramid", "table", "chair", "tree", "house", "shirt"}
+MAIN_SOLIDS = {
+    *("ball", "box", "cone", "cylinder", "pyramid", "table", "chair", "tree", "house", "shirt"),
+    *("cat", "owl", "cup", "boat"),
+}
 """In things of several colours, the solids that have the colour in the caption."""
 
 Fits = Callable[[Scene, Sample], bool]
@@ -22,7 +25,7 @@ Fits = Callable[[Scene, Sample], bool]
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out scene, its picture in the bundle's size, and its truth at 128 pixels."""
+    """A held-out scene, its picture in the bundle's size, and its truth as the scoring network sees it."""
 
     scene: Scene
     picture: Image.Image
@@ -50,10 +53,10 @@ def shows_one_thing(scene: Scene, _: Sample) -> bool:
 
 
 def main_pixels(scene: Scene) -> np.ndarray:
-    """(128, 128) bool: where the first thing shows its named colour."""
+    """(SEEN, SEEN) bool: where the first thing shows its named colour."""
     solids = scene.things[0].solids
     numbers = [FIRST_SOLID + i for i, solid in enumerate(solids) if solid.label in MAIN_SOLIDS]
-    return np.isin(render(scene, SIZE).ids, numbers)
+    return np.isin(render(scene, SEEN).ids, numbers)
 
 
 def held_out(size: int, fits: Fits = shows_anything) -> Iterator[Case]:
@@ -63,6 +66,6 @@ def held_out(size: int, fits: Fits = shows_anything) -> Iterator[Case]:
         scene = make_scene(seed)
         sample = sample_of(scene)
         if fits(scene, sample):
-            picture = sample.picture if size == SIZE else render(scene, size).picture
+            picture = sample.picture if size == SEEN else render(scene, size).picture
             yield Case(scene, Image.fromarray(picture), sample)
         seed += 1

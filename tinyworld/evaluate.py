@@ -16,16 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld import sheets
 from tinyworld.cases import SUBJECTS, Case, held_out, main_pixels, shows_anything, shows_one_thing
-from tinyworld.dataset import SIZE
 from tinyworld.export import EVALUATOR
-from tinyworld.judge import READINGS, Judge, colour_of, wanted
+from tinyworld.judge import MEASURED, Judge, Reading, colour_of, readings_of, reduced, wanted
 from tinyworld.painter import Painter
 from tinyworld.scene import recoloured
 from tinyworld.things import COLOURS
@@ -36,7 +34,7 @@ OTHERS = 4
 
 @dataclass(frozen=True)
 class Quality:
-    """One conditioner's figures: means over the scenes."""
+    """The figures of one reading of a conditioner: means over the scenes."""
 
     metric: str
     value: float
@@ -49,33 +47,37 @@ class Quality:
     scenes: int
 
 
-def measure(conditioner: str, painter: Painter, judge: Judge, count: int) -> Quality:
-    """Score `count` pictures of one conditioner; picture i has seed i."""
-    compare = READINGS[conditioner].compare
-    asked, painted, source = [], [], []
+def measure(conditioner: str, painter: Painter, judge: Judge, count: int) -> dict[str, Quality]:
+    """Score `count` pictures of one conditioner by each of its readings; picture i has seed i."""
+    readings = readings_of(conditioner)
+    asked, painted, source = ({name: [] for name in readings} for _ in range(3))
     for i, case in enumerate(islice(cases_of(conditioner, painter), count)):
         control_map = painter.control_map(conditioner, case)
-        picture = painter.paint(conditioner, control_map, case.scene.caption, i)
-        asked.append(asked_by(conditioner, control_map, case))
-        painted.append(judge.found(conditioner, small(picture)))
-        source.append(judge.found(conditioner, small(case.picture)))
-    marks = np.array([compare(found, asked[i]) for i, found in enumerate(painted)])
-    ceiling = np.mean([compare(found, asked[i])[1] for i, found in enumerate(source)])
+        made = judge.look(painter.paint(conditioner, control_map, case.scene.caption, i))
+        scene = judge.look(case.picture)
+        for name, reading in readings.items():
+            asked[name].append(wanted(name, control_map, case.sample.people))
+            painted[name].append(reading.found(made))
+            source[name].append(reading.found(scene))
+    return {name: _quality(readings[name], painted[name], asked[name], source[name]) for name in readings}
+
+
+def _quality(reading: Reading, painted: list, asked: list, source: list) -> Quality:
+    count = len(asked)
+    marks = np.array([reading.compare(found, asked[i]) for i, found in enumerate(painted)])
+    ceiling = np.mean([reading.compare(found, asked[i])[1] for i, found in enumerate(source)])
     others = range(1, min(OTHERS, count - 1) + 1)
-    floor = np.mean([compare(painted[i], asked[(i + step) % count])[1] for i in range(count) for step in others])
+    floor = np.mean(
+        [reading.compare(painted[i], asked[(i + step) % count])[1] for i in range(count) for step in others]
+    )
     value, score = marks.mean(0)
     share = (score - floor) / (ceiling - floor)
-    return Quality(READINGS[conditioner].metric, *(float(v) for v in (value, score, floor, ceiling, share)), count)
+    return Quality(reading.metric, *(float(v) for v in (value, score, floor, ceiling, share)), count)
 
 
 def cases_of(conditioner: str, painter: Painter) -> Iterator[Case]:
     """The scenes with which a conditioner is measured."""
     return held_out(painter.size[0], SUBJECTS.get(conditioner, shows_anything))
-
-
-def asked_by(conditioner: str, control_map: Image.Image, case: Case) -> Any:
-    """What a control map of the scene asks for, as Judge.found() gives it of a picture."""
-    return wanted(conditioner, small(control_map, exact=conditioner == "seg"), case.sample.people)
 
 
 def measure_colours(painter: Painter, count: int) -> dict[str, float]:
@@ -92,16 +94,9 @@ def measure_colours(painter: Painter, count: int) -> dict[str, float]:
         prompt = recoloured(case.scene.caption, rng, new, only_first=True)
         picture = painter.paint("canny", painter.control_map("canny", case), prompt, i)
         where = main_pixels(case.scene)
-        right += colour_of(np.asarray(small(picture))[where]) == new
+        right += colour_of(np.asarray(reduced(picture))[where]) == new
         read += colour_of(case.sample.picture[where]) == old
     return {"right": right / count, "chance": 1 / len(COLOURS), "ceiling": read / count, "scenes": count}
-
-
-def small(picture: Image.Image, exact: bool = False) -> Image.Image:
-    """The picture at the size that the evaluation network reads, 128 pixels."""
-    if picture.size == (SIZE, SIZE):
-        return picture
-    return picture.resize((SIZE, SIZE), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
 
 
 def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None, table: str = "quality") -> str:
@@ -114,7 +109,7 @@ def as_toml(qualities: dict[str, Quality], colours: dict[str, float] | None, tab
         tables["prompt_colour"] = colours
     lines = []
     for name, figures in tables.items():
-        lines += [f"[made.{table}.{name}]"]
+        lines += [f"[made.{table}.{json.dumps(name) if ',' in name else name}]"]
         lines += [
             f"{key} = {json.dumps(round(value, 3) if isinstance(value, float) else value, ensure_ascii=False)}"
             for key, value in figures.items()
@@ -149,14 +144,14 @@ def open_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 
 def main() -> None:
     parser = arguments_of("script/evaluate", __doc__.partition("\n")[0])
-    parser.add_argument("--conditioner", action="append", default=[], choices=list(READINGS), help="only this one")
+    parser.add_argument("--conditioner", action="append", default=[], choices=MEASURED, help="only this one")
     arguments = parser.parse_args()
     painter, judge, folder = open_all(parser, arguments)
-    names = [name for name in arguments.conditioner or READINGS if name in painter.annotators]
+    names = [name for name in arguments.conditioner or MEASURED if name in painter.annotators]
     qualities: dict[str, Quality] = {}
     for name in names:
         started = time.monotonic()
-        qualities[name] = measure(name, painter, judge, arguments.scenes)
+        qualities |= measure(name, painter, judge, arguments.scenes)
         print(f"{name}: {qualities[name]} in {time.monotonic() - started:.0f} s", flush=True)
     colours = measure_colours(painter, arguments.scenes) if "canny" in names else None
     figures = as_toml(qualities, colours, "go_fast" if arguments.go_fast else "quality")

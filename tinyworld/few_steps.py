@@ -13,19 +13,19 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
-from tinyworld import models
-from tinyworld.dataset import Dataset
-from tinyworld.diffusion import Noising
-from tinyworld.hints import HINTS, control_maps, rows_with_people
-from tinyworld.stages import SEED, Plan, half, train_stage
+from tinyworld.dataset import Scenes
+from tinyworld.diffusion import Controlled, DrawControlled, Noising
+from tinyworld.feed import SEED
+from tinyworld.hints import HINTS
+from tinyworld.latents import encode_scenes
+from tinyworld.stages import Plan, half, train_stage
 
-PLAN = Plan(1600, 12, 3e-4)
-"""About half an hour on one core, after the scenes are rendered."""
 RANK = 16
 LAYERS = [
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -104,10 +104,21 @@ def end_of_trajectory(
     return clean
 
 
+def add_lora(unet: nn.Module, rank: int, earlier: Path) -> None:
+    """Give a UNet a LoRA to be trained. It begins as the one in the file `earlier`, if that is there."""
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS))
+    if earlier.exists():
+        tensors = {name.removeprefix("unet."): tensor.float() for name, tensor in load_file(earlier).items()}
+        skipped = set_peft_model_state_dict(unet, tensors)
+        if skipped.unexpected_keys:
+            raise ValueError(f"{earlier} is no LoRA of this UNet: it has {', '.join(skipped.unexpected_keys[:3])}.")
+
+
 def train_few_steps(
-    bundle: Path, dataset: Dataset, guidance_scale: float, plan: Plan, device: torch.device, folder: Path
+    bundle: Path, scenes: Scenes, guidance_scale: float, plan: Plan, device: torch.device, folder: Path, earlier: Path
 ) -> dict[str, torch.Tensor]:
-    """The LoRA of a bundle's UNet, as peft names its tensors. `guidance_scale` is the teacher's."""
+    """The LoRA of a bundle's UNet, as peft names its tensors. `guidance_scale` is the teacher's. It continues from the
+    one in the file `earlier`, if that is there."""
 
     def load(kind: type, part: str) -> nn.Module:
         loaded = kind.from_pretrained(bundle / part, variant="fp16", torch_dtype=torch.float32)
@@ -117,56 +128,42 @@ def train_few_steps(
     seeing = load(TinyVisionModel, "annotator/tiny")
     nets = {name: load(ControlNetModel, f"controlnet/{name}") for name in HINTS}
     tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
-    noising = Noising(latents_of(vae, dataset, device), *models.tokens_of(tokenizer, dataset.captions), device)
+    latents, _ = encode_scenes(vae, scenes, device, folder, vae.config["scaling_factor"])
+    noising = OnGrid(latents, tokenizer, scenes.seen.words)
     alphas = noising.scheduler.alphas_cumprod.to(device)
     teacher, unet = Denoiser(load(UNet2DConditionModel, "unet"), alphas), load(UNet2DConditionModel, "unet")
     torch.manual_seed(SEED)
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
-    student, people, names = Denoiser(unet, alphas), rows_with_people(dataset), list(nets)
-    weights = torch.tensor([HINTS[name].weight for name in names], dtype=torch.float)
+    add_lora(unet, RANK, earlier)
+    student = Denoiser(unet, alphas)
     with torch.no_grad():
         empty = text_encoder(noising.empty[None].to(device)).last_hidden_state
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        name = names[int(torch.multinomial(weights, 1, generator=generator))]
-        hint = HINTS[name]
-        rows, flips, _, _, tokens, _ = noising.draw(generator, batch, 0.0, people if hint.people_only else None)
-        clean = noising.latents[flips, rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(EARLIEST // GRID, 1000 // GRID, (batch,), generator=generator) * GRID + GRID - 1
-        times[: batch // 4] = 999  # where every picture begins
-        noisy = noising.scheduler.add_noise(clean, noise, times).to(device)
-        maps = control_maps(hint, seeing, dataset, rows, flips, generator).to(device)
-        used = (torch.rand(batch, generator=generator) >= UNCONTROLLED).to(device)[:, None, None, None]
-        times = times.to(device)
+    def loss_of(drawn: Controlled) -> torch.Tensor:
+        noisy, times, used = drawn.batch.noisy, drawn.batch.times, drawn.used[:, None, None, None]
 
         def control(noisy: torch.Tensor, times: torch.Tensor) -> Residuals:
             with torch.no_grad(), half(device):
-                down, mid = nets[name](
-                    noisy, times, encoder_hidden_states=words, controlnet_cond=maps, return_dict=False
+                down, mid = nets[drawn.name](
+                    noisy, times, encoder_hidden_states=words, controlnet_cond=drawn.control, return_dict=False
                 )
             return [residual * used for residual in down], mid * used
 
         with torch.no_grad():
-            words = text_encoder(tokens).last_hidden_state
+            words = text_encoder(drawn.batch.tokens).last_hidden_state
         both = words, empty.expand_as(words)
         target = end_of_trajectory(teacher, noisy, times, both, control, guidance_scale)
         predicted, _ = student(noisy, times, words, control(noisy, times))
         return (((predicted - target) ** 2 + HUBER**2).sqrt() - HUBER).mean()
 
-    return get_peft_model_state_dict(train_stage("few_steps", plan, {"unet": unet}, loss_of, device, folder)["unet"])
+    draw = DrawControlled(noising, scenes, seeing, tuple(nets), prompt_drop=0.0, uncontrolled=UNCONTROLLED)
+    trained = train_stage("few_steps", plan, {"unet": unet}, draw, loss_of, device, folder)["unet"]
+    return get_peft_model_state_dict(trained)
 
 
-@torch.no_grad()
-def latents_of(vae: nn.Module, dataset: Dataset, device: torch.device) -> torch.Tensor:
-    """(2, N, C, 16, 16): of every picture and its mirror image, scaled as the bundle's."""
-    both = []
-    for flip in (False, True):
-        rows = []
-        for i in torch.arange(len(dataset)).split(64):
-            pixels = torch.from_numpy(dataset.pictures[i.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            pixels = (pixels.flip(-1) if flip else pixels).to(device, memory_format=torch.channels_last)
-            encoded = vae.encode(pixels).latents
-            rows.append(encoded.cpu() * vae.config["scaling_factor"])
-        both.append(torch.cat(rows))
-    return torch.stack(both)
+class OnGrid(Noising):
+    """At the timesteps among which LCM's sampler chooses; a quarter of them are those where every picture begins."""
+
+    def draw_times(self, generator: torch.Generator, batch: int) -> torch.Tensor:
+        times = torch.randint(EARLIEST // GRID, 1000 // GRID, (batch,), generator=generator) * GRID + GRID - 1
+        times[: batch // 4] = 999
+        return times

@@ -6,6 +6,7 @@ tinyworld/scoring.py that compares the two. For prompts: the name of the colour 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -14,10 +15,14 @@ import torch
 from PIL import Image
 from skimage.morphology import skeletonize
 
+from controlnet.conditioners import BY_NAME
+from controlnet.maps.annotators.canny import draw_canny
 from controlnet.maps.annotators.hed import safe_levels
 from controlnet.maps.annotators.tiny import LINE_THRESHOLD, find_people, see, thin_lines
 from controlnet.maps.annotators.tiny_network import Seen, TinyVisionModel
 from controlnet.maps.annotators.upernet import ade20k_palette
+from controlnet.maps.resizing import resize_map
+from tinyworld.dataset import SEEN
 from tinyworld.scoring import depth_error, edge_f1, mean_iou, ms_ssim, normal_error, pck
 from tinyworld.things import COLOURS
 
@@ -30,8 +35,10 @@ Marks = tuple[float, float]
 class Look:
     """A picture, and what the evaluation network sees in it."""
 
+    full: np.ndarray
+    """(n, n, 3) uint8: as it was painted."""
     pixels: np.ndarray
-    """(128, 128, 3) uint8."""
+    """(128, 128, 3) uint8: as the network sees it."""
     seen: Seen
     numbers: np.ndarray
     """The ADE20K class of each of the network's classes."""
@@ -39,8 +46,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Reading:
-    """How obedience to one conditioner is measured."""
+    """One way to measure obedience to a conditioner."""
 
+    conditioner: str
     metric: str
     """The name of the metric in the field."""
     wanted: Callable[[np.ndarray, People], Any]
@@ -49,6 +57,8 @@ class Reading:
     """A picture, as the network sees it -> what it shows, in the same form as `wanted`."""
     compare: Callable[[Any, Any], Marks]
     """What was found and what was wanted -> the marks."""
+    full: bool = False
+    """Whether `wanted` gets the control map as it was sent, not as large as the network sees pictures."""
 
 
 def _score(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], Marks]:
@@ -107,42 +117,88 @@ def _colour_error(found: np.ndarray, wanted: np.ndarray) -> Marks:
 
 FAINT_LINE = 63
 """Of 255. Soft lines count from this level on. Usual lines of a picture are drawn at 127 (lineart_standard.py)."""
+_CLOSE, _EXACT = 0.1, 0.05
+"""Shares of a person's size. At PCK's usual 0.2, a neck on the nose counts as right."""
+
+
+def _canny_edges(look: Look) -> np.ndarray:
+    """At the annotator's own thresholds."""
+    return np.asarray(draw_canny(Image.fromarray(look.full)).convert("L")) > 127
+
+
+def _people(look: Look) -> list[np.ndarray]:
+    return find_people(look.seen)
+
+
+def _sent_people(_: np.ndarray, people: People) -> People:
+    return people
+
+
 READINGS: dict[str, Reading] = {
-    "canny": Reading("F1 of edges, 2 px", _bright, _edges, _score(edge_f1)),
-    "scribble": Reading("F1 of strokes, 2 px", _thin, _outlines, _score(edge_f1)),
-    "mlsd": Reading("F1 of lines, 2 px", _bright, lambda look: thin_lines(look.seen.straight), _score(edge_f1)),
+    "canny": Reading("canny", "F1 of edges, 2 px", _bright, _edges, _score(edge_f1)),
+    "canny, sharp": Reading(
+        "canny",
+        "F1 of Canny's edges, 1 px at full size",
+        _bright,
+        _canny_edges,
+        _score(partial(edge_f1, tolerance=1)),
+        full=True,
+    ),
+    "scribble": Reading("scribble", "F1 of strokes, 2 px", _thin, _outlines, _score(edge_f1)),
+    "mlsd": Reading("mlsd", "F1 of lines, 2 px", _bright, lambda look: thin_lines(look.seen.straight), _score(edge_f1)),
     "hed": Reading(
+        "hed",
         "multi-scale SSIM",
         lambda control_map, _: control_map[..., 0],
         lambda look: safe_levels(_probable(look.seen.outlines)),
         _score(ms_ssim),
     ),
     "depth": Reading(
+        "depth",
         "RMSE of depth, 0–255",
         lambda control_map, _: control_map[..., 0],
         lambda look: look.seen.nearness[0, 0].cpu().numpy(),
         depth_error,
     ),
     "normal": Reading(
-        "mean angle, degrees", _facing, lambda look: look.seen.normals[0].permute(1, 2, 0).cpu().numpy(), normal_error
+        "normal",
+        "mean angle, degrees",
+        _facing,
+        lambda look: look.seen.normals[0].permute(1, 2, 0).cpu().numpy(),
+        normal_error,
     ),
     "seg": Reading(
-        "mIoU", _numbers, lambda look: look.numbers[look.seen.classes[0].argmax(0).cpu().numpy()], _score(mean_iou)
+        "seg",
+        "mIoU",
+        _numbers,
+        lambda look: look.numbers[look.seen.classes[0].argmax(0).cpu().numpy()],
+        _score(mean_iou),
     ),
-    "openpose": Reading("PCK at 0.2", lambda _, people: people, lambda look: find_people(look.seen), _score(pck)),
+    "openpose": Reading("openpose", "PCK at 0.2", _sent_people, _people, _score(pck)),
+    "openpose, close": Reading("openpose", "PCK at 0.1", _sent_people, _people, _score(partial(pck, alpha=_CLOSE))),
+    "openpose, exact": Reading("openpose", "PCK at 0.05", _sent_people, _people, _score(partial(pck, alpha=_EXACT))),
     "lineart": Reading(
+        "lineart",
         "F1 of lines, 2 px",
         lambda control_map, _: skeletonize(control_map.max(axis=2) > FAINT_LINE),
         _edges,
         _score(edge_f1),
     ),
     "tile": Reading(
+        "tile",
         "RMSE of colours at an eighth",
         lambda control_map, _: _coarse(control_map),
         lambda look: _coarse(look.pixels),
         _colour_error,
     ),
 }
+MEASURED = tuple(dict.fromkeys(reading.conditioner for reading in READINGS.values()))
+"""The conditioners that can be measured."""
+
+
+def readings_of(conditioner: str) -> dict[str, Reading]:
+    """Those of one conditioner, by name. The first has the conditioner's own."""
+    return {name: reading for name, reading in READINGS.items() if reading.conditioner == conditioner}
 
 
 class Judge:
@@ -152,14 +208,29 @@ class Judge:
         self.network = network
         self.numbers = np.array(network.config["classes"])
 
-    def found(self, conditioner: str, picture: Image.Image) -> Any:
-        """The edges, depth, joints and so on, by conditioner, that are in an RGB picture, (128, 128)."""
-        return READINGS[conditioner].found(Look(np.asarray(picture), see(self.network, picture), self.numbers))
+    def look(self, picture: Image.Image) -> Look:
+        """What there is to see in an RGB picture, (n, n)."""
+        small = reduced(picture)
+        return Look(np.asarray(picture), np.asarray(small), see(self.network, small), self.numbers)
+
+    def found(self, reading: str, picture: Image.Image) -> Any:
+        """The edges, depth, joints and so on that a picture shows. `reading` is a key of READINGS."""
+        return READINGS[reading].found(self.look(picture))
 
 
-def wanted(conditioner: str, control_map: Image.Image, people: People) -> Any:
-    """What the control map, (128, 128), asks for. `people` are the joints that a skeleton map shows, (18, 3) each."""
-    return READINGS[conditioner].wanted(np.asarray(control_map.convert("RGB")), people)
+def wanted(reading: str, control_map: Image.Image, people: People) -> Any:
+    """What the control map, (n, n), asks for. `people` are the joints that a skeleton map shows, (18, 3) each."""
+    asked = READINGS[reading]
+    if not asked.full:
+        control_map = resize_map(control_map, (SEEN, SEEN), BY_NAME[asked.conditioner].form)
+    return asked.wanted(np.asarray(control_map.convert("RGB")), people)
+
+
+def reduced(picture: Image.Image) -> Image.Image:
+    """The picture at the size that the evaluation network reads."""
+    if picture.size == (SEEN, SEEN):
+        return picture
+    return picture.resize((SEEN, SEEN), Image.Resampling.LANCZOS)
 
 
 BRIGHTNESSES = np.linspace(0.55, 1.15, 13)

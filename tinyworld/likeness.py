@@ -16,12 +16,12 @@ from controlnet.maps.controls import Control
 from controlnet.pictures.canvas import ReferencePicture
 from tinyworld import evaluate
 from tinyworld.cases import held_out
-from tinyworld.dataset import sample_of
-from tinyworld.evaluate import OTHERS, arguments_of, open_all, small
-from tinyworld.judge import READINGS, Judge
+from tinyworld.evaluate import OTHERS, arguments_of, open_all
+from tinyworld.judge import MEASURED, READINGS, Judge, wanted
 from tinyworld.painter import Painter
 from tinyworld.palettes import in_colours_of
-from tinyworld.scene import Scene, colourless
+from tinyworld.render import render
+from tinyworld.scene import Scene, without_paint
 
 SIDE = 32
 """Pixels to a side of the pictures whose palettes are compared: smaller differences than these are no colours."""
@@ -78,7 +78,7 @@ class Referring:
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:
         reference = ReferencePicture(self.references[seed], self.scale, "all") if self.scale else None
         controls = (Control(conditioner, control_map),)
-        self.made.append(self.painter.paint_with(controls, colourless(prompt), seed, reference=reference))
+        self.made.append(self.painter.paint_with(controls, without_paint(prompt), seed, reference=reference))
         return self.made[-1]
 
 
@@ -92,8 +92,8 @@ def measure(
     figures = {}
     for scale in scales:
         referring = Referring(painter, references, scale)
-        obeyed = evaluate.measure(conditioner, referring, judge, count)
-        like = nearer([*map(small, referring.made)], [*map(small, references)])
+        obeyed = evaluate.measure(conditioner, referring, judge, count)[conditioner]
+        like = nearer(referring.made, references)
         rendered = (score - obeyed.floor) / (obeyed.ceiling - obeyed.floor) if scale else 1.0
         figures[scale] = Likeness(like, obeyed.share, rendered)
     return figures
@@ -103,8 +103,8 @@ def _score_in_colours_of(references: Sequence[Scene], conditioner: str, painter:
     """The mean score of the scenes that are measured, if each is rendered in the colours of its reference."""
     scores = []
     for case, reference in zip(evaluate.cases_of(conditioner, painter), references, strict=False):
-        asked = evaluate.asked_by(conditioner, painter.control_map(conditioner, case), case)
-        picture = Image.fromarray(sample_of(in_colours_of(reference, case.scene)).picture)
+        asked = wanted(conditioner, painter.control_map(conditioner, case), case.sample.people)
+        picture = Image.fromarray(render(in_colours_of(reference, case.scene), painter.size[0]).picture)
         scores.append(READINGS[conditioner].compare(judge.found(conditioner, picture), asked)[1])
     return float(np.mean(scores))
 
@@ -123,7 +123,7 @@ def as_toml(measured: dict[str, dict[float, Likeness]], count: int) -> str:
 def main() -> None:
     parser = arguments_of("script/evaluate-reference", __doc__.partition("\n")[0])
     usual = ["canny", "scribble", "depth"]
-    parser.add_argument("--conditioner", nargs="+", default=usual, choices=list(READINGS), help="whose control maps")
+    parser.add_argument("--conditioner", nargs="+", default=usual, choices=MEASURED, help="whose control maps")
     parser.add_argument("--scale", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="of the reference picture")
     arguments = parser.parse_args()
     painter, judge, folder = open_all(parser, arguments)

@@ -1,6 +1,7 @@
 """The tiny bundle's models: diffusers' and transformers' own classes with small configurations."""
 
 import math
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -21,10 +22,29 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     return tokenizer
 
 
-def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The captions as token ids, (N, TOKENS), and the empty prompt's, (TOKENS,)."""
-    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return tokens, tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
+def knows(tokenizer: CLIPTokenizer, captions: list[str]) -> bool:
+    """True if every word of the captions is one token."""
+    words = {word.strip(",") for caption in captions for word in caption.split()}
+    return all(len(tokenizer(word).input_ids) == 3 for word in words)  # with the marks of start and end
+
+
+def tokens_of(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """The prompts as token ids, (N, TOKENS)."""
+    return tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def with_words_of(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, bundle: Path) -> CLIPTextModel:
+    """`encoder` with the weights of a bundle's text encoder. Its words, tokens of `tokenizer`, are those of the bundle
+    where it has them; the others stay as they are."""
+    earlier = CLIPTextModel.from_pretrained(bundle / "text_encoder", variant="fp16", torch_dtype=torch.float32)
+    known, state = CLIPTokenizer.from_pretrained(bundle / "tokenizer").get_vocab(), earlier.state_dict()
+    (name,) = [name for name in state if name.endswith("token_embedding.weight")]
+    words = encoder.state_dict()[name].clone()
+    for word, row in tokenizer.get_vocab().items():
+        if word in known:
+            words[row] = state[name][known[word]]
+    encoder.load_state_dict(state | {name: words})
+    return encoder
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -58,7 +78,7 @@ def make_unet() -> UNet2DConditionModel:
     """Attention at 8 and 4 latents wide, and once more at full size in the last block, which must put the prompt's
     colours on the shapes of the control map. That last attention does nothing at first."""
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=32,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

@@ -5,18 +5,26 @@ The reference is another scene, painted in the colours of the first. So training
 and not where things are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from tinyworld.cases import MAIN_SOLIDS
+from tinyworld.creatures import of_belly, of_wing
 from tinyworld.night import NIGHT
 from tinyworld.scene import Scene, make_scene
 from tinyworld.things import Thing
 
-SECOND_SOLIDS = {"roof", "trousers"}
+SECOND_SOLIDS = {"roof", "trousers", "sail"}
 """In things of several colours, the solids that have the other colour in the caption."""
+FOLLOWING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "saucer": lambda main: main,
+    "wing": of_wing,
+    "belly": of_belly,
+}
+"""The solids whose colour follows from that of the main ones."""
 CANDIDATES = 8
 """A reference is the best of so many scenes: that with the most similar kinds of things."""
 MOST_THINGS = 3
@@ -33,14 +41,17 @@ class Palette:
     above: np.ndarray
     """Of the sky or the walls."""
     things: tuple[tuple[np.ndarray, np.ndarray | None], ...]
-    """For each thing from left to right, its colour, and that of its roof or trousers, if it has any. Of a pile, one
-    for each colour."""
+    """For each thing from left to right, its colour, and that of its roof, trousers or sail, if it has any. Of a pile,
+    one for each colour."""
 
 
 def palette_of(scene: Scene) -> Palette:
     """The colours of a scene."""
-    things = {thing.colour if len(scene.things) > MOST_THINGS else i: thing for i, thing in enumerate(scene.things)}
-    return Palette(scene.surround.ground, scene.surround.above, tuple(_colours(thing) for thing in things.values()))
+    if len(scene.things) > MOST_THINGS:
+        things = [*{thing.colour: thing for thing in scene.things}.values()]
+    else:
+        things = sorted(scene.things, key=_across)
+    return Palette(scene.surround.ground, scene.surround.above, tuple(map(_colours, things)))
 
 
 def scene_like(scene: Scene, seed: int) -> Scene:
@@ -63,10 +74,11 @@ def in_colours_of(scene: Scene, other: Scene) -> Scene:
     """The scene `other` in the colours and the light of `scene`."""
     palette = palette_of(scene)
     of_colour = {name: i for i, name in enumerate(dict.fromkeys(thing.colour for thing in other.things))}
-    piled = len(other.things) > MOST_THINGS
+    piled, places = len(other.things) > MOST_THINGS, sorted(map(_across, other.things))
+    numbers = [of_colour[thing.colour] if piled else places.index(_across(thing)) for thing in other.things]
     things = tuple(
-        _painted(thing, *palette.things[(of_colour[thing.colour] if piled else i) % len(palette.things)])
-        for i, thing in enumerate(other.things)
+        _painted(thing, *palette.things[number % len(palette.things)])
+        for thing, number in zip(other.things, numbers, strict=True)
     )
     surround = replace(other.surround, ground=palette.ground, above=palette.above)
     return replace(other, things=things, surround=surround, light=scene.light)
@@ -84,6 +96,11 @@ def facts_of(scene: Scene, at_night: bool, mirrored: bool = False) -> torch.Tens
     return torch.from_numpy(np.concatenate([*(colour * light for colour in colours), [at_night]]).astype(np.float32))
 
 
+def _across(thing: Thing) -> float:
+    """How far to the right it is."""
+    return float(thing.solids[0].shape.bounds()[0][0])
+
+
 def _colours(thing: Thing) -> tuple[np.ndarray, np.ndarray | None]:
     def first(labels: set[str]) -> np.ndarray | None:
         return next((solid.colour for solid in thing.solids if solid.label in labels), None)
@@ -97,6 +114,8 @@ def _painted(thing: Thing, main: np.ndarray, second: np.ndarray | None) -> Thing
     def colour(label: str, own: np.ndarray) -> np.ndarray:
         if label in MAIN_SOLIDS:
             return main
+        if label in FOLLOWING:
+            return FOLLOWING[label](main)
         return second if label in SECOND_SOLIDS and second is not None else own
 
     return replace(

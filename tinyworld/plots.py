@@ -1,5 +1,6 @@
 """Loss curves of all stages that have checkpoints, in one PNG."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ SMOOTHED = 50
 """Each point of a curve is the mean of this many steps."""
 
 
-def plot_losses(folder: Path, names: list[str]) -> Path:
+def plot_losses(folder: Path, names: Sequence[str]) -> Path:
     """Draw the losses in the checkpoints of `folder` into its losses.png, and return that path."""
     import matplotlib
 

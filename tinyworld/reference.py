@@ -11,7 +11,7 @@ colour. ControlNets take part, so that things are where the control map has them
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +29,17 @@ from transformers import (
 )
 
 from tinyworld import models
-from tinyworld.dataset import SIZE, Dataset, sample_of
-from tinyworld.diffusion import BASE_SHARE, PROMPT_DROP, Noising, controlled
-from tinyworld.few_steps import latents_of
-from tinyworld.hints import HINTS, control_maps, rows_with_people
+from tinyworld.dataset import SEEN, Dataset, Scenes, Words, sample_of
+from tinyworld.diffusion import PROMPT_DROP, Controlled, DrawControlled, Noising, controlled
+from tinyworld.feed import SEED
+from tinyworld.hints import HINTS
+from tinyworld.latents import encode_scenes
 from tinyworld.night import at_night
 from tinyworld.palettes import FACTS, facts_of, scene_like
-from tinyworld.scene import colourless, make_scene
-from tinyworld.stages import SEED, Plan, half, train_stage
+from tinyworld.scene import make_scene, without_paint
+from tinyworld.stages import Plan, half, train_stage
 from tinyworld.truth import CLASSES
 
-PLANS = {"facts": Plan(3000, 48, 1e-3), "reference": Plan(2200, 16, 1e-3)}
-"""Of the encoder alone, and of encoder and adapter. About half an hour on one core, after the scenes are rendered."""
 WIDTH = 96
 """Of the encoder and of a picture's embedding."""
 IMAGE_TOKENS = 4
@@ -55,6 +54,8 @@ COLOURS_NAMED_EVERY = 5
 """Of the prompts, one in so many names colours, which are those of the reference."""
 NOISIEST_SHARE = 0.75
 """Share of the times from the noisiest, where colours are chosen. With less noise, the latents themselves show them."""
+NOISIEST = 600
+"""The timestep from which on noisy latents hardly show a picture's colours."""
 FIRST_THING = [name for name, _ in CLASSES].index("tree")
 """Of CLASSES, the first that is not ground, wall or sky."""
 THING_WEIGHT = 3.0
@@ -64,10 +65,10 @@ STRUCTURE = [name for name in HINTS if name not in ("tile", "inpaint")]
 
 
 def make_image_encoder() -> CLIPVisionModelWithProjection:
-    """CLIP's vision transformer for pictures of 64 pixels, in 64 patches."""
+    """CLIP's vision transformer for pictures of 64 pixels, in 64 patches: colours need no more."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            image_size=SIZE // 2,
+            image_size=SEEN // 2,
             patch_size=8,
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
@@ -112,34 +113,30 @@ def as_file(adapter: nn.ModuleDict) -> dict[str, torch.Tensor]:
 
 
 class References:
-    """The pictures of training and their references, as the encoder sees them."""
+    """Scenes and their references, as the encoder sees them."""
 
-    def __init__(self, dataset: Dataset, folder: Path) -> None:
+    def __init__(self, scenes: Scenes, folder: Path) -> None:
         """`folder` keeps the references, or has those of an earlier run."""
-        file = folder / f"references_{len(dataset)}.npy"
+        file = folder / f"references_{len(scenes)}.npy"
         if not file.exists():
             with ProcessPoolExecutor(os.cpu_count()) as pool:
-                drawn = pool.map(_reference, range(len(dataset)), chunksize=64)
-                np.save(file, np.stack([*tqdm(drawn, total=len(dataset), desc="references")]))
-        self.dataset, self.others = dataset, np.load(file, mmap_mode="r")
-        self.nights = torch.tensor([is_night(row) for row in range(len(dataset))])
+                drawn = pool.map(_reference, range(len(scenes)), chunksize=64)
+                np.save(file, np.stack([*tqdm(drawn, total=len(scenes), desc="references", mininterval=10)]))
+        self.scenes, self.folder, self.others = scenes, folder, np.load(file, mmap_mode="r")
         side = make_image_encoder().config.image_size
         self.processor = CLIPImageProcessor(size=side, crop_size=side)
 
-    def picture(self, row: int) -> np.ndarray:
-        """The picture of training, (128, 128, 3) uint8, by day or at night."""
-        picture = self.dataset.pictures[row]
-        return at_night(picture, self.dataset.classes[row]) if self.nights[row] else picture
+    def __reduce__(self) -> tuple:
+        """Other processes open the file again, instead of getting a copy."""
+        return References, (self.scenes, self.folder)
 
-    def draw(self, rows: torch.Tensor, flips: torch.Tensor, itself: torch.Tensor) -> torch.Tensor:
-        """References of these rows, (B, 3, side, side): the scene itself, if `itself` is True, or another. Mirrored if
-        `flips` is 1."""
+    def draw(self, rows: torch.Tensor, itself: torch.Tensor) -> torch.Tensor:
+        """References of these rows, (B, 3, side, side): the scene itself, if `itself` is True, or another."""
         pictures = [
-            np.array(self.picture(row) if same else self.others[row])  # those in a mapped file are not writable
+            shown_as(self.scenes.seen, row) if same else np.array(self.others[row])  # a mapped file is not writable
             for row, same in zip(rows.tolist(), itself.tolist(), strict=True)
         ]
-        pixels = self.processor(images=pictures, return_tensors="pt").pixel_values
-        return torch.where(flips[:, None, None, None] == 1, pixels.flip(-1), pixels)
+        return self.processor(images=pictures, return_tensors="pt").pixel_values
 
 
 def is_night(row: int) -> bool:
@@ -147,52 +144,107 @@ def is_night(row: int) -> bool:
     return row % NIGHT_EVERY == 0 and make_scene(row).surround.wall is None
 
 
+def shown_as(dataset: Dataset, row: int) -> np.ndarray:
+    """The picture of training, (n, n, 3) uint8: by day or at night."""
+    picture = np.array(dataset.pictures[row])
+    return at_night(picture, dataset.classes[row]) if is_night(row) else picture
+
+
 def _reference(row: int) -> np.ndarray:
     sample = sample_of(scene_like(make_scene(row), row))
     return at_night(sample.picture, sample.classes) if is_night(row) else sample.picture
+
+
+@dataclass(frozen=True)
+class DrawFacts:
+    """Draws pictures, half of them mirrored, and what the encoder must know of them."""
+
+    references: References
+    facts: torch.Tensor
+    """(2, 2, N, FACTS): of references and of the scenes themselves, mirrored ones last."""
+
+    def __call__(self, generator: torch.Generator, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.randint(self.facts.shape[2], (batch,), generator=generator)
+        flips, itself = (torch.randint(2, (batch,), generator=generator) for _ in range(2))
+        pixels = self.references.draw(rows, itself)
+        return torch.where(flips[:, None, None, None] == 1, pixels.flip(-1), pixels), self.facts[flips, itself, rows]
 
 
 def train_encoder(references: References, plan: Plan, device: torch.device, folder: Path) -> nn.Module:
     """An encoder from whose embeddings a linear layer can tell a scene's colours and light."""
     torch.manual_seed(SEED)
     encoder, head = make_image_encoder().to(device), nn.Linear(WIDTH, FACTS).to(device)
-    scenes = [make_scene(row) for row in range(len(references.dataset))]
-    both = [[scene_like(scene, row) for row, scene in enumerate(scenes)], scenes]
-    facts = torch.stack(
-        [
-            torch.stack([facts_of(scene, is_night(row), mirrored) for row, scene in enumerate(shown)])
-            for mirrored in (False, True)
-            for shown in both
-        ]
-    )
+    draw = DrawFacts(references, _facts(len(references.scenes)))
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        rows = torch.randint(len(scenes), (batch,), generator=generator)
-        flips, itself = (torch.randint(2, (batch,), generator=generator) for _ in range(2))
-        pixels, wanted = references.draw(rows, flips, itself).to(device), facts[2 * flips + itself, rows].to(device)
+    def loss_of(drawn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        pixels, wanted = drawn
         with half(device):
             told = head(encoder(pixels).image_embeds)
         return (told.float() - wanted)[~wanted.isnan()].abs().mean()
 
-    return train_stage("facts", plan, {"encoder": encoder, "head": head}, loss_of, device, folder)["encoder"]
+    return train_stage("facts", plan, {"encoder": encoder, "head": head}, draw, loss_of, device, folder)["encoder"]
 
 
-def _latents(vae: nn.Module, references: References, device: torch.device, folder: Path) -> torch.Tensor:
-    file = folder / f"latents_{len(references.dataset)}.pt"
-    if not file.exists():
-        painted = np.stack([references.picture(row) for row in range(len(references.dataset))])
-        torch.save(latents_of(vae, replace(references.dataset, pictures=painted), device).half(), file)
-    return torch.load(file, weights_only=True)
+def _facts(count: int) -> torch.Tensor:
+    """Of the first scenes and their references, as in DrawFacts."""
+    scenes = [make_scene(row) for row in range(count)]
+    both = [[scene_like(scene, row) for row, scene in enumerate(scenes)], scenes]
+    told = [
+        torch.stack([facts_of(scene, is_night(row), mirrored) for row, scene in enumerate(shown)])
+        for mirrored in (False, True)
+        for shown in both
+    ]
+    return torch.stack(told).view(2, 2, count, FACTS)
+
+
+class Noisiest(Noising):
+    """Mostly at the times with the most noise."""
+
+    def draw_times(self, generator: torch.Generator, batch: int) -> torch.Tensor:
+        times = super().draw_times(generator, batch)
+        high = NOISIEST + times * (1000 - NOISIEST) // 1000
+        return torch.where(torch.rand(batch, generator=generator) < NOISIEST_SHARE, high, times)
+
+
+@dataclass(frozen=True)
+class Referred:
+    """A batch for one net, with references."""
+
+    controlled: Controlled
+    pixels: torch.Tensor
+    """(B, 3, side, side), as the encoder gets them."""
+    kept: torch.Tensor
+    """(B,): false for the samples without a reference."""
+    weight: torch.Tensor
+    """(B, 1, H, W): how much each latent counts."""
+
+
+@dataclass(frozen=True)
+class DrawReferred:
+    """Draws batches with control maps and references."""
+
+    controlled: DrawControlled
+    references: References
+
+    def __call__(self, generator: torch.Generator, batch: int) -> Referred:
+        drawn = self.controlled(generator, batch)
+        rows, side = drawn.batch.rows, drawn.control.shape[-1]
+        itself, dropped = (torch.rand(batch, generator=generator) < share for share in (ITSELF, REFERENCE_DROP))
+        dataset = self.references.scenes.seen if side == SEEN else self.references.scenes.painted
+        shown = torch.from_numpy(dataset.classes[rows.numpy()] >= FIRST_THING).float()
+        weight = 1 + (THING_WEIGHT - 1) * F.avg_pool2d(shown[:, None], 8)
+        return Referred(drawn, self.references.draw(rows, itself), ~dropped, weight)
 
 
 def train_reference(
-    bundle: Path, dataset: Dataset, plans: dict[str, Plan], device: torch.device, folder: Path
+    bundle: Path, scenes: Scenes, plans: dict[str, Plan], device: torch.device, folder: Path
 ) -> dict[str, nn.Module]:
     """The parts image_encoder and ip_adapter for the `bundle` in that folder, as export() takes them.
 
-    `plans` are as PLANS. `folder` gets the references and the checkpoints.
+    `plans` has those of the encoder alone, "facts", and of encoder and adapter, "reference". `folder` gets the
+    references, the latents and the checkpoints.
     """
-    references = References(dataset, folder)
+    references = References(scenes, folder)
     encoder = train_encoder(references, plans["facts"], device, folder).train().requires_grad_(True)
 
     def load(kind: type, part: str) -> nn.Module:
@@ -204,34 +256,31 @@ def train_reference(
     unet = load(UNet2DConditionModel, "unet")
     torch.manual_seed(SEED + 1)
     adapter = put_on(unet).to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
-    captions = [colourless(each) if i % COLOURS_NAMED_EVERY else each for i, each in enumerate(dataset.captions)]
-    noising = Noising(_latents(vae, references, device, folder), *models.tokens_of(tokenizer, captions), device)
-    people = rows_with_people(dataset)
-    weights = torch.tensor([HINTS[name].weight for name in STRUCTURE], dtype=torch.float)
+    latents, _ = encode_scenes(vae, scenes, device, folder, vae.config["scaling_factor"], shown_as)
+    words = [_plain(each) if i % COLOURS_NAMED_EVERY else each for i, each in enumerate(scenes.seen.words)]
+    noising = Noisiest(latents, CLIPTokenizer.from_pretrained(bundle / "tokenizer"), words)
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
-        def chosen(share: float) -> torch.Tensor:
-            return torch.rand(batch, generator=generator) < share
-
-        name = STRUCTURE[int(torch.multinomial(weights, 1, generator=generator))]
-        hint = HINTS[name]
-        rows, flips, noisy, times, tokens, target = noising.draw(
-            generator, batch, PROMPT_DROP, people if hint.people_only else None, NOISIEST_SHARE
-        )
-        control = control_maps(hint, None, dataset, rows, flips, generator).to(device)
-        used = (~chosen(BASE_SHARE)).to(device)[:, None, None, None]
-        pixels = references.draw(rows, flips, chosen(ITSELF)).to(device)
-        kept = (~chosen(REFERENCE_DROP)).to(device)[:, None]
+    def loss_of(drawn: Referred) -> torch.Tensor:
+        batch, used = drawn.controlled.batch, drawn.controlled.used[:, None, None, None]
         with half(device):
-            words = text_encoder(tokens).last_hidden_state
-            embeddings = (encoder(pixels).image_embeds * kept)[:, None]
+            said = text_encoder(batch.tokens).last_hidden_state
+            embeddings = (encoder(drawn.pixels).image_embeds * drawn.kept[:, None])[:, None]
             predicted = controlled(
-                unet, nets[name], noisy, times, words, control, used, added_cond_kwargs={"image_embeds": [embeddings]}
+                unet,
+                nets[drawn.controlled.name],
+                batch.noisy,
+                batch.times,
+                said,
+                drawn.controlled.control,
+                used,
+                added_cond_kwargs={"image_embeds": [embeddings]},
             )
-        shown = torch.from_numpy(dataset.classes[rows.numpy()] >= FIRST_THING).float()
-        shown = F.avg_pool2d(torch.where(flips[:, None, None] == 1, shown.flip(-1), shown)[:, None], 8).to(device)
-        return ((predicted.float() - target).square() * (1 + (THING_WEIGHT - 1) * shown)).mean()
+        return ((predicted.float() - batch.target).square() * drawn.weight).mean()
 
+    draw = DrawReferred(DrawControlled(noising, scenes, None, tuple(STRUCTURE), PROMPT_DROP), references)
     modules: dict[str, nn.Module] = {"image_encoder": encoder, "ip_adapter": adapter}
-    return train_stage("reference", plans["reference"], modules, loss_of, device, folder)
+    return train_stage("reference", plans["reference"], modules, draw, loss_of, device, folder)
+
+
+def _plain(words: Words) -> Words:
+    return replace(words, captions=[without_paint(caption) for caption in words.captions])

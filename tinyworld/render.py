@@ -37,8 +37,7 @@ def render(scene: Scene, size: int = 128, samples: int = 2) -> View:
     rays = camera_rays(scene.camera, fine)
     eye = scene.camera.eye
     t, normals, ids, colours = _surround(scene.surround, eye, rays)
-    solids = [solid for thing in scene.things for solid in thing.solids]
-    for number, solid in enumerate(solids):
+    for number, solid in enumerate(scene.solids):
         _draw(solid, FIRST_SOLID + number, eye, rays, scene.camera, (t, normals, ids, colours))
     lit = _light(scene, eye, rays, t, normals, ids, colours)
     picture = lit.reshape(size, samples, size, samples, 3).mean(axis=(1, 3))
@@ -52,6 +51,13 @@ def render(scene: Scene, size: int = 128, samples: int = 2) -> View:
         seen[centre].astype(np.float32),
         ids.reshape(fine, fine)[centre].astype(np.uint8),
     )
+
+
+def smaller(view: View, factor: int) -> View:
+    """The view at an integer fraction of its side: pixels are averaged, and of the truth every `factor`-th is kept."""
+    side, kept = len(view.ids) // factor, (slice(factor // 2, None, factor),) * 2
+    mean = view.picture.reshape(side, factor, side, factor, 3).mean((1, 3))
+    return View(np.round(mean).astype(np.uint8), view.depth[kept], view.normals[kept], view.ids[kept])
 
 
 def camera_axes(camera: Camera) -> np.ndarray:
@@ -143,7 +149,8 @@ def _light(
 ) -> np.ndarray:
     """Lambert shading with an ambient part, and a soft dark spot under each thing."""
     bright = AMBIENT + (1.15 - AMBIENT) * np.clip(normals @ scene.light, 0, 1)
-    bright = np.where(ids == SKY, 1.0, np.where(ids < FIRST_SOLID, 0.5 + 0.5 * bright, bright))
+    glowing = [FIRST_SOLID + number for number, solid in enumerate(scene.solids) if solid.glows]
+    bright = np.where(np.isin(ids, [SKY, *glowing]), 1.0, np.where(ids < FIRST_SOLID, 0.5 + 0.5 * bright, bright))
     ground = ids == GROUND
     spots = eye + rays[ground] * t[ground, None]
     shadow = np.ones(int(ground.sum()), np.float32)

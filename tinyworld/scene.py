@@ -1,12 +1,34 @@
-"""A scene: a place, one to three things or a pile, a camera, and the caption of all this, from one seed."""
+"""A scene: a place, one to three things or a pile, a camera, and the captions of all this, from one seed."""
 
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from tinyworld.creatures import cat, owl, person
 from tinyworld.shapes import vector
-from tinyworld.things import COLOURS, INDOOR, OUTDOOR, PILE, Random, Thing, any_colour, article, shade
+from tinyworld.things import (
+    COLOURS,
+    PILE,
+    Builder,
+    Random,
+    Solid,
+    Thing,
+    any_colour,
+    article,
+    boat,
+    chair,
+    cup,
+    heaven,
+    house,
+    shade,
+    table,
+    tree,
+)
+
+INDOOR: tuple[Builder, ...] = (*PILE, table, table, chair, cup, cup, cat, cat, owl, person, person, person)
+OUTDOOR: tuple[Builder, ...] = (*PILE, *(tree, house, cat, owl) * 2, house, *(person,) * 4)
+"""People have the most shapes to learn, so they are the most frequent."""
 
 GROUNDS = {
     "grass": (0.30, 0.58, 0.20),
@@ -14,14 +36,24 @@ GROUNDS = {
     "snow": (0.93, 0.95, 0.98),
     "asphalt": (0.35, 0.35, 0.38),
 }
+WATER, SEA = "water", (0.20, 0.45, 0.68)
 SKIES = {
     "blue": (0.45, 0.70, 0.95),
     "grey": (0.70, 0.72, 0.75),
     "orange": (0.98, 0.62, 0.35),
     "black": (0.06, 0.07, 0.15),
 }
-PILE_SHARE = 0.12
+PILE_SHARE = 0.08
 """Share of scenes with a pile of many things, as cluttered as photographs: nets must also learn their edges."""
+INDOOR_SHARE = 0.45
+WATER_SHARE = 0.14
+"""Share of landscapes that are water, with boats on it."""
+HOMESTEAD_SHARE = 0.2
+"""Share of the other landscapes that show what people draw most: a house with a tree beside it."""
+CLOSE_SHARE = 0.08
+"""Share of scenes in which the camera sees one thing from near, as a window of an enlarged picture does."""
+HEAVEN_SHARE = 0.3
+"""Share of landscapes with the sun, or at night the moon."""
 
 
 @dataclass(frozen=True)
@@ -39,41 +71,82 @@ class Surround:
 
     words: str
     ground_name: str
-    """One of GROUNDS, or "floor" indoors."""
+    """One of GROUNDS, WATER, or "floor" indoors."""
     ground: np.ndarray
     above: np.ndarray
     wall: float | None = None
     half_width: float | None = None
     tiles: float = 0.0
     """Edge length of the pattern of tiles, planks or bricks on walls and ground. 0 means no pattern."""
+    sky_name: str | None = None
+    """One of SKIES, or None indoors."""
 
 
 @dataclass(frozen=True)
 class Scene:
     things: tuple[Thing, ...]
+    heaven: Thing | None
+    """The sun or the moon."""
     surround: Surround
     camera: Camera
     light: np.ndarray
     """Unit vector towards the light."""
     caption: str
+    """Names all things and the place."""
+    shorter: tuple[str, ...]
+    """Captions that say less, as users do: without the place, without colours, without one of the things."""
+
+    @property
+    def everything(self) -> tuple[Thing, ...]:
+        return (*self.things, self.heaven) if self.heaven else self.things
+
+    @property
+    def solids(self) -> list[Solid]:
+        """Of everything, in the order of their numbers in a view."""
+        return [solid for thing in self.everything for solid in thing.solids]
 
 
 def make_scene(seed: int) -> Scene:
     """The scene of this seed: the same for the same seed, on every machine with the same numpy."""
     rng = np.random.default_rng(seed)
-    indoors = rng.random() < 0.55
-    surround = _room(rng) if indoors else _landscape(rng)
-    if rng.random() < PILE_SHARE:
-        things, words = _pile(rng)
+    indoors, water, pile = rng.random() < INDOOR_SHARE, rng.random() < WATER_SHARE, rng.random() < PILE_SHARE
+    surround = _room(rng) if indoors else _landscape(rng, water)
+    count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
+    phrases = None
+    if not indoors and water:
+        things = tuple(_things(rng, (boat,), min(count, 2)))
+    elif pile:
+        things, phrases = _pile(rng)
+    elif not indoors and rng.random() < HOMESTEAD_SHARE:
+        things = _homestead(rng)
     else:
-        count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
         things = tuple(_things(rng, INDOOR if indoors else OUTDOOR, count))
-        words = _names(rng, things)
+    phrases = phrases or [f"{article(thing.words)} {thing.words}" for thing in things]
+    sky = surround.sky_name
+    above = heaven(rng, sky) if sky and rng.random() < HEAVEN_SHARE else None
+    place = f"{surround.words} with {article(above.words)} {above.words}" if above else surround.words
     eye = vector(rng.uniform(-0.4, 0.4), rng.uniform(0.9, 2.2), 0)
     pitch = float(np.arctan2(eye[1] - rng.uniform(0.6, 1.0), 5.5))
+    focal = rng.uniform(1.9, 2.6)
+    if rng.random() < CLOSE_SHARE:
+        eye[0], eye[2], focal = *_before(things[rng.integers(len(things))]), focal * rng.uniform(1.3, 2.2)
     light = vector(rng.uniform(-0.8, 0.8), rng.uniform(0.7, 1.2), rng.uniform(-0.9, -0.3))
-    camera = Camera(eye, pitch, rng.uniform(1.9, 2.6))
-    return Scene(things, surround, camera, light / np.linalg.norm(light), f"{words} {surround.words}")
+    caption = f"{_joined(rng, phrases)} {place}"
+    return Scene(
+        things,
+        above,
+        surround,
+        Camera(eye, pitch, focal),
+        light / np.linalg.norm(light),
+        caption,
+        _shorter(rng, caption, phrases, place),
+    )
+
+
+def _before(thing: Thing) -> tuple[float, float]:
+    """x and z of a camera that has the thing in its middle and is at its usual distance."""
+    x, _, z = np.mean([solid.shape.bounds()[0] for solid in thing.solids], axis=0)
+    return float(x), float(z) - 5.5
 
 
 def _room(rng: Random) -> Surround:
@@ -90,12 +163,13 @@ def _room(rng: Random) -> Surround:
     return Surround(words, "floor", shade(rng, floor_name), wall, rng.uniform(7.5, 10), half_width, tiles)
 
 
-def _landscape(rng: Random) -> Surround:
+def _landscape(rng: Random, water: bool) -> Surround:
     ground_name, sky_name = str(rng.choice(list(GROUNDS))), str(rng.choice(list(SKIES)))
-    ground = np.clip(np.array(GROUNDS[ground_name]) + rng.normal(0, 0.03, 3), 0, 1)
+    ground_name = WATER if water else ground_name
+    ground = np.clip(np.array((GROUNDS | {WATER: SEA})[ground_name]) + rng.normal(0, 0.03, 3), 0, 1)
     sky = np.clip(np.array(SKIES[sky_name]) + rng.normal(0, 0.03, 3), 0, 1)
     words = f"on {ground_name} under {article(sky_name)} {sky_name} sky"
-    return Surround(words, ground_name, ground.astype(np.float32), sky.astype(np.float32))
+    return Surround(words, ground_name, ground.astype(np.float32), sky.astype(np.float32), sky_name=sky_name)
 
 
 def _things(rng: Random, builders: tuple, count: int) -> list[Thing]:
@@ -106,11 +180,20 @@ def _things(rng: Random, builders: tuple, count: int) -> list[Thing]:
     for slot in slots:
         place = vector(slot + rng.uniform(-0.25, 0.25), 0, rng.uniform(4.6, 6.6))
         build = builders[rng.integers(len(builders))]
+        if count == 3 and build is person and any(thing.keypoints for thing in things):
+            build = PILE[rng.integers(len(PILE))]  # the caption must fit into the tokens
         things.append(build(rng, place, rng.uniform(0.65, 1.0) * largest, any_colour(rng)))
     return things
 
 
-def _pile(rng: Random) -> tuple[tuple[Thing, ...], str]:
+def _homestead(rng: Random) -> tuple[Thing, ...]:
+    side = float(rng.choice([-1, 1]))
+    spots = [vector(-side * rng.uniform(0.4, 0.8), 0, rng.uniform(5, 6)), vector(side * 1.5, 0, rng.uniform(4.8, 6.4))]
+    home = house(rng, spots[0], rng.uniform(1.5, 2.2), any_colour(rng))
+    return home, tree(rng, spots[1], rng.uniform(1.2, 2.0), any_colour(rng))
+
+
+def _pile(rng: Random) -> tuple[tuple[Thing, ...], list[str]]:
     """Six to twelve things of up to three colours, at any height and depth, and the words for them."""
     colours = [str(name) for name in rng.choice(list(COLOURS), rng.integers(1, 4), replace=False)]
     things = []
@@ -118,14 +201,30 @@ def _pile(rng: Random) -> tuple[tuple[Thing, ...], str]:
         place = vector(rng.uniform(-2.2, 2.2), rng.uniform(0, 2.2), rng.uniform(4, 7.5))
         build = PILE[rng.integers(len(PILE))]
         things.append(build(rng, place, rng.uniform(0.25, 1.3), colours[i % len(colours)]))
-    return tuple(things), f"many {_listed(colours)} things"
+    return tuple(things), [f"many {_listed(colours)} things"]
 
 
-def _names(rng: Random, things: tuple[Thing, ...]) -> str:
-    words = [f"{article(thing.words)} {thing.words}" for thing in things]
-    if len(words) == 2:
-        return f"{words[0]} {rng.choice(['and', 'beside', 'next to'])} {words[1]}"
-    return _listed(words)
+def _joined(rng: Random, phrases: list[str]) -> str:
+    if len(phrases) == 2:
+        return f"{phrases[0]} {rng.choice(['and', 'beside', 'next to'])} {phrases[1]}"
+    return _listed(phrases)
+
+
+def _shorter(rng: Random, caption: str, phrases: list[str], place: str) -> tuple[str, ...]:
+    names = _joined(rng, phrases)
+    said = [names, colourless(caption), colourless(names)]
+    if len(phrases) > 1:
+        left_out = int(rng.integers(len(phrases)))
+        rest = _joined(rng, [words for i, words in enumerate(phrases) if i != left_out])
+        said += [f"{rest} {place}", rest]
+    return tuple(said)
+
+
+def colourless(caption: str) -> str:
+    """The caption without the names of colours: "a red house with an orange roof" becomes "a house with a roof"."""
+    name = f"(?:{'|'.join(COLOURS)})"
+    bare = re.sub(rf"\b{name}(?:, {name})*(?: and {name})? ", "", caption)
+    return re.sub(r"\ban?(?= (\w))", lambda found: article(found[1]), bare)
 
 
 def _listed(words: list[str]) -> str:
@@ -147,8 +246,6 @@ def recoloured(caption: str, rng: Random, first: str | None = None, only_first: 
     return pattern.sub(another, caption, count=1 if only_first else 0)
 
 
-def colourless(caption: str) -> str:
-    """The caption without words that name a colour. Those for grounds are left out too: grass is green."""
-    caption = re.sub("^many .* things", "many things", caption)
-    caption = re.sub(rf"\b(an? )?(?:{'|'.join(COLOURS)}) ", lambda found: "a " if found[1] else "", caption)
-    return re.sub(rf"\bon (?:{'|'.join(GROUNDS)}) ", "", caption)
+def without_paint(caption: str) -> str:
+    """The caption without any word that tells a colour. Those for grounds are left out too: grass is green."""
+    return re.sub(rf"\bon (?:{'|'.join((*GROUNDS, WATER))}) ", "", colourless(caption))

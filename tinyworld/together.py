@@ -12,7 +12,8 @@ from PIL import Image
 
 from controlnet.generation.job import Control
 from tinyworld.cases import held_out
-from tinyworld.evaluate import OTHERS, arguments_of, open_all, small
+from tinyworld.dataset import SEEN
+from tinyworld.evaluate import OTHERS, arguments_of, open_all
 from tinyworld.judge import READINGS, Judge, wanted
 from tinyworld.painter import Painter
 
@@ -41,9 +42,9 @@ def measure_pair(names: tuple[str, str], painter: Painter, judge: Judge, count: 
     for i, case in enumerate(cases):
         maps = {name: painter.control_map(name, case) for name in names}
         controls = tuple(Control(name, control_map, SCALE) for name, control_map in maps.items())
-        picture = small(painter.paint_with(controls, PROMPT, i))
+        picture = painter.paint_with(controls, PROMPT, i)
         for name, control_map in maps.items():
-            asked[name].append(wanted(name, small(control_map, exact=name == "seg"), case.sample.people))
+            asked[name].append(wanted(name, control_map, case.sample.people))
             found[name].append(judge.found(name, picture))
     return {name: _obedience(name, found[name], asked[name]) for name in names}
 
@@ -57,9 +58,9 @@ def measure_region(name: str, painter: Painter, judge: Judge, count: int) -> dic
     for i, case in enumerate(islice(held_out(width), count)):
         control_map = painter.control_map(name, case)
         picture = painter.paint_with((Control(name, control_map, region=region),), PROMPT, i)
-        asked.append(wanted(name, small(control_map), case.sample.people))
-        found.append(judge.found(name, small(picture)))
-    halves = {"inside": slice(None, width // 2), "outside": slice(width // 2, None)}
+        asked.append(wanted(name, control_map, case.sample.people))
+        found.append(judge.found(name, picture))
+    halves = {"inside": slice(None, SEEN // 2), "outside": slice(SEEN // 2, None)}
     return {
         side: _obedience(name, [one[:, half] for one in found], [one[:, half] for one in asked])
         for side, half in halves.items()

@@ -30,6 +30,10 @@ CLASSES: tuple[tuple[str, int], ...] = (
     ("tent", 114),
     ("barrel", 111),
     ("sculpture", 132),
+    ("water", 21),
+    ("animal", 126),
+    ("boat", 76),
+    ("cup", 147),
 )
 """Name and number (from 0) of each class of ADE20K (B. Zhou et al., CVPR 2017) that occurs in this world."""
 _NUMBERS = {name: index for index, (name, _) in enumerate(CLASSES)}
@@ -40,13 +44,14 @@ _CLASS_OF_SOLID = {
     "roof": "house",
     "window": "windowpane",
     "trunk": "tree",
-    "head": "person",
-    "shirt": "person",
-    "arm": "person",
-    "trousers": "person",
+    "chimney": "house",
+    "sun": "sky",
+    "moon": "sky",
+    "stump": "tree",
 }
 """ADE20K's word if it differs from ours. It has no cones, pyramids or cylinders, so those get the nearest class."""
-_CLASS_OF_GROUND = {"floor": "floor", "grass": "grass", "sand": "sand", "snow": "earth", "asphalt": "road"}
+_CLASS_OF_GROUND = {"snow": "earth", "asphalt": "road"}
+"""The same for what the ground is called."""
 
 OPENPOSE_JOINTS = (
     *("nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
@@ -118,10 +123,10 @@ def _classes(scene: Scene) -> np.ndarray:
     """Class of each id that a view of the scene can have."""
     classes = np.full(256, _NUMBERS["wall"], np.uint8)
     classes[SKY] = _NUMBERS["sky"]
-    classes[GROUND] = _NUMBERS[_CLASS_OF_GROUND[scene.surround.ground_name]]
-    labels = [solid.label for thing in scene.things for solid in thing.solids]
-    for number, label in enumerate(labels, FIRST_SOLID):
-        classes[number] = _NUMBERS[_CLASS_OF_SOLID.get(label, label)]
+    classes[GROUND] = _NUMBERS[_CLASS_OF_GROUND.get(scene.surround.ground_name, scene.surround.ground_name)]
+    named = [(solid.label, thing.whole) for thing in scene.everything for solid in thing.solids]
+    for number, (label, whole) in enumerate(named, FIRST_SOLID):
+        classes[number] = _NUMBERS[_CLASS_OF_SOLID.get(label) or whole or label]
     return classes
 
 

@@ -1,5 +1,6 @@
 """Trains the small vision networks: the one that draws the tiny bundle's control maps, and the one that scores."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -8,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from controlnet.maps.annotators.tiny_network import JOINTS, NECK_UNIT, Seen, TinyVisionModel
-from tinyworld.dataset import SIZE, Dataset, Sample
-from tinyworld.stages import SEED, Plan, begin_as, half, train_stage
+from tinyworld.dataset import SEEN, Sample, Scenes
+from tinyworld.feed import SEED
+from tinyworld.stages import Plan, begin_as, half, train_stage
 from tinyworld.truth import CLASSES, OPENPOSE_JOINTS
 
-COARSE = SIZE // 2
+COARSE = SEEN // 2
 """Side of the joints' maps."""
 NECK = OPENPOSE_JOINTS.index("neck")
 LINE_WEIGHT = 3.0
@@ -34,7 +36,7 @@ def make_vision() -> TinyVisionModel:
 
 def train_vision(
     name: str,
-    dataset: Dataset,
+    scenes: Scenes,
     rows: range,
     plan: Plan,
     device: torch.device,
@@ -45,26 +47,37 @@ def train_vision(
     the folder of a network from which it continues."""
     torch.manual_seed(SEED + len(name) + rows.start)
     network = begin_as(make_vision(), earlier).to(device, memory_format=torch.channels_last)
-    all_rows = torch.tensor(rows)
-    with_people = torch.tensor([row for row in rows if dataset.people[row, ..., 2].any()] or list(rows))
+    with_people = [row for row in rows if scenes.seen.people[row, ..., 2].any()] or list(rows)
 
-    def loss_of(generator: torch.Generator, batch: int) -> torch.Tensor:
+    def loss_of(drawn: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
+        pictures, wanted = drawn
+        with half(device):
+            seen = network(pictures.to(memory_format=torch.channels_last))
+        return vision_loss(seen, wanted)
+
+    draw = DrawSeen(scenes, torch.tensor(rows), torch.tensor(with_people))
+    trained = train_stage(name, plan, {"network": network}, draw, loss_of, device, folder)["network"]
+    assert isinstance(trained, TinyVisionModel)
+    return trained
+
+
+@dataclass(frozen=True)
+class DrawSeen:
+    """Draws pictures and what there is to see in them."""
+
+    scenes: Scenes
+    rows: torch.Tensor
+    with_people: torch.Tensor
+
+    def __call__(self, generator: torch.Generator, batch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         chosen = [
-            with_people[torch.randint(len(with_people), (batch,), generator=generator)],
-            all_rows[torch.randint(len(all_rows), (batch,), generator=generator)],
+            rows[torch.randint(len(rows), (batch,), generator=generator)] for rows in (self.with_people, self.rows)
         ]
         drawn = torch.where(torch.rand(batch, generator=generator) < PEOPLE_SHARE, *chosen).tolist()
         flips = torch.randint(2, (batch,), generator=generator).tolist()
-        samples = [dataset.sample(row, bool(flip)) for row, flip in zip(drawn, flips, strict=True)]
+        samples = [self.scenes.seen.sample(row, bool(flip)) for row, flip in zip(drawn, flips, strict=True)]
         pictures = torch.from_numpy(np.stack([sample.picture for sample in samples])).permute(0, 3, 1, 2).float() / 255
-        pictures = vary(pictures, generator).to(device, memory_format=torch.channels_last)
-        with half(device):
-            seen = network(pictures)
-        return vision_loss(seen, {key: value.to(device) for key, value in targets(samples).items()})
-
-    trained = train_stage(name, plan, {"network": network}, loss_of, device, folder)["network"]
-    assert isinstance(trained, TinyVisionModel)
-    return trained
+        return vary(pictures, generator), targets(samples)
 
 
 def vary(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -103,9 +116,13 @@ def targets(samples: list[Sample]) -> dict[str, torch.Tensor]:
     }
 
 
-def soft_outlines(outlines: np.ndarray) -> np.ndarray:
-    """Outlines, uint8 0 or 255 -> 1 on a line, about a half next to it, 0 elsewhere: as soft as HED's edges."""
-    blurred = cv2.GaussianBlur(outlines.astype(np.float32) / 255, (5, 5), 0.8)
+def soft_outlines(outlines: np.ndarray, unit: float = 1.0) -> np.ndarray:
+    """Outlines, uint8 0 or 255 -> 1 on a line, about a half next to it, 0 elsewhere: as soft as HED's edges.
+
+    `unit` is the width of a line: pixels for each pixel that the network sees.
+    """
+    lines = cv2.dilate(outlines, np.ones((round(unit),) * 2, np.uint8))
+    blurred = cv2.GaussianBlur(lines.astype(np.float32) / 255, (0, 0), 0.8 * unit)
     return np.minimum(2 * blurred, 1)
 
 

@@ -180,7 +180,7 @@ class Signature:
         negative_prompt: What the picture should not show.
         num_outputs: How many pictures to make. Picture i is the one that seed + i alone gives.
         seed: The same seed and inputs give the same picture. Left out: one is drawn, and the log names it.
-        resolution: Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 1024 with sdxl, 128 with
+        resolution: Short side in pixels; the image's shape is kept. Left out: 512 with sd15, 1024 with sdxl, 256 with
             tiny.
         width: Width in pixels, in place of resolution. Alone, the height follows from the image's shape.
         height: Height in pixels, in place of resolution. Alone, the width follows from the image's shape.

@@ -28,14 +28,14 @@ def opened(files: list[bytes]) -> list[np.ndarray]:
 
 def test_rossjillian(root: Path) -> None:
     with Server({"CONTROLNET_BUNDLE": "tiny"}, root, "rossjillian") as server:
-        sent = {"image": PHOTO, "prompt": "", "structure": "hough", "steps": 1, "image_resolution": 256}
+        sent = {"image": PHOTO, "prompt": "", "structure": "hough", "steps": 1, "image_resolution": 512}
         got = server.run(**sent, return_reference_image=True, seed=0)
         assert got.status == "succeeded" and got.endings == [".png", ".png"], got.error
         drawn, picture = opened(got.files)
-        assert drawn.shape[0] == picture.shape[0] == 256, "the shorter side"
+        assert drawn.shape[0] == picture.shape[0] == 512, "the shorter side"
         assert set(np.unique(drawn)) == {0, 255} and (drawn == 0).mean() > 0.5, "lines on black, as there"
         assert got.metrics["seed"] == 0 and got.metrics["ignored"] == []
-        assert "above the short side of 128 that tiny was trained for" in got.logs, "its resolution suits sd15"
+        assert "above the short side of 256 that tiny was trained for" in got.logs, "its resolution suits sd15"
         assert server.run(**sent, seed=0).files == got.files[1:], "no map unless it is asked for; the same seed repeats"
         assert server.run(**sent | {"structure": "canny"}, seed=0).files != got.files[1:]
 
@@ -127,7 +127,7 @@ def test_lucataco(root: Path) -> None:
         assert got.status == "succeeded" and got.endings == [".png"], got.error
         assert isinstance(got.body["output"], str), "one file, no list, as there"
         height, width, _ = opened(got.files)[0].shape
-        assert (width, height) == (160, 104), "as many pixels as the bundle's size has, in the shape of the picture"
+        assert (width, height) == (312, 208), "as many pixels as the bundle's size has, in the shape of the picture"
         assert server.run(**sent, seed=1).files == got.files
         drawn = {server.run(**sent, seed=0).metrics["seed"] for _ in range(2)}
         assert len(drawn) == 2, "0 draws a seed"

@@ -127,7 +127,7 @@ def test_a_result_of_another_shape_is_not_distorted_and_the_buttons_are_in_sight
 
 
 def test_numbers_that_are_left_out_are_those_of_the_bundle(tab: Tab) -> None:
-    for name, usual in (("guidance_scale", "3"), ("resolution", "128")):
+    for name, usual in (("guidance_scale", "3"), ("resolution", "256")):
         tab.open(name)
         assert tab.entry(name).get_by_placeholder(usual, exact=True).is_visible()
     tab.page.locator(".health").get_by_text("Ready: tiny.").wait_for()

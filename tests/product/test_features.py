@@ -103,12 +103,12 @@ def test_the_syntax_of_other_tools_is_said_to_be_literal(server: Server) -> None
 
 
 def test_a_size_above_that_of_training_is_said_and_upscale_named(server: Server) -> None:
-    usual = {"width": 256, "height": 128}
-    larger = usual | {"height": 136}
+    usual = {"width": 320, "height": 256, "num_inference_steps": 3}
+    larger = usual | {"height": 264}
     enlarged = answer(server, **usual, upscale=1.1)
-    assert enlarged.metrics["height"] == 144 and "size: " not in enlarged.logs
+    assert enlarged.metrics["height"] == 280 and "size: " not in enlarged.logs
     (line,) = (line for line in answer(server, **larger).logs.splitlines() if line.startswith("size: "))
-    assert "256×136 is above the short side of 128 that tiny was trained for" in line and "upscale" in line
+    assert "320×264 is above the short side of 256 that tiny was trained for" in line and "upscale" in line
     assert "size: " not in answer(server, **larger, map_only=True).logs
 
 

@@ -38,13 +38,13 @@ MANIFESTS = "toml"
 SECONDS = 900
 """A guard against hanging."""
 
-SQUARE, WIDE, LARGE = (128, 128), (192, 128), (512, 512)
+SQUARE, WIDE, LARGE = (256, 256), (320, 256), (1024, 1024)
 MADE = {
     "README.md": {("output/0001.webp", SQUARE): 1},
     "docs/batch.md": {
         ("out/pictures/doodle-#-picture_0.webp", SQUARE): 2,
         **{(f"out-of-a-folder/pictures/{name}-#-picture_0.webp", SQUARE): 1 for name in ("house", "room", "things")},
-        **{(f"pictures/{name}.png", (256, 256)): 1 for name in ("house", "room", "things")},
+        **{(f"pictures/{name}.png", SQUARE): 1 for name in ("house", "room", "things")},
     },
     "docs/inputs.md": {
         ("output/0001.webp", SQUARE): 1,
@@ -199,7 +199,7 @@ def test_batches_succeed(ran: Callable[[str], Run]) -> None:
 
 def test_open_model_says_what_the_page_shows(ran: Callable[[str], Run]) -> None:
     said = ran("docs/python.md")[1]
-    assert "2 (128, 128) {'preprocess': " in said
+    assert "2 (256, 256) {'preprocess': " in said
     assert "image: expected a PIL picture" in said and "'photo-that-is-not-there.jpg' is not there" in said
 
 

@@ -7,16 +7,17 @@ from itertools import count
 import numpy as np
 
 from tinyworld.cases import Case, Fits, held_out, shows_anything, shows_people
-from tinyworld.dataset import ARRAYS, Dataset, render_seed
+from tinyworld.dataset import SEEN, Dataset, render_seed, shapes
 from tinyworld.scene import make_scene
 
 
 @cache
-def small_dataset() -> Dataset:
+def small_dataset(size: int = SEEN) -> Dataset:
     """Two training scenes with people."""
     seeds = [seed for seed in range(200) if "person" in make_scene(seed).caption][:2]
-    rows = [render_seed(seed) for seed in seeds]
-    return Dataset(**{name: np.stack([row[name] for row, _ in rows]) for name in ARRAYS}, captions=[c for _, c in rows])
+    rendered = [render_seed(seed) for seed in seeds]
+    arrays = {name: np.stack([rows[size][name] for rows, _ in rendered]) for name in shapes(size)}
+    return Dataset(**arrays, words=[words for _, words in rendered])
 
 
 def kept_held_out(size: int, fits: Fits = shows_anything) -> Iterator[Case]:

@@ -14,7 +14,9 @@ from tinyworld.painter import Painter
 
 @pytest.fixture(scope="module")
 def painter() -> Painter:
+    """With small pictures and few steps."""
     painter = Painter("tiny", "drawn")
+    painter.size = (128, 128)
     manifest = painter.bundle.manifest
     painter.bundle.manifest = replace(manifest, defaults=replace(manifest.defaults, num_inference_steps=8))
     return painter
@@ -42,7 +44,7 @@ def test_a_flat_gradient_gets_no_seams(painter: Painter, monkeypatch: pytest.Mon
     control = Control("canny", Image.new("RGB", (128, 128)), scale=0.0)
     large = painter.paint_with((control,), "", 3, upscale=4.0, upscale_strength=0.4)
     places = edges_of_windows(painter, large.size)
-    assert len(passes) == 2 and len(places) == 6
+    assert len(passes) == 2 and len(places) == 2
     levels = np.asarray(large, float).mean((0, 2))
     assert seams(large, places) < 1.2
     # The mean of a column follows the gradient, without steps at the windows' edges.

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from support.scenes import kept_held_out, people_case
 
+from controlnet.maps.annotators.canny import draw_canny
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS, Manifest
@@ -18,8 +19,8 @@ from tinyworld.cases import Case
 from tinyworld.dataset import HELD_OUT
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
-from tinyworld.judge import READINGS, Judge
-from tinyworld.scene import make_scene, recoloured
+from tinyworld.judge import MEASURED, Judge, readings_of
+from tinyworld.scene import colourless, make_scene, recoloured
 
 COUNT = 6
 
@@ -51,13 +52,40 @@ class Paints(SimpleNamespace):
         return self.picture_of(self.cases[-1])
 
 
-@pytest.mark.parametrize("conditioner", READINGS)
+@pytest.mark.parametrize("conditioner", MEASURED)
 def test_only_the_scene_itself_reaches_the_ceiling(judge: Judge, conditioner: str) -> None:
-    perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), judge, COUNT)
-    assert perfect.share == pytest.approx(1) and perfect.score == perfect.ceiling > perfect.floor + 0.1
     stranger = Image.fromarray(people_case().sample.picture[:, ::-1].copy())
+    perfect = evaluate.measure(conditioner, Paints(lambda case: case.picture), judge, COUNT)
     blind = evaluate.measure(conditioner, Paints(lambda case: stranger), judge, COUNT)
-    assert abs(blind.share) < 0.35, blind
+    assert perfect.keys() == blind.keys() == readings_of(conditioner).keys()
+    for name, one in perfect.items():
+        assert one.share == pytest.approx(1) and one.score == one.ceiling > one.floor + 0.1, name
+        assert abs(blind[name].share) < 0.35, (name, blind)
+
+
+def test_stricter_readings_find_less(judge: Judge) -> None:
+    measured = evaluate.measure("openpose", Paints(lambda case: case.picture), judge, COUNT)
+    assert measured["openpose"].score >= measured["openpose, close"].score > measured["openpose, exact"].score
+
+
+def test_a_blurred_picture_is_less_sharp(judge: Judge) -> None:
+    """At full size. The network that scores hardly sees it."""
+
+    class Large(Paints):
+        size = (256, 256)
+
+        def control_map(self, conditioner: str, case: Case) -> Image.Image:
+            super().control_map(conditioner, case)
+            return draw_canny(case.picture)
+
+    sharp = evaluate.measure("canny", Large(lambda case: case.picture), judge, 3)
+    soft = evaluate.measure("canny", Large(lambda case: blurred(case.picture)), judge, 3)
+    assert soft["canny"].score > 0.8 * sharp["canny"].score
+    assert soft["canny, sharp"].score < 0.8 * sharp["canny, sharp"].score
+
+
+def blurred(picture: Image.Image) -> Image.Image:
+    return picture.resize((48, 48), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BILINEAR)
 
 
 def test_openpose_is_measured_on_scenes_with_people(judge: Judge) -> None:
@@ -107,3 +135,13 @@ def test_captions_of_piles_name_all_their_colours() -> None:
         scene = make_scene(seed)
         assert 6 <= len(scene.things) <= 12
         assert {thing.colour for thing in scene.things} <= set(scene.caption.replace(",", "").split())
+
+
+def test_shorter_captions_are_correct_english_about_the_same_scene() -> None:
+    assert colourless("an orange house with a red roof on snow") == "a house with a roof on snow"
+    assert colourless("a red owl and many blue, pink and white things") == "an owl and many things"
+    for seed in range(60):
+        scene = make_scene(seed)
+        words = {word for caption in scene.shorter for word in caption.replace(",", "").split()}
+        assert words <= {*scene.caption.replace(",", "").split(), "a", "an", "and", "beside", "next", "to"}, seed
+        assert len({*scene.shorter}) > 1 and scene.caption not in scene.shorter

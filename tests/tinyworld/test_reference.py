@@ -1,26 +1,35 @@
 """tiny's IP-Adapter: what it is trained on, and what it does to pictures. docs/quality.md is made from more scenes."""
 
+import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld import train
-from tinyworld.dataset import sample_of
+from tinyworld.creatures import of_wing
+from tinyworld.dataset import PICTURE, SEEN, load_scenes, sample_of
+from tinyworld.diffusion import DrawControlled
 from tinyworld.export import EVALUATOR
+from tinyworld.feed import generator_of
 from tinyworld.judge import Judge
+from tinyworld.latents import encode_scenes
 from tinyworld.likeness import Likeness, as_toml, measure, nearer, palette_distance
 from tinyworld.painter import Painter
-from tinyworld.palettes import facts_of, palette_of, scene_like
-from tinyworld.scene import colourless, make_scene
+from tinyworld.palettes import facts_of, in_colours_of, palette_of, scene_like
+from tinyworld.reference import NOISIEST, DrawReferred, Noisiest, References, shown_as
+from tinyworld.scene import Scene, make_scene, without_paint
 
 PAIRS = 8
 
@@ -50,13 +59,28 @@ def test_a_reference_is_another_scene_in_the_same_colours() -> None:
         assert (day.isnan() == night.isnan()).all() and (night[:-1].nansum() < day[:-1].nansum()) and night[-1] == 1
 
 
+def test_things_get_their_colours_from_left_to_right_and_all_of_an_owl_its_own() -> None:
+    house = first_scene(lambda scene: [thing.words.split()[1] for thing in scene.things] == ["house", "tree"])
+    owl = first_scene(lambda scene: [thing.words.split()[1] for thing in scene.things] == ["owl"])
+    mirrored = replace(house, things=house.things[::-1])
+    assert [tuple(main) for main, _ in palette_of(house).things] == [tuple(m) for m, _ in palette_of(mirrored).things]
+    painted = {solid.label: solid.colour for solid in in_colours_of(house, owl).things[0].solids}
+    (main, _), *_ = palette_of(house).things
+    assert np.array_equal(painted["owl"], main) and np.array_equal(painted["wing"], of_wing(main))
+
+
+def first_scene(fits: Callable[[Scene], bool]) -> Scene:
+    return next(scene for scene in map(make_scene, range(1000)) if fits(scene))
+
+
 def test_captions_without_colours_are_still_sentences() -> None:
     plain = {
         "an orange house with a red roof on snow under a blue sky": "a house with a roof under a sky",
         "many red, blue and green things in an orange room with a white floor": "many things in a room with a floor",
+        "a white boat on water under a black sky with a moon": "a boat under a sky with a moon",
         "a person in a red shirt and blue trousers": "a person in a shirt and trousers",
     }
-    assert {caption: colourless(caption) for caption in plain} == plain
+    assert {caption: without_paint(caption) for caption in plain} == plain
 
 
 def test_palettes_are_compared_wherever_their_colours_are() -> None:
@@ -66,6 +90,24 @@ def test_palettes_are_compared_wherever_their_colours_are() -> None:
     assert palette_distance(one, one.rotate(180)) == pytest.approx(0, abs=1e-4)
     assert palette_distance(one, like) < palette_distance(one, other) / 2
     assert nearer([one, other], [like, other]) == 1 and nearer([one, other], [other, like]) == 0
+
+
+def test_batches_are_drawn_alike_in_other_processes_and_mostly_where_colours_are_chosen(tmp_path: Path) -> None:
+    scenes = load_scenes(tmp_path, 8)
+    bundle = WEIGHTS / "tiny"
+    vae = AutoencoderTiny.from_pretrained(bundle / "vae", variant="fp16", torch_dtype=torch.float32)
+    latents, _ = encode_scenes(vae, scenes, torch.device("cpu"), tmp_path, 1.0, shown_as)
+    noising = Noisiest(latents, CLIPTokenizer.from_pretrained(bundle / "tokenizer"), scenes.seen.words)
+    draw = DrawReferred(DrawControlled(noising, scenes, None, ("canny",)), References(scenes, tmp_path))
+    again = pickle.loads(pickle.dumps(draw))
+    drawn = [draw(generator_of("reference", step), 8) for step in range(20)]
+    sides = {one.controlled.batch.noisy.shape[-1] for one in drawn}
+    assert sides == {PICTURE // 8, SEEN // 8} and all(one.pixels.shape[-1] == 64 for one in drawn)
+    assert all(one.weight.shape[2:] == one.controlled.batch.noisy.shape[2:] for one in drawn)
+    other = again(generator_of("reference", 7), 8)
+    assert torch.equal(other.pixels, drawn[7].pixels) and torch.equal(other.weight, drawn[7].weight)
+    times = torch.cat([one.controlled.batch.times for one in drawn])
+    assert 0.75 < (times >= NOISIEST).float().mean() < 1
 
 
 def test_figures_are_written_as_toml_for_the_manifest() -> None:

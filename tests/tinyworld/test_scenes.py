@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from support import ROOT
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet.bundle import open_bundle
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
@@ -17,7 +20,8 @@ from controlnet.models.lora import adapted
 from controlnet.settings import Settings
 from controlnet.weights.lora_files import Lora
 from controlnet.weights.manifest import WEIGHTS
-from tinyworld import stages, train
+from tinyworld import models, stages, train
+from tinyworld.feed import batches
 from tinyworld.loras import LORAS
 from tinyworld.render import FIRST_SOLID, SKY, camera_rays, render
 from tinyworld.scene import make_scene
@@ -106,6 +110,29 @@ def test_camera_rays_begin_at_the_top_left() -> None:
     assert rays[0, 0, 1] > rays[-1, 0, 1] and rays[0, 0, 0] < rays[0, -1, 0]
 
 
+def draw_numbers(generator: torch.Generator, batch: int) -> torch.Tensor:
+    return torch.randn(batch, 4, generator=generator)
+
+
+def test_batches_that_other_processes_draw_are_the_same() -> None:
+    """As they do while a GPU works. Here none does, so only the drawing is tried."""
+    steps = range(3, 8)
+    own, others = (list(batches("stage", draw_numbers, steps, 8, torch.device(kind))) for kind in ("cpu", "meta"))
+    assert len(own) == 5 and all(torch.equal(one, other) for one, other in zip(own, others, strict=True))
+
+
+def test_a_stage_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 1)
+
+    def loss_of(drawn: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return layer(drawn).square().mean()
+
+    plan = stages.Plan(10**6, 8, 1e-2, seconds=0.5)
+    stages.train_stage("stage", plan, {"layer": layer}, draw_numbers, loss_of, torch.device("cpu"), tmp_path)
+    assert 1 < len(torch.load(tmp_path / "stage.pt", weights_only=True)["losses"]) < 30
+
+
 def test_training_in_two_runs_gives_the_weights_of_one_run(tmp_path: Path) -> None:
     def train_for(folder: str, *steps: int) -> torch.Tensor:
         (tmp_path / folder).mkdir()
@@ -113,11 +140,11 @@ def test_training_in_two_runs_gives_the_weights_of_one_run(tmp_path: Path) -> No
             torch.manual_seed(0)
             layer = torch.nn.Linear(4, 1)
 
-            def loss_of(generator: torch.Generator, batch: int, layer: torch.nn.Linear = layer) -> torch.Tensor:
-                return layer(torch.randn(batch, 4, generator=generator)).square().mean()
+            def loss_of(drawn: torch.Tensor, layer: torch.nn.Linear = layer) -> torch.Tensor:
+                return layer(drawn).square().mean()
 
             plan = stages.Plan(100, 8, 1e-2)
-            stage = ("stage", plan, {"layer": layer}, loss_of, torch.device("cpu"), tmp_path / folder)
+            stage = ("stage", plan, {"layer": layer}, draw_numbers, loss_of, torch.device("cpu"), tmp_path / folder)
             result = stages.train_stage(*stage, until=count)["layer"]
         return result.weight
 
@@ -141,8 +168,9 @@ def test_train_tiny_makes_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr(train, "SMOKE_STEPS", 1)
     train.main()
-    captions = json.loads((tmp_path / "runs/data/captions.json").read_text(encoding="utf-8"))
-    assert captions == [make_scene(seed).caption for seed in range(32)], "training scenes are numbered from 0"
+    words = json.loads((tmp_path / "runs/data/words.json").read_text(encoding="utf-8"))
+    captions = [make_scene(seed).caption for seed in range(32)]
+    assert [said[0] for said, _ in words] == captions, "training scenes are numbered from 0"
     assert (tmp_path / "runs/losses.png").stat().st_size > 10000
     for folder in (tmp_path / "evaluator", tmp_path / "weights/tiny/annotator/tiny"):
         network = load_pretrained(TinyVisionModel, folder, torch.device("cpu"))
@@ -194,5 +222,36 @@ def test_a_lora_is_trained_that_acts_on_the_bundle(name: str, tmp_path: Path, mo
 def test_a_stage_that_runs_again_keeps_its_tokenizer(tmp_path: Path) -> None:
     """Trained twice on the same captions, the library's tokenizers number their tokens differently."""
     captions = ["a red ball on grass", "a blue box in a green room"]
-    first, second = (train._tokenizer(captions, tmp_path / "tokenizer").get_vocab() for _ in range(2))
+    first, second = (train._tokenizer(captions, tmp_path, None).get_vocab() for _ in range(2))
     assert first == second
+
+
+def test_a_text_encoder_keeps_the_words_that_it_knows(tmp_path: Path) -> None:
+    """Its bundle's tokenizer numbers them otherwise."""
+    tokenizer = models.make_tokenizer(["a zebra beside a red ball on grass"])
+    encoder = models.with_words_of(models.make_text_encoder(tokenizer), tokenizer, WEIGHTS / "tiny")
+    own = CLIPTokenizer.from_pretrained(WEIGHTS / "tiny/tokenizer").get_vocab()
+    before = CLIPTextModel.from_pretrained(WEIGHTS / "tiny/text_encoder", variant="fp16", torch_dtype=torch.float32)
+    (earlier, now) = (each.get_input_embeddings().weight for each in (before, encoder))
+    vocabulary = tokenizer.get_vocab()
+    assert "zebra</w>" not in own and torch.equal(now[vocabulary["ball</w>"]], earlier[own["ball</w>"]])
+    assert models.knows(tokenizer, ["a red zebra"]) and not models.knows(tokenizer, ["a blue zebra"])
+    others = {name: tensor for name, tensor in before.state_dict().items() if "token_embedding" not in name}
+    assert all(torch.equal(encoder.state_dict()[name], tensor) for name, tensor in others.items())
+
+
+def test_a_vae_keeps_the_scale_that_the_other_networks_know(tmp_path: Path) -> None:
+    """It is in the configuration, not among the weights. With another, UNet and nets would see unknown latents."""
+    plan, device = stages.Plan(0, 1, 1e-3), torch.device("cpu")
+    vae = train.train_vae(SimpleNamespace(), plan, device, tmp_path, WEIGHTS / "tiny")
+    config = json.loads((WEIGHTS / "tiny/vae/config.json").read_text(encoding="utf-8"))
+    assert vae.config["scaling_factor"] == config["scaling_factor"]
+
+
+def test_a_network_with_more_classes_keeps_what_it_has_learnt(tmp_path: Path) -> None:
+    earlier = TinyVisionModel(widths=(8, 8), classes=(0, 2))
+    earlier.half().save_pretrained(tmp_path / "part", variant="fp16")
+    wider = stages.begin_as(TinyVisionModel(widths=(8, 8), classes=(0, 2, 3)), tmp_path / "part")
+    pictures = torch.rand(1, 3, 32, 32)
+    before, after = earlier.float()(pictures), wider(pictures)
+    assert torch.equal(after.nearness, before.nearness) and torch.equal(after.classes[:, :2], before.classes)
