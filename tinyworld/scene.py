@@ -52,6 +52,8 @@ HOMESTEAD_SHARE = 0.2
 """Share of the other landscapes that show what people draw most: a house with a tree beside it."""
 CLOSE_SHARE = 0.08
 """Share of scenes in which the camera sees one thing from near, as a window of an enlarged picture does."""
+LOW_SHARE = 0.2
+"""Share of landscapes seen from near the ground, which then ends where things stand, as in most drawings."""
 HEAVEN_SHARE = 0.3
 """Share of landscapes with the sun, or at night the moon."""
 
@@ -132,15 +134,12 @@ def make_scene(seed: int) -> Scene:
         eye[0], eye[2], focal = *_before(things[rng.integers(len(things))]), focal * rng.uniform(1.3, 2.2)
     light = vector(rng.uniform(-0.8, 0.8), rng.uniform(0.7, 1.2), rng.uniform(-0.9, -0.3))
     caption = f"{_joined(rng, phrases)} {place}"
-    return Scene(
-        things,
-        above,
-        surround,
-        Camera(eye, pitch, focal),
-        light / np.linalg.norm(light),
-        caption,
-        _shorter(rng, caption, phrases, place),
-    )
+    shorter = _shorter(rng, caption, phrases, place)
+    if not indoors and rng.random() < LOW_SHARE:
+        eye[1] = rng.uniform(0.12, 0.35)
+        pitch = float(np.arctan2(eye[1] - rng.uniform(0.6, 1.0), 5.5))
+    camera = Camera(eye, pitch, focal)
+    return Scene(things, above, surround, camera, light / np.linalg.norm(light), caption, shorter)
 
 
 def _before(thing: Thing) -> tuple[float, float]:

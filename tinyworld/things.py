@@ -131,7 +131,7 @@ def house(rng: Random, place: np.ndarray, size: float, colour: str) -> Thing:
 
 def tree(rng: Random, place: np.ndarray, size: float, colour: str) -> Thing:
     """Most are green, so that a tree of which nothing is said becomes green."""
-    colour = "green" if rng.random() < 0.6 else colour
+    colour = "green" if rng.random() < 0.92 else colour
     trunk = Frustum(place, size * 0.5, size * 0.09, size * 0.06)
     crown_base = place + vector(0, size * 0.4, 0)
     if rng.random() < 0.4:
