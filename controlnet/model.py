@@ -57,6 +57,7 @@ class Model:
 
         Raises only errors that are written for clients, apart from those that plain_errors() makes plain.
         """
+        self.generator.speedups.recover()  # annotators may run on a GPU
         metrics = _Metrics(record, {"bundle": self.bundle.manifest.name, "device": self.bundle.device.type})
         timed = Stopwatch(record)
         metrics.say_ignored(request)

@@ -71,7 +71,7 @@ class Settings:
     )
     """Whether ControlNets stay in main memory until a request uses them. A request then takes longer."""
     speedups: bool = _switch("CONTROLNET_EXACT_SPEEDUPS", True)
-    """Whether work that diffusers repeats is left out. Pictures differ by rounding."""
+    """Whether work that diffusers repeats is left out. Pictures differ by rounding. 0 also leaves out the kernels."""
     kernels: bool = _switch("CONTROLNET_CUDA_KERNELS", True)
     """Whether a GPU uses this project's kernels. Pictures differ by rounding."""
     graphs: bool = _switch("CONTROLNET_CUDA_GRAPHS", True)

@@ -74,7 +74,7 @@ class CompositeControlNet(MultiControlNetModel):
         acting: Sequence[Acting],
         guided: bool,
         mode: ControlMode = BALANCED,
-        control_maps: dict[Any, torch.Tensor] | None = None,
+        control_maps: dict[tuple[int, int | None], torch.Tensor] | None = None,
     ) -> None:
         """`guided` means that the batch has an unconditional half, which comes first. `control_maps` is filled with the
         control maps. Every step, and every picture whose composite gets the same `control_maps`, then gives a net the
@@ -143,8 +143,8 @@ class CompositeControlNet(MultiControlNetModel):
             sample = _half(sample, batch)
             added = added and {name: _half(tensor, batch) for name, tensor in added.items()}
         # A union joins the features of its maps with those of the latents, so they have one batch.
-        together = len(sample) if acting.types else None
-        maps = {number: self._control_map(number, given_maps[number], half, batch, together) for number in scales}
+        union_batch = len(sample) if acting.types else None
+        maps = {number: self._control_map(number, given_maps[number], half, batch, union_batch) for number in scales}
         others = {"return_dict": False} | ({"added_cond_kwargs": added} if added else {})
         if acting.types:
             residuals = _of_union(acting, scales, maps, sample, timestep, words, others)
@@ -158,15 +158,15 @@ class CompositeControlNet(MultiControlNetModel):
         return [_conditional_only(residual) for residual in residuals] if half else residuals
 
     def _control_map(
-        self, number: int, given: torch.Tensor, half: bool, batch: int, together: int | None
+        self, number: int, given: torch.Tensor, half: bool, batch: int, union_batch: int | None
     ) -> torch.Tensor:
-        """The control map of a control as its net gets it: of batch `together`, if that is not None."""
-        if together is not None or self.control_maps is not None:
+        """The control map of a control as its net gets it: of batch `union_batch`, if that is not None."""
+        if union_batch is not None or self.control_maps is not None:
             given = given[:1]  # the halves of a guided batch have the same
-            given = given if together is None else given.expand(together, -1, -1, -1)
+            given = given if union_batch is None else given.expand(union_batch, -1, -1, -1)
         elif half:
             given = _half(given, batch)
-        return given if self.control_maps is None else self.control_maps.setdefault((number, together), given)
+        return given if self.control_maps is None else self.control_maps.setdefault((number, union_batch), given)
 
     def _conditional(self, words: torch.Tensor) -> torch.Tensor:
         """The second half of the embeddings, the same tensor at every step: keys and values are kept with it."""

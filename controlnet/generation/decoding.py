@@ -9,7 +9,7 @@ from controlnet.models.precision import DTYPE
 
 
 class NotFinite(RuntimeError):
-    """The networks gave infinite numbers, or none at all, of which no picture can be made. The server's fault."""
+    """The networks gave infinite numbers or NaN, of which no picture can be made. The server's fault."""
 
 
 @torch.no_grad()
@@ -31,6 +31,6 @@ def decode(latents: torch.Tensor, vae: Any, image_processor: Any) -> Image.Image
 def _words(dtype: torch.dtype) -> str:
     wider = f" Whoever runs the server can set {DTYPE} to bf16 or fp32." if dtype == torch.float16 else ""
     return (
-        "The server's networks gave numbers of which no picture can be made (infinite, or none at all). Try another "
+        "The server's networks gave numbers of which no picture can be made (infinite or NaN). Try another "
         f"seed, or a lower guidance_scale.{wider}"
     )

@@ -1,11 +1,10 @@
 """The generator: one base model, every ControlNet of the bundle, one call per job.
 
-The order of requests never changes a picture: a request leaves nothing but the embeddings of its prompts, which are
-those that it would get again. The pictures are painted by painting.py. What makes the networks fast is the matter of
-controlnet/speedups.
+The order of requests never changes a picture: what a request leaves, such as embeddings, networks with LoRAs and CUDA
+graphs, is what a later one would make again. painting.py paints the pictures. controlnet/speedups makes the networks
+fast.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -56,12 +55,12 @@ class Generator:
         or LoraError in its place if LoRAs of the request may be why.
         """
         try:
-            return list(self._pictures(job, timed or Stopwatch()))
+            return self._pictures(job, timed or Stopwatch())
         except NotFinite as error:
             if acting := [lora.name for lora in job.loras if lora.scale]:
                 raise LoraError(
                     f"{' and '.join(acting)}: with it, the networks gave numbers of which no picture can be made "
-                    "(infinite, or none at all). Lower its scale, or send another LoRA."
+                    "(infinite or NaN). Lower its scale, or send another LoRA."
                 ) from error
             raise
 
@@ -86,11 +85,11 @@ class Generator:
             seed=0,
         )
         try:
-            list(self._pictures(job, Stopwatch(), progress=False))
-        except NotFinite as error:  # a request may be of other numbers
+            self._pictures(job, Stopwatch(), progress=False)
+        except NotFinite as error:  # real requests may still work
             say(f"warning: {error}")
 
-    def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> Iterator[Image.Image]:
+    def _pictures(self, job: Job, timed: Stopwatch, progress: bool = True) -> list[Image.Image]:
         self.speedups.begin()
         base = self._base(job, timed)
         with timed("encode"):
@@ -98,22 +97,21 @@ class Generator:
             tokens = self._tokens(job)
         if self.references is not None and tokens is not None:
             base = {**base, "unet": self.references.of(base["unet"])}
-        # The nets of all passes together, since any other set would free some of them.
+        # The nets of all passes at once, since prepare() frees copies of those that it is not asked for.
         names = list(dict.fromkeys(self.bundle.conditioners[name].net for name in job.conditioners))
         nets = dict(zip(names, self.controlnets.prepare(names, timed), strict=True))
         with self.speedups.lent(base, nets, job.guided) as models:
-            bundle = self.bundle
             painting = Painting(
-                job,
-                bundle.family,
-                bundle.conditioners,
-                models,
-                embeddings,
-                timed,
-                tokens,
-                bundle.settings.batch_outputs,
+                job=job,
+                family=self.bundle.family,
+                entries=self.bundle.conditioners,
+                models=models,
+                embeddings=embeddings,
+                timed=timed,
+                tokens=tokens,
+                batch_outputs=self.bundle.settings.batch_outputs,
             )
-            yield from painting.pictures(progress)
+            return list(painting.pictures(progress))
 
     def _base(self, job: Job, timed: Stopwatch) -> Base:
         """The base model with the job's LoRAs. Raises LoraError if one does not fit it."""
@@ -124,12 +122,12 @@ class Generator:
             return self._adapted.of(loras)
 
     def _embeddings(self, job: Job, base: Base) -> Embeddings:
-        if base is self.base:
+        if base is self.base:  # a LoRA may change the text encoder too
             return self._recent.of(job.prompt, job.negative_prompt, job.clip_skip)
         return self.bundle.encode(base, job.prompt, job.negative_prompt, job.clip_skip)
 
     def _tokens(self, job: Job) -> torch.Tensor | None:
-        """Those of the job's reference picture. None if it has none."""
+        """The tokens of the job's reference picture. None if it has none."""
         if job.reference is None or self.references is None:
             return None
         picture, references = job.reference.picture, self.references

@@ -42,8 +42,8 @@ class Painting:
     embeddings: Embeddings
     timed: Stopwatch
     tokens: torch.Tensor | None = None
-    """Those of the job's reference picture, (1, tokens, d), or with those of no picture first, (2, …)."""
-    together: bool = False
+    """The tokens of the job's reference picture, (1, tokens, d), or with those of no picture first, (2, …)."""
+    batch_outputs: bool = False
     """Whether the outputs are denoised as one batch, if they begin with noise and are not enlarged."""
 
     def pictures(self, progress: bool = True) -> Iterator[Image.Image]:
@@ -66,7 +66,7 @@ class Painting:
 
     def _batches(self) -> list[range]:
         """The numbers of the pictures that are denoised together."""
-        if self.together and self.job.initial is None and self.job.upscale == 1:
+        if self.batch_outputs and self.job.initial is None and self.job.upscale == 1:
             return [range(self.job.num_outputs)]
         return [range(i, i + 1) for i in range(self.job.num_outputs)]
 
@@ -129,7 +129,7 @@ class _Pass:
         if job.reference is not None and self.tokens is not None:
             parts["unet"] = SeeingUNet(parts["unet"], job.reference, self.tokens, outputs)
         scheduler = make_scheduler(job.scheduler, self.models.base["scheduler"].config, job.steps_skipped)
-        self.models.prepare(scheduler, outputs)
+        self.models.adapt(scheduler, outputs)  # from here the networks may get one half of the latents
         kind: Any = self.family.from_noise if job.begins_with_noise else self.family.from_picture
         composite = self._composite(next(parts["unet"].parameters()).device)
         made = kind(**parts, controlnet=composite, scheduler=scheduler, **self.family.without)
@@ -164,12 +164,12 @@ class _Pass:
         generator = torch.Generator("cpu").manual_seed(seed)
         repainting: Any = {}
         if initial.mask is not None:
-            drawing = torch.Generator("cpu").manual_seed(seed)
-            kept = Repainting(initial, vae, drawing)
-            repainting = {"callback_on_step_end": kept, "callback_on_step_end_tensor_inputs": ["latents"]}
+            noise_generator = torch.Generator("cpu").manual_seed(seed)
+            repaint = Repainting(initial, vae, noise_generator)
+            repainting = {"callback_on_step_end": repaint, "callback_on_step_end_tensor_inputs": ["latents"]}
             if initial.is_overwritten:
                 # Samplers that add noise at each step continue with the generator that drew the first latents.
-                return {"image": control_maps, "latents": kept.noise, "generator": drawing} | repainting
+                return {"image": control_maps, "latents": repaint.noise, "generator": noise_generator} | repainting
         # With the untouched generator, the pipeline draws the same latents and noise as Repainting has drawn.
         changing = {"image": initial.picture, "control_image": control_maps, "strength": initial.strength}
         return changing | {"generator": generator} | repainting

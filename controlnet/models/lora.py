@@ -151,7 +151,7 @@ class _Part:
                 # Into new tensors, because those that it has are shared with the base.
                 layer.merge(safe_merge=True, adapter_names=[_ADAPTER])
         except ValueError as error:
-            message = f"{self.lora.name}: some of its numbers are infinite or no numbers. The file is broken."
+            message = f"{self.lora.name}: some of its numbers are infinite or NaN. The file is broken."
             raise LoraError(message) from error
         recurse_remove_peft_layers(self.network)
         del self.network.peft_config

@@ -25,4 +25,4 @@ CONTROL_MODES: Mapping[str, ControlMode] = {
 STYLE = "style"
 REFERENCE_MODES = ("all", STYLE)
 """What of a reference picture acts: all, or what reaches the layers that the bundle names for style
-(Reference.style in controlnet/weights/manifest.py)."""
+(Reference.style in controlnet/weights/tables.py)."""

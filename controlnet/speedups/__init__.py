@@ -1,4 +1,4 @@
-"""What makes the networks of a request answer sooner. The generator borrows them, and knows nothing of how.
+"""Makes the networks of a request fast. The generator borrows them from here.
 
 - forms.py: layers leave out work that diffusers repeats (replaced.py, kept.py), on every device. On a GPU in half
   precision they also use kernels of this project (fused.py, cuda/kernels.py).
@@ -20,15 +20,16 @@ from controlnet.speedups.forms import in_fast_forms
 
 @dataclass(frozen=True)
 class Lent:
-    """The networks of one request, as fast as they are here."""
+    """The networks of one request, in their fast forms."""
 
     base: Mapping[str, Any]
     """The base model's parts, by the names that diffusers' pipelines give them."""
-    control_maps: dict[int, torch.Tensor] | None
-    """What a composite keeps its control maps in, so that nets embed each once for a request. None: they do not."""
+    control_maps: dict[tuple[int, int | None], torch.Tensor] | None
+    """What a composite keeps its control maps in, so that nets embed each once for a request: by the control's number,
+    and the batch of a union's map. None: they do not."""
     _nets: Mapping[str, Any]
     _graphs: Graphs | None
-    _one_half: bool
+    _takes_half: bool
 
     def nets(self, names: list[str]) -> list[Any]:
         """The ControlNets of these names, in their order."""
@@ -38,13 +39,13 @@ class Lent:
         # A net that is used twice has graphs for each of its places.
         return [self._graphs.of(net, nets[:i].count(net)) for i, net in enumerate(nets)]
 
-    def prepare(self, scheduler: Any, outputs: int) -> None:
+    def adapt(self, scheduler: Any, outputs: int) -> None:
         """Set up the scheduler of a pipeline that paints so many outputs at once.
 
-        A guided batch has the same latents twice. If the networks take one half of it, they get that.
+        Both halves of a guided batch are the same latents. Where the networks allow it, they get one half.
         """
-        if self._one_half and outputs == 1:  # several outputs have latents of their own
-            scale_one_half(scheduler)
+        if self._takes_half and outputs == 1:  # several outputs have latents of their own
+            give_one_half(scheduler)
         if self._graphs is not None:
             keep_times_in_main_memory(scheduler)
 
@@ -52,16 +53,21 @@ class Lent:
 class Speedups:
     """Lends the networks of requests. One for all requests, made at setup."""
 
-    def __init__(self, device: torch.device, exact: bool, graphs: bool) -> None:
-        """`exact`: whether layers have fast forms. `graphs`: whether a GPU is to have CUDA graphs, and has room."""
-        self._exact, self._graphs = exact, open_graphs(device) if graphs else None
+    def __init__(self, device: torch.device, fast_forms: bool, graphs: bool) -> None:
+        """`fast_forms`: whether layers have them. `graphs`: whether a GPU uses CUDA graphs."""
+        self._fast_forms, self._graphs = fast_forms, open_graphs(device) if graphs else None
 
     def warm_up_side(self, smallest: int, usual: int) -> int:
         """The side of the picture that is painted at setup: the usual one if graphs are captured for it."""
         return smallest if self._graphs is None else usual
 
+    def recover(self) -> None:
+        """End a capture that cancellations have interrupted, before anything of a request runs on the GPU."""
+        if self._graphs is not None:
+            self._graphs.recover()
+
     def begin(self) -> None:
-        """Begin a request: before anything of it runs on the GPU."""
+        """Begin to make the pictures of a request."""
         if self._graphs is not None:
             self._graphs.begin()
 
@@ -69,17 +75,17 @@ class Speedups:
     def lent(self, base: Mapping[str, Any], nets: Mapping[str, Any], guided: bool) -> Iterator[Lent]:
         """Networks for one request: of a base model, and ControlNets by name.
 
-        `guided`: whether the batches have an unconditional half. After the block, a cancelled request can have left
-        layers in forms that answer as their own do, and nothing else.
+        `guided`: whether the batches have an unconditional half. A cancelled request may leave layers in fast forms,
+        whose results are the same.
         """
-        sees: list[nn.Module] = [base["unet"], *nets.values()] if self._exact else []
-        with in_fast_forms(sees) as complete, in_fast_forms([base["vae"]] if self._exact else []):
+        networks: list[nn.Module] = [base["unet"], *nets.values()] if self._fast_forms else []
+        with in_fast_forms(networks) as complete, in_fast_forms([base["vae"]] if self._fast_forms else []):
             graphed = {} if self._graphs is None else {"unet": self._graphs.of(base["unet"])}
-            control_maps: dict[int, torch.Tensor] | None = {} if self._exact else None
-            yield Lent({**base, **graphed}, control_maps, nets, self._graphs, self._exact and complete and guided)
+            control_maps: dict[tuple[int, int | None], torch.Tensor] | None = {} if self._fast_forms else None
+            yield Lent({**base, **graphed}, control_maps, nets, self._graphs, self._fast_forms and complete and guided)
 
 
-def scale_one_half(scheduler: Any) -> None:
+def give_one_half(scheduler: Any) -> None:
     """Make a scheduler give the models one half of a guided batch, whose halves are the same latents.
 
     diffusers' pipelines double the latents and then call scale_model_input, at every step. The scheduler is that of one

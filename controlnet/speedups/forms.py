@@ -1,6 +1,6 @@
 """Layers in faster forms for the time of a request, on every device: they leave out work that diffusers repeats.
 
-On a GPU, layers also get forward methods with kernels of controlnet/speedups/cuda (fused.py), which round otherwise.
+On a GPU, layers also get forward methods with kernels of controlnet/speedups/cuda (fused.py), which round differently.
 
 `in_fast_forms(models)` gives layers of the loaded models other forward methods (replaced.py), and gives them back their
 own afterwards. Which layer takes which form is planned once for each model. The layers keep their tensors, names and
@@ -21,9 +21,9 @@ from torch import nn
 from controlnet.speedups.cuda.kernels import READY, Form, kernels_for
 from controlnet.speedups.fused import FUSED
 from controlnet.speedups.replaced import FOR_ONE_HALF, FORMS, ExactUpsample, phases_of
-from controlnet.speedups.replaced import OWN_CLASS as OWN_OF_EXACT
+from controlnet.speedups.replaced import OWN_CLASS as OF_REPLACED
 
-OWN_CLASS: dict[type, type] = OWN_OF_EXACT | {fused: OWN_OF_EXACT.get(other, other) for other, fused in FUSED.items()}
+OWN_CLASS: dict[type, type] = OF_REPLACED | {fused: OF_REPLACED.get(other, other) for other, fused in FUSED.items()}
 """The class of diffusers or PyTorch that each form derives from."""
 
 

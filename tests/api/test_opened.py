@@ -11,14 +11,18 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import ROOT
+from support.recorded_graphs import Streams, open_recorded, recorded_graphs
 from support.requests_to_tiny import CAT, FAST, encoded, url
 from support.server import Server
 
+import controlnet.model
 from controlnet import open_model
 from controlnet.api.opened import OpenModel
 from controlnet.request.inputs import InputError
@@ -228,6 +232,30 @@ def test_threads_are_answered_one_at_a_time(model: OpenModel) -> None:
         del model._model.answer
     assert most == [1] * len(seeds)
     assert all(made[seed] == model(image=SMALL, **(FAST | {"seed": seed})).files() for seed in seeds)
+
+
+def test_a_capture_that_two_cancellations_interrupted_is_ended_before_a_map_is_drawn(
+    model: OpenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled() -> None:
+        raise KeyboardInterrupt
+
+    drawn_on, draw = [], controlnet.model.draw_controls
+
+    def watched(*given: Any) -> Any:
+        drawn_on.append(Streams.current)
+        return draw(*given)
+
+    monkeypatch.setattr(controlnet.model, "draw_controls", watched)
+    with recorded_graphs():
+        graphs = open_recorded()
+        monkeypatch.setattr(model._model.generator.speedups, "_graphs", graphs)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(graphs._recorder, "recover", cancelled)
+            graphs._recorder.capture(lambda: torch.ones(1).add(1))
+        assert Streams.current is not Streams.usual and not gc.isenabled()
+        assert model.make(FAST | {"image": SMALL, "map_only": True}).maps
+        assert drawn_on == [Streams.usual] and gc.isenabled()
 
 
 def test_a_closed_model_frees_its_memory_and_says_so() -> None:

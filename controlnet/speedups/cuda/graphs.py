@@ -69,9 +69,13 @@ class Graphs:
         """The graph of each call, or the number of the request that tries again to capture it."""
         self._captured = weakref.WeakKeyDictionary()
 
-    def begin(self) -> None:
-        """Begin a request: before anything of it runs on the GPU."""
+    def recover(self) -> None:
+        """End a capture that cancellations have interrupted. Nothing may run on the GPU before."""
         self._recorder.recover()
+
+    def begin(self) -> None:
+        """Begin a request."""
+        self.recover()
         self._is_full = False
         self._request += 1
 
