@@ -157,10 +157,11 @@ def inpaint_map(sample: Sample, rng: Random) -> Masked:
 
 
 def _grown(box: np.ndarray, rng: Random) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and extent of a hole over the box, each side of it moved outwards by up to a quarter of the box."""
+    """Middle and extent of a hole over the box, each side of it moved outwards by up to a quarter of the box. A third
+    of the holes are much larger, since what a user puts in a thing's place need not have its form."""
     corners = box.reshape(2, 2).astype(float)
-    extent = corners[1] - corners[0]
-    corners += rng.uniform(0.02, 0.25, (2, 2)) * extent * [[-1], [1]]
+    extent, widest = corners[1] - corners[0], 0.25 if rng.random() < 2 / 3 else 1.0
+    corners += rng.uniform(0.02, widest, (2, 2)) * extent * [[-1], [1]]
     return corners.mean(0), corners[1] - corners[0]
 
 
@@ -195,7 +196,7 @@ def skeletons(sample: Sample, rng: Random) -> np.ndarray:
 
 HINTS: dict[str, Hint] = {
     "canny": Hint(canny_map),
-    "scribble": Hint(scribble_map, weight=2),
+    "scribble": Hint(scribble_map, weight=3),
     "hed": Hint(hed_map, tiny.draw_hed),
     "mlsd": Hint(straight_map, tiny.draw_mlsd),
     "depth": Hint(lambda sample, rng: sample.nearness, tiny.draw_depth),
@@ -204,5 +205,5 @@ HINTS: dict[str, Hint] = {
     "openpose": Hint(skeletons, tiny.draw_openpose, people_only=True, weight=3),
     "lineart": Hint(lineart_map),
     "tile": Hint(tile_map),
-    "inpaint": Hint(inpaint_map, weight=2),
+    "inpaint": Hint(inpaint_map, weight=4),
 }

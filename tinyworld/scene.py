@@ -48,11 +48,11 @@ PILE_SHARE = 0.08
 INDOOR_SHARE = 0.45
 WATER_SHARE = 0.14
 """Share of landscapes that are water, with boats on it."""
-HOMESTEAD_SHARE = 0.2
+HOMESTEAD_SHARE = 0.4
 """Share of the other landscapes that show what people draw most: a house with a tree beside it."""
 CLOSE_SHARE = 0.08
 """Share of scenes in which the camera sees one thing from near, as a window of an enlarged picture does."""
-LOW_SHARE = 0.2
+LOW_SHARE = 0.3
 """Share of landscapes seen from near the ground, which then ends where things stand, as in most drawings."""
 HEAVEN_SHARE = 0.3
 """Share of landscapes with the sun, or at night the moon."""
