@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PICTURES = ("doodle.png", "house.png", "person.png", "room.png", "things.png", "coffee.jpg", "cat.jpg", "astronaut.jpg")
 """Of the examples, those that a request can begin with."""
 START = {
-    "prompt": "a red house with a blue roof on grass under a blue sky",
+    "prompt": "a red house with a blue roof next to a green tree on grass under a blue sky",
     "conditioner": "scribble",
     "structure": "scribble",
 }

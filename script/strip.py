@@ -60,9 +60,9 @@ STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scribble": (
         "doodle.png",
         (
-            "a red house with a blue roof on grass under a blue sky",
-            "a white house with a red roof on sand under an orange sky",
-            "a green house with a brown roof on snow under a grey sky",
+            "a red house with a blue roof next to a green tree on grass under a blue sky",
+            "a white house with a red roof next to a green tree on sand under an orange sky",
+            "a yellow house with a brown roof next to a green tree on snow under a grey sky",
         ),
     ),
     "seg": (

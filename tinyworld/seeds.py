@@ -76,7 +76,7 @@ def replaced() -> Subject:
 def subjects() -> Iterator[Subject]:
     """The README's first command, a pose, doodles, and a thing that is replaced."""
     house, person = (Image.open(EXAMPLES / name).convert("RGB") for name in ("doodle.png", "person.png"))
-    prompt = "a red house with a blue roof on grass under a blue sky"
+    prompt = "a red house with a blue roof next to a green tree on grass under a blue sky"
     yield Subject("hero", {"prompt": prompt, "image": house, "conditioner": "scribble"}, house)
     prompt = "a person in a red shirt and blue trousers on grass under a blue sky"
     yield Subject("person", {"prompt": prompt, "image": person, "conditioner": "openpose"}, person)
