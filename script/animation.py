@@ -27,15 +27,20 @@ EXAMPLES = ROOT / "examples"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # As root Chromium needs the first, and without the others it looks up its maker's hosts.
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-PROMPT = "a white house with a red roof on grass under a blue sky"
+PROMPT = "a white house with a red roof next to a green tree on grass under a blue sky"
 SEED = 5
 Line = Sequence[tuple[float, float]]
 SKETCH: tuple[Line, ...] = (
-    ((0.04, 0.80), (0.5, 0.79), (0.97, 0.80)),  # the ground
-    ((0.24, 0.80), (0.24, 0.46), (0.66, 0.46), (0.66, 0.80)),  # walls
-    ((0.18, 0.46), (0.45, 0.22), (0.72, 0.46), (0.18, 0.46)),  # roof
-    ((0.40, 0.80), (0.40, 0.60), (0.50, 0.60), (0.50, 0.80)),  # door
-    ((0.83, 0.80), (0.83, 0.62), (0.76, 0.52), (0.83, 0.40), (0.90, 0.52), (0.83, 0.62)),  # a tree
+    ((0.08, 0.78), (0.08, 0.38), (0.59, 0.38), (0.59, 0.78), (0.08, 0.78)),  # walls
+    ((0.03, 0.38), (0.33, 0.15), (0.63, 0.38), (0.03, 0.38)),  # roof
+    ((0.28, 0.78), (0.28, 0.54), (0.39, 0.54), (0.39, 0.78)),  # door
+    ((0.12, 0.49), (0.22, 0.49), (0.22, 0.61), (0.12, 0.61), (0.12, 0.49)),  # windows
+    ((0.45, 0.49), (0.55, 0.49), (0.55, 0.61), (0.45, 0.61), (0.45, 0.49)),
+    ((0.82, 0.77), (0.82, 0.56), (0.74, 0.48), (0.74, 0.37), (0.84, 0.29), (0.94, 0.37), (0.94, 0.48), (0.82, 0.56)),
+    ((0.87, 0.56), (0.87, 0.77), (0.82, 0.77)),  # a tree
+    ((0.0, 0.56), (0.08, 0.56)),  # the ground
+    ((0.59, 0.56), (0.82, 0.56)),
+    ((0.87, 0.56), (0.99, 0.56)),
 )
 """In shares of the sheet."""
 STEP = 0.16

@@ -18,11 +18,11 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TILE = 160
 STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "canny": (
-        "things.png",
+        "person.png",
         (
-            "a green ball beside a red box in a grey room with a white floor",
-            "a pink ball beside a black box in a yellow room with a green floor",
-            "an orange ball beside a white box in a purple room with a blue floor",
+            "a person in a blue shirt and grey trousers on sand under a blue sky",
+            "a person in a yellow shirt and red trousers in a green room with a brown floor",
+            "a person in a purple shirt and white trousers on grass under an orange sky",
         ),
     ),
     "hed": (
@@ -74,11 +74,11 @@ STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "normal": (
-        "things.png",
+        "house.png",
         (
-            "a red ball and a blue box in a white room with a grey floor",
-            "a yellow ball and a purple box in a green room with a brown floor",
-            "a white ball and an orange box in a blue room with a black floor",
+            "a red house with a grey roof on grass under a blue sky",
+            "a blue house with a white roof on sand under an orange sky",
+            "a pink house with a brown roof on snow under a grey sky",
         ),
     ),
     "lineart": (
@@ -121,12 +121,16 @@ def middle() -> str:
 
 
 LORA_SCALES = (0, 0.5, 1, -0.5)
-LORA_PROMPT = "a yellow house with a brown roof on grass under a blue sky"
+LORA_PROMPT = "a yellow house with a brown roof next to a green tree on grass under a blue sky"
 """Of the strip of examples/night.safetensors."""
 REFERENCES = ("house.png", "room.png", "person.png")
 REFERENCE_PROMPT = "a house"
 """Of the strip that shows reference pictures, files of examples/."""
-ENLARGED: dict[str, object] = {"prompt": "a house under an orange sky", "conditioner": "scribble", "go_fast": True}
+ENLARGED: dict[str, object] = {
+    "prompt": "a blue house with a pink roof next to a green tree on sand under an orange sky",
+    "conditioner": "scribble",
+    "go_fast": True,
+}
 """Inputs of the strip that shows upscale."""
 WIDE = 384
 """Side of its two pictures."""

@@ -26,7 +26,7 @@ from tinyworld.models import make_scheduler
 from tinyworld.scene import Scene
 
 NAMES = list(Manifest.read(WEIGHTS / "tiny.toml").conditioners)
-COUNT = 4
+COUNT = 8
 """Number of scenes."""
 
 
