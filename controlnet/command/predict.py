@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,8 +28,33 @@ WIDEST_HELP = 100
 Json = dict[str, Any]
 
 
-def make(inputs: Json, display: Display) -> tuple[list[File], Json]:
-    """Load the bundle that the environment chooses, and run one prediction in this process: its files and metrics."""
+class _Interrupts:
+    """Ctrl-C and the other signals that end a command: each raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.came = False
+        # Python ends itself with SIGINT if an interrupt has passed through a text that it executes, although it was
+        # caught.
+        atexit.register(lambda: os._exit(130) if self.came else None)  # first, so it runs after all others
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, self._raise)
+
+    def _raise(self, signum: int, frame: object) -> NoReturn:
+        self.came = True
+        sys.unraisablehook = lambda _: None  # such as of a progress bar that is half made and cannot close
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise the interrupt again if a finalizer or a library's `except:` has swallowed it."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
+def make(inputs: Json, display: Display, check: Callable[[], None]) -> tuple[list[File], Json]:
+    """Load the bundle that the environment chooses, and run one prediction in this process: its files and metrics.
+
+    `check` is called when the bundle is loaded, and may raise an interrupt.
+    """
     with display.instead_of_output():
         settings = Settings.read()
         with display.loading(*choose_bundle(settings.bundle)):
@@ -37,26 +63,28 @@ def make(inputs: Json, display: Display) -> tuple[list[File], Json]:
 
             model = OpenModel(settings, log=True)
             startup.hide_what_is_loaded()
+            check()
         started = time.monotonic()
         pictures = model.make(inputs)
         files = [(content, Path(name).suffix) for name, content in pictures.files().items()]
         return files, pictures.metrics | {"predict_time": time.monotonic() - started}
 
 
-def _run(options: argparse.Namespace, schemas: Json, display: Display) -> None:
+def _run(options: argparse.Namespace, schemas: Json, display: Display, check: Callable[[], None]) -> None:
     os.chdir(options.folder)
     folder = Path(options.output).expanduser()
     if options.url is None:
         inputs = parse_inputs(options.input, schemas)
         check_folder(folder)
         check_chosen(Settings.read())  # so does opening it, but after torch is imported
-        files, metrics = make(inputs, display)
+        files, metrics = make(inputs, display, check)
     else:
         api = Api(options.url)
         theirs = api.schemas(schemas["Input"]["required"], lambda: display.say("The server is still loading."))
         inputs = parse_inputs(options.input, theirs)
         check_folder(folder)
         files, metrics = remote.make(api, inputs, display)
+    check()
     display.end_line()
     for path in write_files(files, folder):
         print(path, flush=True)
@@ -98,28 +126,18 @@ def _parser(schemas: Json) -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of script/predict. Returns 0, 1 if there is no picture, 2 for wrong options, 130 for Ctrl-C."""
-    signals: list[int] = []
-
-    def interrupt(signum: int, frame: object) -> NoReturn:
-        signals.append(signum)
-        sys.unraisablehook = lambda _: None  # such as of a progress bar that is half made and cannot close
-        raise KeyboardInterrupt
-
-    # Python ends itself with SIGINT if an interrupt has passed through a text that it executes, although it was caught.
-    atexit.register(lambda: os._exit(130) if signals else None)  # first, so it runs after all others
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, interrupt)
+    interrupts = _Interrupts()
     schemas = openapi_schema((ROOT / "predict.py").read_text("utf-8"))["components"]["schemas"]
     options = _parser(schemas).parse_args(arguments)
     display = Display(options.verbose)
     try:
-        _run(options, schemas, display)
+        _run(options, schemas, display, interrupts.check)
         return 0
     except ArgumentError as error:
         display.say(str(error))
         return 2
     except (KeyboardInterrupt, Exception) as error:
-        if signals:  # whatever a library has made of the interrupt
+        if interrupts.came:  # whatever a library has made of the interrupt
             display.say(str(error) if isinstance(error, remote.NotCancelled) else "Cancelled.")
             return 130
         display.say(_told(error, options.verbose))

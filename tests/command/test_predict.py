@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import toy_predictor
@@ -86,6 +85,34 @@ def test_ctrl_c_while_it_loads_cancels(seconds: float, tmp_path: Path) -> None:
     assert ended(process) == (130, "", "Cancelled.\n")
 
 
+SWALLOWED = """
+import os, signal, sys
+from controlnet.api import opened
+from controlnet.command import predict
+
+def swallow(*arguments, **named):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        print("swallowed", file=sys.__stderr__)
+    return loaded(*arguments, **named)
+
+loaded = getattr(opened.OpenModel, sys.argv[1])
+setattr(opened.OpenModel, sys.argv[1], swallow)
+sys.exit(predict.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("where", ["__init__", "make"])
+def test_an_interrupt_that_a_library_swallowed_cancels(where: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SWALLOWED, where, "--folder", str(tmp_path), *QUICK]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ) | TINY, timeout=300)
+    lines = run.stderr.splitlines()
+    assert (run.returncode, run.stdout, lines[-1]) == (130, "", "Cancelled.")
+    assert "swallowed" in lines and list(tmp_path.iterdir()) == []
+    assert any(line.startswith("Loaded") for line in lines) == (where == "make")
+
+
 @pytest.fixture
 def toy_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder for script/predict, whose predictions are made of nothing."""
@@ -124,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_painting(
 def test_a_failure_is_one_sentence_unless_verbose(
     error: Exception, quiet: str, verbose: str, toy_made: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    def fail(inputs: dict[str, Any], display: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(predict, "make", fail)
