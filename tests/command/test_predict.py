@@ -67,7 +67,9 @@ def test_a_wrong_request_is_one_sentence_after_the_whole_log(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_paints_cancels(signum: int, tmp_path: Path) -> None:
-    process = started(*DOODLE, "-i", "num_inference_steps=100", "-i", "num_outputs=4", "-v", cwd=tmp_path)
+    size = ("-i", "resolution=64")  # the log has a picture's bar when it is full, so the first must soon be
+    many = ("-i", "num_inference_steps=100", "-i", "num_outputs=4")
+    process = started(*DOODLE, *size, *many, "-v", cwd=tmp_path)
     assert process.stderr is not None
     while not re.match(r" *[1-9]\d*%\|", line := process.stderr.readline()):
         assert line, "it has ended"
