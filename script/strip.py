@@ -20,9 +20,9 @@ STRIPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "canny": (
         "person.png",
         (
-            "a person in a blue shirt and grey trousers on sand under a blue sky",
-            "a person in a yellow shirt and red trousers in a green room with a brown floor",
-            "a person in a purple shirt and white trousers on grass under an orange sky",
+            "a person in a red shirt and white trousers on grass under an orange sky",
+            "a person in a yellow shirt and red trousers on snow under a grey sky",
+            "a person in a purple shirt and black trousers on sand under a blue sky",
         ),
     ),
     "hed": (
@@ -123,7 +123,7 @@ def middle() -> str:
 LORA_SCALES = (0, 0.5, 1, -0.5)
 LORA_PROMPT = "a yellow house with a brown roof next to a green tree on grass under a blue sky"
 """Of the strip of examples/night.safetensors."""
-REFERENCES = ("house.png", "room.png", "person.png")
+REFERENCES = ("coffee.jpg", "room.png", "person.png")
 REFERENCE_PROMPT = "a house"
 """Of the strip that shows reference pictures, files of examples/."""
 ENLARGED: dict[str, object] = {
@@ -133,7 +133,9 @@ ENLARGED: dict[str, object] = {
 }
 """Inputs of the strip that shows upscale."""
 WIDE = 384
-"""Side of its two pictures."""
+"""Side of its two pictures, pixels of the large one."""
+CORNER = (330, 350)
+"""Left and upper side of what they show."""
 MORE: dict[str, dict[str, object]] = {"inpaint": {"mask": middle()}}
 """Additional inputs for a conditioner's strip."""
 
@@ -177,9 +179,11 @@ def pictures_of(server: Server, inputs: dict[str, object]) -> list[Image.Image]:
 
 
 def upscale(server: Server) -> Image.Image:
-    """A picture that is merely enlarged, and with upscale 4."""
+    """The same part of a picture that is merely enlarged, and of one with upscale 4."""
     inputs = ENLARGED | {"image": data_url("doodle.png")}
-    return tiled([[picture for more in ({}, {"upscale": 4.0}) for picture in pictures_of(server, inputs | more)]], WIDE)
+    small, large = (pictures_of(server, inputs | more)[0] for more in ({}, {"upscale": 4.0}))
+    enlarged = small.resize(large.size, Image.Resampling.LANCZOS)
+    return tiled([[each.crop((*CORNER, CORNER[0] + WIDE, CORNER[1] + WIDE)) for each in (enlarged, large)]], WIDE)
 
 
 def tiled(rows: list[list[Image.Image]], side: int) -> Image.Image:

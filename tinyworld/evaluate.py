@@ -151,8 +151,11 @@ def main() -> None:
     qualities: dict[str, Quality] = {}
     for name in names:
         started = time.monotonic()
-        qualities |= measure(name, painter, judge, arguments.scenes)
-        print(f"{name}: {qualities[name]} in {time.monotonic() - started:.0f} s", flush=True)
+        measured = measure(name, painter, judge, arguments.scenes)
+        for reading, quality in measured.items():
+            print(f"{reading}: {quality}")
+        print(f"{name} took {time.monotonic() - started:.0f} s", flush=True)
+        qualities |= measured
     colours = measure_colours(painter, arguments.scenes) if "canny" in names else None
     figures = as_toml(qualities, colours, "go_fast" if arguments.go_fast else "quality")
     (folder / "quality.toml").write_text(figures, encoding="utf-8")

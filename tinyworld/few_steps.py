@@ -128,7 +128,9 @@ def train_few_steps(
     seeing = load(TinyVisionModel, "annotator/tiny")
     nets = {name: load(ControlNetModel, f"controlnet/{name}") for name in HINTS}
     tokenizer = CLIPTokenizer.from_pretrained(bundle / "tokenizer")
-    latents, _ = encode_scenes(vae, scenes, device, folder, vae.config["scaling_factor"])
+    own = folder / "few_steps"  # latents in `folder` may be of another VAE
+    own.mkdir(exist_ok=True)
+    latents, _ = encode_scenes(vae, scenes, device, own, vae.config["scaling_factor"])
     noising = OnGrid(latents, tokenizer, scenes.seen.words)
     alphas = noising.scheduler.alphas_cumprod.to(device)
     teacher, unet = Denoiser(load(UNet2DConditionModel, "unet"), alphas), load(UNet2DConditionModel, "unet")

@@ -113,7 +113,7 @@ def hed_map(sample: Sample, rng: Random) -> np.ndarray:
 
 
 def straight_map(sample: Sample, rng: Random) -> np.ndarray:
-    """One to one and a half pixels at the size at which the annotator sees pictures: its maps are enlarged."""
+    """Half a pixel to one and a half at the size at which the annotator sees pictures: its maps are enlarged."""
     widest = round(1.5 * sample.size / SEEN)
     return cv2.dilate(sample.straight, pen(int(rng.integers(1, widest + 1))))
 

@@ -197,7 +197,7 @@ MEASURED = tuple(dict.fromkeys(reading.conditioner for reading in READINGS.value
 
 
 def readings_of(conditioner: str) -> dict[str, Reading]:
-    """Those of one conditioner, by name. The first has the conditioner's own."""
+    """Those of one conditioner, by name. The first has the conditioner's name."""
     return {name: reading for name, reading in READINGS.items() if reading.conditioner == conditioner}
 
 

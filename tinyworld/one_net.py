@@ -33,7 +33,7 @@ def train_one_net(
 ) -> nn.Module:
     """The ControlNet of conditioner `name`, a key of HINTS, for the `bundle` in that folder.
 
-    `latents` are the scenes', by the bundle's VAE (train.encode_scenes). `folder` gets the checkpoints.
+    `latents` are the scenes', by the bundle's VAE (latents.encode_scenes). `folder` gets the checkpoints.
     Raises ValueError if HINTS has no such conditioner.
     """
     if name not in HINTS:

@@ -15,6 +15,7 @@ from controlnet.maps.drawing import draw_control_map
 from controlnet.settings import Settings
 from controlnet.weights.manifest import WEIGHTS
 from tinyworld.cases import Case
+from tinyworld.dataset import sample_of
 from tinyworld.hints import HINTS, draw_from_truth
 
 
@@ -39,7 +40,7 @@ class Painter:
         # canny and scribble have no truth: an annotator draws their maps from a picture.
         if self.maps == "drawn" or HINTS[conditioner].from_picture is None:
             return draw_control_map(conditioner, case.picture, self.size, True, self.annotators)
-        ready = draw_from_truth(HINTS[conditioner], case.sample)
+        ready = draw_from_truth(HINTS[conditioner], sample_of(case.scene, self.size[0]))
         return draw_control_map(conditioner, ready, self.size, False, self.annotators)
 
     def paint(self, conditioner: str, control_map: Image.Image, prompt: str, seed: int) -> Image.Image:

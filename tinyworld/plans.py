@@ -33,7 +33,7 @@ RENDERING = 0.10
 
 
 def within(minutes: float) -> dict[str, Plan]:
-    """From a bundle that is there already, on a GPU: large batches, and as many steps as the time allows."""
+    """From a bundle that is there already, on a GPU: large batches, and at most 3000 steps as far as time allows."""
     batches = {"annotator": 64, "evaluator": 64, "base": 384, "nets": 256}
     batches |= {"few_steps": 128, "night": 128, "facts": 64, "reference": 128}
     rates = {"base": 1.2e-3, "nets": 1.2e-3, "few_steps": 6e-4}

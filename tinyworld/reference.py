@@ -56,8 +56,9 @@ NOISIEST_SHARE = 0.75
 """Share of the times from the noisiest, where colours are chosen. With less noise, the latents themselves show them."""
 NOISIEST = 600
 """The timestep from which on noisy latents hardly show a picture's colours."""
-FIRST_THING = [name for name, _ in CLASSES].index("tree")
-"""Of CLASSES, the first that is not ground, wall or sky."""
+AROUND = ("wall", "sky", "floor", "grass", "sand", "earth", "road", "water")
+SURROUNDINGS = [i for i, (name, _) in enumerate(CLASSES) if name in AROUND]
+"""Of CLASSES: ground, wall and sky."""
 THING_WEIGHT = 3.0
 """How many times as much as its surroundings a thing counts in the loss: things are small, and have most colours."""
 STRUCTURE = [name for name in HINTS if name not in ("tile", "inpaint")]
@@ -231,7 +232,7 @@ class DrawReferred:
         rows, side = drawn.batch.rows, drawn.control.shape[-1]
         itself, dropped = (torch.rand(batch, generator=generator) < share for share in (ITSELF, REFERENCE_DROP))
         dataset = self.references.scenes.seen if side == SEEN else self.references.scenes.painted
-        shown = torch.from_numpy(dataset.classes[rows.numpy()] >= FIRST_THING).float()
+        shown = torch.from_numpy(~np.isin(dataset.classes[rows.numpy()], SURROUNDINGS)).float()
         weight = 1 + (THING_WEIGHT - 1) * F.avg_pool2d(shown[:, None], 8)
         return Referred(drawn, self.references.draw(rows, itself), ~dropped, weight)
 

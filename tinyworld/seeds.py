@@ -4,8 +4,9 @@ Doodles are drawn as a user sends them, black on white, and every request goes t
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Subject:
     """What is sent."""
 
 
-def shows_whole(scene: Scene, sample: Sample, place: int) -> bool:
+def shows_whole(sample: Sample, place: int) -> bool:
     """True if all of the thing at this place is in the picture, and large enough to be known again."""
     left, top, right, bottom = sample.boxes[place]
     return min(left, top) > 2 and max(right, bottom) < SEEN - 2 and bottom - top >= SMALLEST
@@ -49,7 +50,7 @@ def shows_whole(scene: Scene, sample: Sample, place: int) -> bool:
 def first_alone(word: str) -> Case:
     def fits(scene: Scene, sample: Sample) -> bool:
         named = len(scene.things) == 1 and word in scene.things[0].words.split()
-        return named and shows_whole(scene, sample, 0)
+        return named and shows_whole(sample, 0)
 
     return next(held_out(PICTURE, fits))
 
@@ -63,7 +64,7 @@ def drawn(word: str) -> Subject:
 
 def replaced() -> Subject:
     """One of two things, behind a mask that is a little larger than it."""
-    case = next(held_out(PICTURE, lambda scene, sample: len(scene.things) == 2 and shows_whole(scene, sample, 0)))
+    case = next(held_out(PICTURE, lambda scene, sample: len(scene.things) == 2 and shows_whole(sample, 0)))
     left, top, right, bottom = (int(v) for v in case.sample.boxes[0] * (PICTURE // SEEN))
     mask, grown = Image.new("L", case.picture.size), (left - 12, top - 12, right + 12, bottom + 12)
     mask.paste(255, grown)
@@ -73,15 +74,21 @@ def replaced() -> Subject:
     return Subject("replaced", inputs, shown)
 
 
-def subjects() -> Iterator[Subject]:
-    """The README's first command, a pose, doodles, and a thing that is replaced."""
-    house, person = (Image.open(EXAMPLES / name).convert("RGB") for name in ("doodle.png", "person.png"))
-    prompt = "a red house with a blue roof next to a green tree on grass under a blue sky"
-    yield Subject("hero", {"prompt": prompt, "image": house, "conditioner": "scribble"}, house)
-    prompt = "a person in a red shirt and blue trousers on grass under a blue sky"
-    yield Subject("person", {"prompt": prompt, "image": person, "conditioner": "openpose"}, person)
-    yield from map(drawn, DRAWN)
-    yield replaced()
+def example(name: str, file: str, prompt: str, conditioner: str) -> Subject:
+    """A picture of examples/."""
+    picture = Image.open(EXAMPLES / file).convert("RGB")
+    return Subject(name, {"prompt": prompt, "image": picture, "conditioner": conditioner}, picture)
+
+
+HOUSE = "a red house with a blue roof next to a green tree on grass under a blue sky"
+PERSON = "a person in a red shirt and blue trousers on grass under a blue sky"
+SUBJECTS: dict[str, Callable[[], Subject]] = {
+    "hero": lambda: example("hero", "doodle.png", HOUSE, "scribble"),
+    "person": lambda: example("person", "person.png", PERSON, "openpose"),
+    **{word: partial(drawn, word) for word in DRAWN},
+    "replaced": replaced,
+}
+"""The README's first command, a pose, doodles, and a thing that is replaced."""
 
 
 def sheet_of(subject: Subject, model: Any, seeds: int, more: dict[str, Any]) -> Image.Image:
@@ -94,23 +101,21 @@ def sheet_of(subject: Subject, model: Any, seeds: int, more: dict[str, Any]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="script/make-sheets", description=__doc__.partition("\n")[0])
-    known = ("hero", "person", *DRAWN, "replaced")
-    parser.add_argument("name", nargs="*", metavar="NAME", help=f"only these of {', '.join(known)}")
+    parser.add_argument("name", nargs="*", metavar="NAME", help=f"only these of {', '.join(SUBJECTS)}")
     parser.add_argument("--bundle", default="tiny", help="the bundle that paints")
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--go-fast", action="store_true", help="in few steps")
     parser.add_argument("--output", type=Path, default=Path("output/sheets"), help="folder for the sheets")
     arguments = parser.parse_args()
-    if unknown := {*arguments.name} - {*known}:
-        parser.error(f"expected names of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if unknown := {*arguments.name} - {*SUBJECTS}:
+        parser.error(f"expected names of {', '.join(SUBJECTS)}, got {', '.join(sorted(unknown))}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     more = {"go_fast": True} if arguments.go_fast else {}
     with open_model(arguments.bundle) as model:
-        for subject in subjects():
-            if not arguments.name or subject.name in arguments.name:
-                file = arguments.output / f"{subject.name}.png"
-                sheet_of(subject, model, arguments.seeds, more).save(file)
-                print(file, flush=True)
+        for name in arguments.name or SUBJECTS:
+            file = arguments.output / f"{name}.png"
+            sheet_of(SUBJECTS[name](), model, arguments.seeds, more).save(file)
+            print(file, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tinyworld.painter import Painter
 from tinyworld.scene import recoloured
 
 TILE = 192
-CAPTION = 54
+CAPTION = 70
 """Pixels below each row for its prompts."""
 Row = list[tuple[Image.Image, str]]
 """Pictures from left to right, each with the text below it."""

@@ -1,6 +1,6 @@
 """Trains the tiny bundle: VAE, then text encoder and UNet, then one ControlNet per conditioner together with them.
 
-Pictures are of 256 pixels, and some of 128; what sees them sees them at 128.
+Pictures have 256 pixels to a side, in a fifth of the steps 128. Annotators and the scoring network see them at 128.
 
 Every stage saves checkpoints in RUNS/<stage>.pt and continues from there if it runs again. The same seed, steps, device
 and tokenizer give the same weights: batch i of a stage draws from a generator seeded by (stage, i).
@@ -31,7 +31,9 @@ from tinyworld.plots import plot_losses
 from tinyworld.stages import Plan, begin_as, half, train_stage
 from tinyworld.vision import train_vision
 
-RUNS = Path(__file__).resolve().parent.parent / "runs" / "tiny"
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "tiny"
+TINY = ROOT / "weights" / "tiny"
 STAGES = ("vae", "annotator", "evaluator", "base", "first", "nets")
 SMOKE_STEPS = 3
 CROP = 96
@@ -165,7 +167,11 @@ def main() -> None:
         prog="script/train-tiny", description="Train the tiny bundle; continues where it stopped."
     )
     parser.add_argument(
-        "--stage", action="append", default=[], choices=STAGES, help="only this stage and what it builds on"
+        "--stage",
+        action="append",
+        default=[],
+        choices=STAGES,
+        help="only this stage and what it builds on; with --start, vae and first need --steps",
     )
     parser.add_argument(
         "--steps",
@@ -173,7 +179,7 @@ def main() -> None:
         default=[],
         nargs=2,
         metavar=("STAGE", "N"),
-        help="train this stage so long, and not as long as usual; it may be said anew each time the stage continues",
+        help="train this stage for N steps instead of its usual number; give another N to continue it",
     )
     parser.add_argument(
         "--minutes",
@@ -196,6 +202,8 @@ def main() -> None:
     if arguments.minutes:
         plans = within(arguments.minutes)
     for stage, steps in arguments.steps:
+        if stage not in plans or not steps.isdigit():
+            parser.error(f"--steps: expected a stage of {', '.join(plans)} and a number, got {stage} {steps}")
         plans[stage] = replace(plans[stage], steps=int(steps))
     if arguments.smoke:
         plans = {name: replace(plan, steps=SMOKE_STEPS, batch=4) for name, plan in plans.items()}
@@ -204,6 +212,8 @@ def main() -> None:
         parser.error("--net, --lora and --reference need --start, the bundle for which they train")
     if arguments.minutes and not (arguments.start and arguments.export):
         parser.error("--minutes needs --start and --export")
+    if arguments.minutes and arguments.export.resolve() != TINY:
+        parser.error("--minutes also writes both LoRAs to their usual places, so it needs --export weights/tiny")
     rendering = RENDERING * 60 * arguments.minutes if arguments.minutes else None
     scenes = load_scenes(arguments.runs / "data", count, rendering)
 

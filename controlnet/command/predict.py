@@ -33,8 +33,8 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.came = False
-        # Python ends itself with SIGINT if an interrupt has passed through a text that it executes, although it was
-        # caught.
+        # Python ends itself with SIGINT if an interrupt has passed through code that it runs from a string, even if the
+        # interrupt was caught.
         atexit.register(lambda: os._exit(130) if self.came else None)  # first, so it runs after all others
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._raise)

@@ -15,11 +15,12 @@ from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS, Manifest
 from tinyworld import cases, evaluate
-from tinyworld.cases import Case
-from tinyworld.dataset import HELD_OUT
+from tinyworld.cases import Case, held_out
+from tinyworld.dataset import HELD_OUT, sample_of
 from tinyworld.export import EVALUATOR
 from tinyworld.hints import HINTS, draw_from_truth
 from tinyworld.judge import MEASURED, Judge, readings_of
+from tinyworld.painter import Painter
 from tinyworld.scene import colourless, make_scene, recoloured
 
 COUNT = 6
@@ -145,3 +146,10 @@ def test_shorter_captions_are_correct_english_about_the_same_scene() -> None:
         words = {word for caption in scene.shorter for word in caption.replace(",", "").split()}
         assert words <= {*scene.caption.replace(",", "").split(), "a", "an", "and", "beside", "next", "to"}, seed
         assert len({*scene.shorter}) > 1 and scene.caption not in scene.shorter
+
+
+def test_true_maps_have_the_size_of_the_picture() -> None:
+    painter = Painter("tiny", "truth")
+    case, size = next(held_out(painter.size[0])), painter.size[0]
+    true = draw_from_truth(HINTS["seg"], sample_of(case.scene, size))
+    assert np.array_equal(np.asarray(painter.control_map("seg", case)), np.asarray(true.convert("RGB")))

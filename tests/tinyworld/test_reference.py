@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from controlnet.maps.annotators.tiny_network import TinyVisionModel
 from controlnet.models.loading import load_pretrained
 from controlnet.weights.manifest import WEIGHTS
-from tinyworld import train
+from tinyworld import train, truth
 from tinyworld.creatures import of_wing
 from tinyworld.dataset import PICTURE, SEEN, load_scenes, sample_of
 from tinyworld.diffusion import DrawControlled
@@ -28,7 +28,8 @@ from tinyworld.latents import encode_scenes
 from tinyworld.likeness import Likeness, as_toml, measure, nearer, palette_distance
 from tinyworld.painter import Painter
 from tinyworld.palettes import facts_of, in_colours_of, palette_of, scene_like
-from tinyworld.reference import NOISIEST, DrawReferred, Noisiest, References, shown_as
+from tinyworld.reference import NOISIEST, SURROUNDINGS, DrawReferred, Noisiest, References, shown_as
+from tinyworld.render import GROUND, SKY
 from tinyworld.scene import Scene, make_scene, without_paint
 
 PAIRS = 8
@@ -45,6 +46,12 @@ def test_a_picture_takes_the_colours_of_its_reference_and_keeps_to_its_map() -> 
     assert measured[1.0].nearer >= 0.75 > measured[0.0].nearer + 0.1
     assert measured[1.0].share > 0.9 * measured[0.0].share
     assert 0.6 < measured[1.0].rendered < 1.0 == measured[0.0].rendered
+
+
+def test_ground_wall_and_sky_count_once_and_things_more() -> None:
+    classes = [truth._classes(make_scene(seed)) for seed in range(200)]
+    around = {int(found[place]) for found in classes for place in (SKY, GROUND)}
+    assert around | {[name for name, _ in truth.CLASSES].index("wall")} == set(SURROUNDINGS)
 
 
 def test_a_reference_is_another_scene_in_the_same_colours() -> None:

@@ -188,6 +188,25 @@ def test_train_tiny_makes_a_bundle_that_opens(tmp_path: Path, monkeypatch) -> No
     assert bundle.base()["vae"].decode(latents).sample.shape == (1, 3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "net", "many"], "--steps: expected a stage of "),
+        (["--steps", "nest", "5"], "got nest 5"),
+        (["--minutes", "8"], "--minutes needs --start and --export"),
+        (["--minutes", "8", "--start", "weights/tiny", "--export", "elsewhere"], "so it needs --export weights/tiny"),
+    ],
+)
+def test_a_wrong_command_trains_nothing(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train-tiny", *arguments])
+    monkeypatch.setattr(train, "load_scenes", lambda *_: pytest.fail("it renders"))
+    with pytest.raises(SystemExit):
+        train.main()
+    assert said in capsys.readouterr().err
+
+
 def test_one_net_is_trained_next_to_a_bundle_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
     before = {file: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}

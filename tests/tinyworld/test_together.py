@@ -1,4 +1,4 @@
-"""Pictures obey several controls and regions, on a few held-out scenes. docs/quality.md is made from 64."""
+"""Pictures obey several controls and regions, on a few held-out scenes. docs/quality.md is made from 32."""
 
 from dataclasses import replace
 
