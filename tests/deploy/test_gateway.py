@@ -105,13 +105,26 @@ def test_a_client_that_leaves_cancels_its_prediction(shared: tuple[Server, Gatew
     until(lambda: not is_busy(server))
 
 
+def occupied(pool: ThreadPoolExecutor, pair: tuple[Server, Server, Gateway], end: Path) -> list[Future]:
+    """Two predictions, one on each server, until the file `end` is there.
+
+    One after the other: of two that reach a server at once, Cog's server keeps the second until the first is over.
+    """
+    *servers, gateway = pair
+    answers = []
+    for busy in (1, 2):
+        answers.append(pool.submit(ask, gateway, prompt=str(end), seconds=60))
+        until(lambda busy=busy: sum(map(is_busy, servers)) == busy)
+    return answers
+
+
 def test_the_other_server_answers_if_one_is_killed(
     pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    one, two, gateway = pair
+    one, _two, gateway = pair
     end = tmp_path / "end"
-    answers = [pool.submit(ask, gateway, prompt=str(end), seconds=60) for _ in range(3)]
-    until(lambda: is_busy(one) and is_busy(two))
+    answers = occupied(pool, pair, end)
+    answers += [pool.submit(ask, gateway, prompt=str(end), seconds=60)]
     kill(one, "server")
     end.touch()
     results = [answer.result() for answer in answers]
@@ -137,10 +150,9 @@ def test_a_request_ends_two_servers_at_most(toy: Path, pool: ThreadPoolExecutor)
 def test_a_server_that_is_stopped_finishes_and_the_other_gets_the_rest(
     pair: tuple[Server, Server, Gateway], pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    one, two, gateway = pair
+    one, _two, gateway = pair
     end = tmp_path / "end"
-    first = [pool.submit(ask, gateway, prompt=str(end), seconds=60) for _ in range(2)]
-    until(lambda: is_busy(one) and is_busy(two))
+    first = occupied(pool, pair, end)
     os.kill(one.process.pid, signal.SIGTERM)
     rest = [pool.submit(ask, gateway) for _ in range(6)]
     until(lambda: gateway.figures()[ACTIVE] == 8)

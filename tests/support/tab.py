@@ -82,7 +82,7 @@ class Tab:
     def stroke(self, name: str, *points: tuple[float, float]) -> None:
         """Draw with the mouse, through points in shares of the canvas."""
         canvas = self.entry(name).locator("canvas")
-        canvas.scroll_into_view_if_needed()
+        canvas.hover()  # it may still move, because pictures above it load; this waits until it stands
         box = canvas.bounding_box()
         way = [(box["x"] + share * box["width"], box["y"] + down * box["height"]) for share, down in points]
         with self.page.expect_response(lambda response: f"/{name}/layer" in response.url and "final=1" in response.url):
