@@ -108,7 +108,7 @@ def test_a_client_that_leaves_cancels_its_prediction(shared: tuple[Server, Gatew
 def occupied(pool: ThreadPoolExecutor, pair: tuple[Server, Server, Gateway], end: Path) -> list[Future]:
     """Two predictions, one on each server, until the file `end` is there.
 
-    One after the other: of two sent at once, the second sometimes waits although a server is free.
+    One after the other: of two sent at once before any connection is open, Envoy may queue both for one server.
     """
     *servers, gateway = pair
     answers = []
